@@ -1,0 +1,2 @@
+//! The k3s binary.
+fn main() {}

@@ -1,0 +1,111 @@
+//! What a child is, as data: everything the supervisor needs to know to run one program and to tell how it does.
+
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use nix::sys::signal::Signal;
+
+/// One supervised program. Total: nothing in here can fail to make sense once it is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The component's name, e.g. `kube-apiserver`: its log identifier, its cgroup leaf and its key in the graph and in `k3s status`.
+    pub name: String,
+    /// The file to execute.
+    pub executable: PathBuf,
+    /// `argv[0]` where the executable is a multi-call binary; `name` otherwise.
+    pub arg0: OsString,
+    /// The arguments after `argv[0]`.
+    pub args: Vec<OsString>,
+    /// Environment on top of the inherited one (which never carries the service manager's variables on).
+    pub env: BTreeMap<OsString, OsString>,
+    /// Working directory; the supervisor's own if `None`.
+    pub working_dir: Option<PathBuf>,
+    /// Names of programs and gates that have to be ready before this one starts; it stops before they do.
+    pub after: Vec<String>,
+    /// How it becomes ready, and how it is known to live afterwards.
+    pub readiness: Probe,
+    /// Checked only once ready; `None` where exiting is the only way to fail.
+    pub liveness: Option<Liveness>,
+    /// How it is asked to end.
+    pub stop: Stop,
+    /// Memory and CPU weight of its cgroup leaf.
+    pub resources: Resources,
+    /// Written before exec; raising is always allowed, lowering needs CAP_SYS_RESOURCE and is skipped without it.
+    pub oom_score_adj: Option<i16>,
+    /// Also kept in this file, for components whose users expect one (containerd's `containerd.log`).
+    pub log_file: Option<PathBuf>,
+}
+
+/// A question to a running child whose answer is yes or no.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Ready as soon as it runs.
+    Started,
+    /// `GET http://address/path` answers 2xx.
+    Http {
+        /// Where it listens; loopback.
+        address: SocketAddr,
+        /// Absolute path, e.g. `/healthz`.
+        path: String,
+    },
+    /// `GET https://address/path` answers 2xx to this client certificate.
+    Https {
+        /// Where it listens; loopback.
+        address: SocketAddr,
+        /// Absolute path, e.g. `/readyz`.
+        path: String,
+        /// The bundle that the server's certificate must chain to.
+        ca: PathBuf,
+        /// Client certificate and key, PEM files.
+        identity: Option<(PathBuf, PathBuf)>,
+    },
+    /// A unix socket accepts a connection and speaks HTTP/2 (gRPC health where the server has it).
+    UnixSocket {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The child says `READY=1` on a `NOTIFY_SOCKET` of ours.
+    Notify,
+}
+
+/// When a ready child counts as stuck.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Liveness {
+    /// What is asked.
+    pub probe: Probe,
+    /// How often.
+    pub interval: Duration,
+    /// How long one answer may take.
+    pub timeout: Duration,
+    /// So many failures in a row mean stuck: the child is stopped and started anew.
+    pub failures: u32,
+}
+
+/// The end of a child's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// The polite signal.
+    pub signal: Signal,
+    /// How long until SIGKILL.
+    pub timeout: Duration,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { signal: Signal::SIGTERM, timeout: Duration::from_secs(15) }
+    }
+}
+
+/// Weights of a cgroup leaf, in cgroup v2 terms; v1 gets `cpu.shares` from the CPU weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// `cpu.weight`, 1 to 10000, 100 is neutral.
+    pub cpu_weight: u16,
+    /// `memory.low` in bytes; 0 for none.
+    pub memory_low: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu_weight: 100, memory_low: 0 }
+    }
+}
