@@ -1,1 +1,37 @@
-//! The pki room.
+//! Certificate authorities, certificates, service-account keys and kubeconfigs, at k3s' paths and in k3s' formats.
+//!
+//! What exists is adopted: authorities are never replaced, keys are kept, certificates are reissued only when [`renewal`]
+//! finds a reason. Every file is replaced in one step ([`files`]), and only if its contents change.
+//!
+//! Nothing here reads a clock: the time is an argument wherever it matters.
+
+mod agent;
+mod authority;
+mod certificate;
+mod client_auth;
+mod error;
+pub mod files;
+mod front;
+pub mod hex;
+mod key;
+mod kubeconfig;
+mod leaf;
+mod node;
+mod pem;
+pub mod renewal;
+mod san;
+mod server;
+mod tbs;
+
+pub use agent::{AgentPki, AgentRequest};
+pub use authority::CertificateAuthority;
+pub use certificate::{Certificate, Unreadable};
+pub use client_auth::{AnyClientCertificate, ClientCa, ClientIdentity, Rejection};
+pub use error::Error;
+pub use front::FrontCertificate;
+pub use key::{PrivateKey, PublicKey};
+pub use kubeconfig::{ComponentKubeconfig, UserKubeconfig};
+pub use leaf::{CertificateFiles, Profile, Usage};
+pub use node::NodeCertificate;
+pub use san::{HostName, InvalidHostName, InvalidSan, San};
+pub use server::{Kubeconfigs, ServerPki, ServerRequest};

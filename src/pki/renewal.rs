@@ -1,0 +1,206 @@
+//! Whether a certificate is kept or issued again.
+//!
+//! The rules are k3s' (everything but [`Reason::NotYetValid`], [`Reason::OtherKey`] and the issuer's name), so that a directory
+//! that goes back and forth between k3s and us is not rewritten at each turn.
+
+use std::{collections::BTreeSet, fmt};
+
+use time::{Duration, OffsetDateTime};
+
+use crate::{
+    certificate::{Certificate, Unreadable},
+    key::PublicKey,
+    leaf::Profile,
+    san::San,
+};
+
+/// With this much left or less, a certificate is issued again: a device that is switched on once a quarter stays valid.
+pub const RENEW_BEFORE: Duration = Duration::days(120);
+
+/// What to do with a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Keep,
+    /// Issue it again.
+    Renew(Reason),
+}
+
+/// Why a certificate is issued again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// There was none.
+    Missing,
+    /// What was there is no certificate.
+    Unreadable(Unreadable),
+    /// It ends soon, or has ended.
+    Expiring(OffsetDateTime),
+    /// It begins in the future though its authority does not: it was made while the clock was ahead.
+    NotYetValid(OffsetDateTime),
+    /// It names another user, server or group.
+    Subject,
+    /// It lacks a name or address.
+    MissingSan(San),
+    /// Another authority signed it.
+    OtherAuthority,
+    /// It is for another key.
+    OtherKey,
+}
+
+/// Holds what was found against what is wanted from `authority` for `key`. SANs beyond the wanted ones are no reason.
+pub fn decision(
+    found: &Certificate,
+    wanted: &Profile,
+    authority: &Certificate,
+    key: &PublicKey,
+    now: OffsetDateTime,
+) -> Decision {
+    let wanted_organizations: BTreeSet<&str> = wanted.organization.iter().map(String::as_str).collect();
+    let renew = Decision::Renew;
+    if found.not_after - now <= RENEW_BEFORE {
+        renew(Reason::Expiring(found.not_after))
+    } else if found.not_before > now && authority.not_before <= now {
+        renew(Reason::NotYetValid(found.not_before))
+    } else if found.common_name.as_deref() != Some(&wanted.common_name)
+        || !found.organizations.iter().map(String::as_str).eq(wanted_organizations)
+    {
+        renew(Reason::Subject)
+    } else if let Some(missing) = wanted.sans.difference(&found.sans).next() {
+        renew(Reason::MissingSan(missing.clone()))
+    } else if found.authority_key_id != authority.subject_key_id || found.issuer != authority.subject {
+        renew(Reason::OtherAuthority)
+    } else if found.public_key != *key {
+        renew(Reason::OtherKey)
+    } else {
+        Decision::Keep
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("there was none"),
+            Self::Unreadable(why) => why.fmt(f),
+            Self::Expiring(at) => write!(f, "it ends on {}", at.date()),
+            Self::NotYetValid(at) => write!(f, "it begins on {}", at.date()),
+            Self::Subject => f.write_str("it names another subject"),
+            Self::MissingSan(san) => write!(f, "it lacks {san}"),
+            Self::OtherAuthority => f.write_str("another authority signed it"),
+            Self::OtherKey => f.write_str("it is for another key"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
+
+    fn localhost() -> San {
+        "localhost".parse().unwrap()
+    }
+
+    fn authority() -> Certificate {
+        Certificate {
+            common_name: Some("k3s-server-ca@1".into()),
+            organizations: BTreeSet::new(),
+            sans: BTreeSet::new(),
+            not_before: NOW - Duration::days(30),
+            not_after: NOW + Duration::days(3620),
+            public_key: PublicKey::from_spki(b"authority"),
+            is_authority: true,
+            subject: b"CN=k3s-server-ca@1".into(),
+            issuer: b"CN=k3s-server-ca@1".into(),
+            subject_key_id: Some(b"id".into()),
+            authority_key_id: None,
+        }
+    }
+
+    fn found() -> Certificate {
+        Certificate {
+            common_name: Some("system:apiserver".into()),
+            organizations: ["system:masters".into()].into(),
+            sans: [localhost(), "learned.example.com".parse().unwrap()].into(),
+            not_before: NOW - Duration::days(30),
+            not_after: NOW + Duration::days(335),
+            public_key: PublicKey::from_spki(b"leaf"),
+            is_authority: false,
+            subject: b"O=system:masters,CN=system:apiserver".into(),
+            issuer: b"CN=k3s-server-ca@1".into(),
+            subject_key_id: None,
+            authority_key_id: Some(b"id".into()),
+        }
+    }
+
+    fn wanted() -> Profile {
+        Profile { sans: [localhost()].into(), ..Profile::client("system:apiserver", Some("system:masters")) }
+    }
+
+    #[test]
+    fn every_reason() {
+        let day = Duration::days(1);
+        let ends = |left| Certificate { not_after: NOW + left, ..found() };
+        let table: [(&str, Certificate, Decision); 13] = [
+            ("as wanted, with a SAN more", found(), Decision::Keep),
+            ("121 days left", ends(121 * day), Decision::Keep),
+            ("120 days left", ends(120 * day), Decision::Renew(Reason::Expiring(NOW + 120 * day))),
+            ("ended", ends(-day), Decision::Renew(Reason::Expiring(NOW - day))),
+            (
+                "made while the clock was ahead",
+                Certificate { not_before: NOW + day, ..found() },
+                Decision::Renew(Reason::NotYetValid(NOW + day)),
+            ),
+            (
+                "another user",
+                Certificate { common_name: Some("system:admin".into()), ..found() },
+                Decision::Renew(Reason::Subject),
+            ),
+            ("no user", Certificate { common_name: None, ..found() }, Decision::Renew(Reason::Subject)),
+            (
+                "a group less",
+                Certificate { organizations: BTreeSet::new(), ..found() },
+                Decision::Renew(Reason::Subject),
+            ),
+            (
+                "a group more",
+                Certificate { organizations: ["system:masters".into(), "x".into()].into(), ..found() },
+                Decision::Renew(Reason::Subject),
+            ),
+            (
+                "a SAN less",
+                Certificate { sans: BTreeSet::new(), ..found() },
+                Decision::Renew(Reason::MissingSan(localhost())),
+            ),
+            (
+                "another authority's key",
+                Certificate { authority_key_id: Some(b"other".into()), ..found() },
+                Decision::Renew(Reason::OtherAuthority),
+            ),
+            (
+                "the authority made again for the same key",
+                Certificate { issuer: b"CN=k3s-server-ca@0".into(), ..found() },
+                Decision::Renew(Reason::OtherAuthority),
+            ),
+            (
+                "another key",
+                Certificate { public_key: PublicKey::from_spki(b"other"), ..found() },
+                Decision::Renew(Reason::OtherKey),
+            ),
+        ];
+        for (case, found, expected) in table {
+            assert_eq!(
+                decision(&found, &wanted(), &authority(), &PublicKey::from_spki(b"leaf"), NOW),
+                expected,
+                "{case}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_clock_behind_the_authority_renews_nothing() {
+        let before_both = NOW - Duration::days(60);
+        let decision = decision(&found(), &wanted(), &authority(), &PublicKey::from_spki(b"leaf"), before_both);
+        assert_eq!(decision, Decision::Keep, "a renewed certificate would not be valid either");
+    }
+}
