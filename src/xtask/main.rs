@@ -1,2 +1,32 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks: `cargo xtask <verb>`. One file a verb.
+
+mod component;
+mod components;
+mod digest;
+mod reproducible;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+/// Build, run and check the project.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build the upstream programs (Kubernetes, containerd, runc, CNI plugins, CoreDNS, etcd) into the cache.
+    Components(components::Args),
+    /// Build components twice, in different folders and from an empty cache, and compare the bytes.
+    Reproducible(reproducible::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().verb {
+        Verb::Components(args) => components::run(&args),
+        Verb::Reproducible(args) => reproducible::run(&args),
+    }
+}

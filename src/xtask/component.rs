@@ -1,0 +1,312 @@
+//! One upstream program (or a family in one binary) as `nix/components/<name>/` declares it: a pinned Go module and a
+//! `component.json`. The flake reads the same files.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::digest::{self, Inputs};
+use crate::workspace;
+
+/// Flags of every build: no paths of this machine, no state of the checkout in the bytes.
+const BUILD: [&str; 4] = ["build", "-trimpath", "-buildvcs=false", "-mod=readonly"];
+const LDFLAGS: &str = "-s -w -buildid=";
+
+/// `component.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Declaration {
+    /// The module whose version in go.mod is the component's version.
+    module: String,
+    /// Set when the program links C.
+    cgo: Option<Cgo>,
+    /// More linker flags; `{version}`, `{major}` and `{minor}` stand for the module's version.
+    #[serde(default)]
+    ldflags: Vec<String>,
+    #[serde(default)]
+    tags: Vec<String>,
+    /// The folder that `go generate` fills before the build.
+    generated: Option<String>,
+    programs: Vec<Program>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cgo {
+    /// The pkg-config names of the C libraries.
+    libraries: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Program {
+    name: String,
+    package: String,
+    /// Build tags besides the component's.
+    #[serde(default)]
+    tags: Vec<String>,
+    /// Symbolic links to the program: the names that select what a multi-call binary does.
+    #[serde(default)]
+    links: Vec<String>,
+}
+
+/// A declared component and its pinned version.
+#[derive(Debug)]
+pub(crate) struct Component {
+    name: String,
+    version: String,
+    folder: PathBuf,
+    declaration: Declaration,
+}
+
+/// A component in the cache.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// Holds the programs and their links.
+    pub(crate) folder: PathBuf,
+    /// How long the build took; `None` if it was there.
+    pub(crate) took: Option<Duration>,
+}
+
+impl Component {
+    /// Every declared component, by name.
+    pub(crate) fn all() -> Result<Vec<Self>> {
+        let folder = workspace::root().join("nix/components");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(|| format!("Cannot list {}", folder.display()))? {
+            let entry = entry?;
+            if entry.path().join("component.json").exists() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        names.iter().map(|name| Self::load(&folder, name)).collect()
+    }
+
+    /// The component called `name`.
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        let mut all = Self::all()?;
+        match all.iter().position(|component| component.name == name) {
+            Some(index) => Ok(all.swap_remove(index)),
+            None => {
+                let names: Vec<_> = all.iter().map(Self::name).collect();
+                bail!("There is no component {name:?}; there are: {}.", names.join(", "))
+            }
+        }
+    }
+
+    fn load(folder: &Path, name: &str) -> Result<Self> {
+        let folder = folder.join(name);
+        let path = folder.join("component.json");
+        let declaration: Declaration = serde_json::from_slice(&fs::read(&path)?)
+            .with_context(|| format!("Wrong declaration {}", path.display()))?;
+        let go_mod = folder.join("go.mod");
+        let text = fs::read_to_string(&go_mod).with_context(|| format!("Cannot read {}", go_mod.display()))?;
+        let version = required_version(&text, &declaration.module)
+            .with_context(|| format!("{} does not require {}", go_mod.display(), declaration.module))?
+            .to_owned();
+        Ok(Self { name: name.to_owned(), version, folder, declaration })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The upstream version, with its `v`.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Builds into the cache unless it is there already. What is in the cache is whole: it is renamed into place.
+    pub(crate) fn build(&self) -> Result<Built> {
+        let cache = workspace::cache()?.join("components");
+        let folder = cache.join(format!("{}-{}", self.name, self.inputs()?));
+        if folder.exists() {
+            return Ok(Built { folder, took: None });
+        }
+        let started = Instant::now();
+        fs::create_dir_all(&cache).with_context(|| format!("Cannot create {}", cache.display()))?;
+        let scratch = Scratch::create(&cache, &self.name)?;
+        let output = self.build_in(&scratch.0, None)?;
+        match fs::rename(&output, &folder) {
+            Err(_) if folder.exists() => {} // Another build of the same inputs came first.
+            renamed => renamed.with_context(|| format!("Cannot rename to {}", folder.display()))?,
+        }
+        Ok(Built { folder, took: Some(started.elapsed()) })
+    }
+
+    /// Builds in the folder `scratch`, with Go's build cache at `go_cache` if given. Returns the folder of the programs.
+    pub(crate) fn build_in(&self, scratch: &Path, go_cache: Option<&Path>) -> Result<PathBuf> {
+        let source = scratch.join("source");
+        let output = scratch.join("output");
+        fs::create_dir_all(&output)?;
+        for file in self.files()? {
+            let to = source.join(&file);
+            fs::create_dir_all(to.parent().expect("a joined path has a parent"))?;
+            fs::copy(self.folder.join(&file), to)?;
+        }
+        let go = |arguments: &[&str]| {
+            let mut command = self.go();
+            command.current_dir(&source).args(arguments);
+            if let Some(go_cache) = go_cache {
+                command.env("GOCACHE", go_cache);
+            }
+            command
+        };
+        if self.declaration.generated.is_some() {
+            succeed(&mut go(&["generate", "."]))?;
+        }
+        for program in &self.declaration.programs {
+            let binary = output.join(&program.name);
+            let path = binary.to_str().with_context(|| format!("{} is not UTF-8", binary.display()))?;
+            let mut arguments = BUILD.to_vec();
+            let (tags, ldflags) = (self.tags(program), self.ldflags());
+            arguments.extend(["-tags", &tags, "-ldflags", &ldflags, "-o", path, &program.package]);
+            succeed(&mut go(&arguments))?;
+            for link in &program.links {
+                symlink(&program.name, output.join(link))?;
+            }
+        }
+        Ok(output)
+    }
+
+    /// The hash of everything that decides over the bytes.
+    fn inputs(&self) -> Result<String> {
+        let mut inputs = Inputs::default();
+        for file in self.files()? {
+            inputs.part(&file.to_string_lossy(), &fs::read(self.folder.join(&file))?);
+        }
+        inputs.part("flags", format!("{BUILD:?} {LDFLAGS}").as_bytes());
+        inputs.part("go", &stdout(self.go().args(["env", "GOVERSION", "GOOS", "GOARCH"]))?);
+        if let Some(cgo) = &self.declaration.cgo {
+            inputs.part("cc", &stdout(Command::new("cc").arg("--version"))?);
+            let libraries =
+                stdout(Command::new("pkg-config").arg("--modversion").args(&cgo.libraries)).with_context(|| {
+                    format!(
+                        "{} links the C libraries {}: install their development packages and pkg-config",
+                        self.name,
+                        cgo.libraries.join(", ")
+                    )
+                })?;
+            inputs.part("libraries", &libraries);
+        }
+        Ok(inputs.hex()[..16].to_owned())
+    }
+
+    /// The component's own files, without generated ones.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = digest::files(&self.folder)?;
+        if let Some(generated) = &self.declaration.generated {
+            files.retain(|file| !file.starts_with(generated));
+        }
+        Ok(files)
+    }
+
+    fn tags(&self, program: &Program) -> String {
+        [&self.declaration.tags[..], &program.tags].concat().join(",")
+    }
+
+    fn ldflags(&self) -> String {
+        let (major, minor) = major_minor(&self.version);
+        let own = self.declaration.ldflags.join(" ").replace("{version}", &self.version);
+        format!("{LDFLAGS} {own}").replace("{major}", major).replace("{minor}", minor)
+    }
+
+    /// `go` with nothing of the user's build settings but the module proxy and the caches.
+    fn go(&self) -> Command {
+        let mut command = Command::new("go");
+        command
+            .env("CGO_ENABLED", if self.declaration.cgo.is_some() { "1" } else { "0" })
+            .envs([("GOTOOLCHAIN", "local"), ("GOWORK", "off"), ("GO111MODULE", "on")])
+            .envs([("GOAMD64", "v1"), ("GOARM64", "v8.0"), ("GOARM", "7")]);
+        for inherited in ["GOFLAGS", "GOEXPERIMENT", "GOOS", "GOARCH", "CC", "CGO_CFLAGS", "CGO_LDFLAGS"] {
+            command.env_remove(inherited);
+        }
+        command
+    }
+}
+
+/// A folder that goes when it is dropped.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    /// `<parent>/.<name>.<pid>`, empty.
+    pub(crate) fn create(parent: &Path, name: &str) -> Result<Self> {
+        let folder = parent.join(format!(".{name}.{}", std::process::id()));
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("Remove {} by hand: {error}.", self.0.display());
+        }
+    }
+}
+
+/// The version that go.mod requires of `module`.
+fn required_version<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
+    go_mod.lines().find_map(|line| {
+        let mut words = line.trim().strip_prefix("require ").unwrap_or(line).split_whitespace();
+        (words.next() == Some(module)).then(|| words.next()).flatten().filter(|version| version.starts_with('v'))
+    })
+}
+
+fn major_minor(version: &str) -> (&str, &str) {
+    let mut numbers = version.trim_start_matches('v').split('.');
+    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+}
+
+/// Runs a command whose output is for the reader.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| missing(command))?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+fn stdout(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| missing(command))?;
+    ensure!(output.status.success(), "{command:?} failed: {}", output.status);
+    Ok(output.stdout)
+}
+
+fn missing(command: &Command) -> String {
+    format!("Cannot run {0:?}: install it, or put it on PATH", command.get_program())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_one_that_go_mod_requires() {
+        let go_mod = "module example\n\nrequire (\n\ta.io/b v1.2.3\n\ta.io/bc v9.0.0 // indirect\n)\nrequire c.io/d v4.5.6\nreplace a.io/b => a.io/e v0.0.1\n";
+        assert_eq!(required_version(go_mod, "a.io/b"), Some("v1.2.3"));
+        assert_eq!(required_version(go_mod, "a.io/bc"), Some("v9.0.0"));
+        assert_eq!(required_version(go_mod, "c.io/d"), Some("v4.5.6"));
+        assert_eq!(required_version(go_mod, "c.io"), None);
+        assert_eq!(major_minor("v1.36.3"), ("1", "36"));
+    }
+
+    #[test]
+    fn every_declaration_is_read_and_names_its_programs() {
+        let all = Component::all().unwrap();
+        assert!(!all.is_empty());
+        for component in all {
+            assert!(!component.declaration.programs.is_empty(), "{component:?}");
+            assert!(!component.ldflags().contains('{'), "{component:?}");
+        }
+        let error = Component::named("kubee").unwrap_err().to_string();
+        assert!(error.starts_with("There is no component \"kubee\"; there are: "), "{error}");
+    }
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask components`: builds upstream programs into the cache.
+
+use std::io::Write as _;
+
+use anyhow::{Context, Result};
+
+use crate::component::Component;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The components to build, in this order; all of them if none is named.
+    names: Vec<String>,
+}
+
+/// Prints one line a component: name, version, seconds, and the folder of its programs.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let components = match &args.names[..] {
+        [] => Component::all()?,
+        names => names.iter().map(|name| Component::named(name)).collect::<Result<_>>()?,
+    };
+    for component in components {
+        print!("{:<12} {:<9} ", component.name(), component.version());
+        std::io::stdout().flush()?;
+        let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
+        match built.took {
+            Some(took) => print!("built in {:>3.0} s", took.as_secs_f64()),
+            None => print!("was there     "),
+        }
+        println!("  {}", built.folder.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! Where things lie: the checkout and the user's cache.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The checkout that this program was built from.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the manifest lies in src/xtask of the checkout")
+}
+
+/// `${XDG_CACHE_HOME:-~/.cache}/k3s`.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(cache) => PathBuf::from(cache),
+        None => {
+            PathBuf::from(env::var_os("HOME").context("Set HOME or XDG_CACHE_HOME: built components are kept there.")?)
+                .join(".cache")
+        }
+    };
+    Ok(base.join("k3s"))
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
