@@ -1,1 +1,40 @@
-//! Real nodes as namespaces.
+//! Real nodes as namespaces: the harness of the cluster tests.
+//!
+//! A [`Node`] is a machine to everything that runs in it: its own network, mounts, host name, IPC, cgroups and process ids, its own state
+//! on its own disk, the programs of the real machine. It runs the real `k3s` from `target/dist` and the real components. Nodes of one
+//! [`Network`] reach each other, and nothing else. Several runs go at once without seeing each other, and leave nothing behind.
+//!
+//! Scenarios read as those of the NixOS test driver:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use cluster_tests::{Network, Node};
+//!
+//! let network = Network::new();
+//! let mut server = Node::boot(&network, "server");
+//! server.succeed("ip address show eth0");
+//! server.crash();
+//! server.start();
+//! server.wait_until_succeeds("busybox ping -c1 10.99.0.1", Duration::from_secs(10));
+//! ```
+
+mod cgroup;
+mod init;
+mod machine;
+mod network;
+mod node;
+mod root;
+mod run;
+mod warden;
+
+pub use network::Network;
+pub use node::{Finished, Job, Node};
+pub use warden::node_init;
+
+use std::path::Path;
+
+/// The checkout's top folder.
+fn workspace() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
