@@ -1,7 +1,64 @@
 //! Flags, environment and configuration files become one typed, checked value.
+//!
+//! [`parse_server`] and [`parse_agent`] read every source, merge them as k3s does and check everything that can be known before
+//! anything is started or written. They read files and do nothing else.
 
 pub mod agent;
 pub mod args;
+mod environment;
+mod error;
+mod file;
+mod flags;
+mod grammar;
+mod merge;
 pub mod network;
+mod provenance;
 pub mod secret;
 pub mod server;
+mod token;
+
+pub use environment::Environment;
+pub use error::{Error, Origin, Place, UnknownKey, Warning};
+pub use flags::{Refusal, Role, command};
+pub use provenance::{MASK, Provenance, node_args};
+
+use std::ffi::OsString;
+
+use agent::AgentConfig;
+use merge::Values;
+use server::ServerConfig;
+
+/// What `k3s server` is asked to be; `args` is what follows the word `server`.
+pub fn parse_server(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+) -> Result<(ServerConfig, Vec<Warning>), Error> {
+    parse(Role::Server, args, environment, ServerConfig::from_values)
+}
+
+/// What `k3s agent` is asked to be; `args` is what follows the word `agent`.
+pub fn parse_agent(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+) -> Result<(AgentConfig, Vec<Warning>), Error> {
+    parse(Role::Agent, args, environment, AgentConfig::from_values)
+}
+
+/// The first warning that a check refuses: a key in a file that nobody reads.
+pub fn check(warnings: &[Warning]) -> Result<(), UnknownKey> {
+    warnings.iter().try_for_each(|warning| match warning {
+        Warning::UnknownKey(unknown) => Err(unknown.clone()),
+        Warning::Deprecated { .. } | Warning::ConfigNotRead { .. } => Ok(()),
+    })
+}
+
+fn parse<T>(
+    role: Role,
+    args: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+    read: impl FnOnce(&Values, &Environment) -> Result<T, Error>,
+) -> Result<(T, Vec<Warning>), Error> {
+    let args: Vec<_> = args.into_iter().collect();
+    let (values, warnings) = merge::collect(role, &args, environment)?;
+    Ok((read(&values, environment)?, warnings))
+}

@@ -4,9 +4,21 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
-use crate::{agent::NodeConfig, args::ComponentArgs, network::ClusterNetwork, secret::Secret};
+use crate::{
+    agent::{NodeConfig, component_args, each, not_among, port, verbosity},
+    args::ComponentArgs,
+    environment::Environment,
+    error::Error,
+    flags::EXTERNAL_DATASTORE,
+    grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
+    merge::Values,
+    network::{ClusterNetwork, address, host_address},
+    secret::Secret,
+    token,
+};
 
 /// A server's whole configuration.
 #[derive(Debug, Clone)]
@@ -43,9 +55,12 @@ pub struct ServerConfig {
     pub system_default_registry: Option<String>,
     /// The node this server also is; `None` with `--disable-agent`.
     pub node: Option<NodeConfig>,
-    /// The node's name even where there is no node: the server's own name in certificates and leases.
+    /// The node's name even where there is no node: the server's own name in certificates and leases. Under `--with-node-id` it
+    /// still lacks the id.
     pub node_name: String,
-    /// `--debug` or `-v`: klog verbosity for children, 0 is their default.
+    /// Our own log tells details (`--debug`).
+    pub debug: bool,
+    /// klog verbosity for children (`-v`), 0 is their default.
     pub verbosity: u8,
 }
 
@@ -58,6 +73,66 @@ impl ServerConfig {
     /// `<data-dir>/server`.
     pub fn server_dir(&self) -> PathBuf {
         self.data_dir.join("server")
+    }
+
+    pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
+        let data_dir = environment.absolute(values.text("data-dir").text);
+        let disabled_addons: BTreeSet<Addon> = each(values, "disable", str::parse)?.into_iter().collect();
+        let args = ControlPlaneArgs::from_values(values)?;
+        let node = NodeConfig::from_values(values, environment)?;
+
+        let network =
+            ClusterNetwork::from_values(values, node_mask(values, &args)?, disabled_addons.contains(&Addon::Coredns))?;
+        for (flag, addresses) in [("node-ip", &node.ips), ("node-external-ip", &node.external_ips)] {
+            for (given, address) in values.items(flag).iter().zip(addresses) {
+                network.refuse_inside(given, *address)?;
+            }
+        }
+        let https_listen_port = listen_port(values)?;
+        check_node_ports(values, &network, https_listen_port)?;
+        let advertise_address = match values.given("advertise-address") {
+            Some(given) => {
+                let address = given.parse(host_address)?;
+                network.refuse_inside(given, address)?;
+                Some(address)
+            }
+            None => None,
+        };
+        check_accepted(values)?;
+
+        let token = token::find(values, "token", "token-file", environment)?;
+        let agent_token = token::find(values, "agent-token", "agent-token-file", environment)?;
+        Ok(Self {
+            bind_address: values.text("bind-address").parse(address)?.into(),
+            https_listen_port,
+            advertise_address,
+            advertise_port: match values.given("advertise-port") {
+                Some(given) => given.parse(port)?,
+                None => https_listen_port,
+            },
+            tls_sans: each(values, "tls-san", certificate_name)?,
+            network,
+            datastore: datastore(values, &data_dir)?,
+            token: token.as_ref().map(token::password).transpose()?,
+            agent_token: agent_token.as_ref().map(token::password).transpose()?,
+            kubeconfig: KubeconfigOutput::from_values(values, environment)?,
+            disabled_addons,
+            disabled: DisabledParts {
+                scheduler: values.is_on("disable-scheduler"),
+                cloud_controller: values.is_on("disable-cloud-controller"),
+                kube_proxy: values.is_on("disable-kube-proxy"),
+                network_policy: values.is_on("disable-network-policy"),
+                helm_controller: values.is_on("disable-helm-controller"),
+                controller_manager: values.is_on("disable-controller-manager"),
+            },
+            args,
+            system_default_registry: values.given("system-default-registry").map(|g| g.parse(registry)).transpose()?,
+            node_name: node.name.clone(),
+            node: (!values.is_on("disable-agent")).then_some(node),
+            debug: values.is_on("debug"),
+            verbosity: verbosity(values)?,
+            data_dir,
+        })
     }
 }
 
@@ -89,6 +164,18 @@ pub struct KubeconfigOutput {
     pub group: Option<String>,
 }
 
+impl KubeconfigOutput {
+    fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
+        let mode = values.text("write-kubeconfig-mode").parse(|text| {
+            let digits = text.strip_prefix("0o").unwrap_or(text);
+            let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777);
+            mode.ok_or_else(|| format!("`{text}` is not a file mode; write it in octal, such as 0644"))
+        })?;
+        let group = values.given("write-kubeconfig-group").map(|given| given.text.clone());
+        Ok(Self { path: environment.absolute(values.text("write-kubeconfig").text), mode, group })
+    }
+}
+
 /// Add-ons that k3s packages and `--disable` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Addon {
@@ -104,6 +191,33 @@ pub enum Addon {
     MetricsServer,
     /// RuntimeClasses.
     Runtimes,
+}
+
+impl Addon {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Coredns, Self::Servicelb, Self::Traefik, Self::LocalStorage, Self::MetricsServer, Self::Runtimes];
+
+    /// As `--disable` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Coredns => "coredns",
+            Self::Servicelb => "servicelb",
+            Self::Traefik => "traefik",
+            Self::LocalStorage => "local-storage",
+            Self::MetricsServer => "metrics-server",
+            Self::Runtimes => "runtimes",
+        }
+    }
+}
+
+impl FromStr for Addon {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|addon| addon.name() == text);
+        found.ok_or_else(|| not_among(text, "a packaged add-on", &Self::ALL.map(Self::name)))
+    }
 }
 
 /// Parts of a server that can be switched off one by one.
@@ -133,3 +247,120 @@ pub struct ControlPlaneArgs {
     /// `--kube-scheduler-arg`
     pub kube_scheduler: ComponentArgs,
 }
+
+impl ControlPlaneArgs {
+    fn from_values(values: &Values) -> Result<Self, Error> {
+        Ok(Self {
+            kube_apiserver: component_args(values, "kube-apiserver-arg")?,
+            kube_controller_manager: component_args(values, "kube-controller-manager-arg")?,
+            kube_scheduler: component_args(values, "kube-scheduler-arg")?,
+        })
+    }
+}
+
+/// The prefix length of one node's pod range, which only kube-controller-manager's own flags change.
+fn node_mask(values: &Values, args: &ControlPlaneArgs) -> Result<u8, Error> {
+    const NAMES: [&str; 2] = ["node-cidr-mask-size-ipv4", "node-cidr-mask-size"];
+    let args = &args.kube_controller_manager;
+    let Some((name, mask)) = NAMES.iter().find_map(|name| Some((name, args.value_of(name)?))) else { return Ok(24) };
+    match (mask.parse(), values.given("kube-controller-manager-arg")) {
+        (Ok(mask @ 1..=30), _) => Ok(mask),
+        (_, Some(given)) => Err(given.invalid(format!("{name}={mask} is not a prefix length; write one such as 24"))),
+        (_, None) => Ok(24),
+    }
+}
+
+fn listen_port(values: &Values) -> Result<u16, Error> {
+    let given = values.text("https-listen-port");
+    given.parse(|text| {
+        let port = port(text)?;
+        let Some(above) = port.checked_add(1) else {
+            return Err("65535 leaves no port above it for kube-apiserver; choose a lower one".to_owned());
+        };
+        match TAKEN_PORTS.iter().find(|(taken, _)| [port, above].contains(taken)) {
+            Some((taken, owner)) => Err(format!(
+                "{port} will not do, as it and the port above are used here and {taken} is {owner}'s; choose another one"
+            )),
+            None => Ok(port),
+        }
+    })
+}
+
+fn check_node_ports(values: &Values, network: &ClusterNetwork, https_listen_port: u16) -> Result<(), Error> {
+    let own = [(https_listen_port, "the server"), (https_listen_port + 1, "kube-apiserver")];
+    let Some((port, owner)) = own.iter().chain(TAKEN_PORTS).find(|(port, _)| network.node_ports.contains(*port)) else {
+        return Ok(());
+    };
+    let blamed = values.given("service-node-port-range").cloned().unwrap_or_else(|| values.text("https-listen-port"));
+    let range = network.node_ports;
+    Err(blamed.invalid(format!(
+        "the NodePort range {}-{} contains {port}, where {owner} listens; choose ports apart",
+        range.first, range.last
+    )))
+}
+
+/// Flags whose effect is the same whatever they say, as what they are about is not there yet; wrong values are refused all the
+/// same.
+fn check_accepted(values: &Values) -> Result<(), Error> {
+    values.text("egress-selector-mode").parse(|text| match text {
+        "agent" | "disabled" => Ok(()),
+        _ => Err(format!("`{text}` is not a mode; use agent or disabled")),
+    })?;
+    values.text("servicelb-namespace").parse(|text| {
+        is_dns_label(text)
+            .then_some(())
+            .ok_or_else(|| format!("`{text}` is not a namespace; write one such as kube-system"))
+    })?;
+    values.text("servicelb-priority-class").parse(|text| {
+        is_dns_subdomain(text)
+            .then_some(())
+            .ok_or_else(|| format!("`{text}` is not a priority class; write the name of one"))
+    })
+}
+
+/// kine runs in the server's directory, so a relative path starts there.
+fn datastore(values: &Values, data_dir: &Path) -> Result<Datastore, Error> {
+    let Some(given) = values.given("datastore-endpoint") else { return Ok(Datastore::embedded(data_dir)) };
+    // The endpoint of a server may hold a password: no error tells it.
+    match given.text.split_once("://") {
+        Some(("sqlite", "")) => Ok(Datastore::embedded(data_dir)),
+        Some(("sqlite", path)) if path.contains('?') => {
+            Err(given.invalid("the database's settings after `?` are fixed in this version; leave them out"))
+        }
+        Some(("sqlite", path)) => Ok(Datastore::Sqlite { path: data_dir.join("server").join(path) }),
+        Some(("http" | "https" | "mysql" | "postgres" | "postgresql" | "nats", _)) => {
+            Err(given.not_served(EXTERNAL_DATASTORE))
+        }
+        _ => Err(given.invalid("this is no datastore's address; leave it out, or write sqlite:///FILE")),
+    }
+}
+
+fn certificate_name(text: &str) -> Result<String, String> {
+    let valid = text.parse::<IpAddr>().is_ok() || is_certificate_name(text);
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("`{text}` is neither a DNS name nor an address; write one without scheme and port"))
+}
+
+fn registry(text: &str) -> Result<String, String> {
+    let host = text.trim_end_matches('/');
+    let (name, port_text) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let path = name.split_once('/').map_or("", |(_, path)| path);
+    let valid = is_dns_subdomain(&name.split('/').next().unwrap_or_default().to_lowercase())
+        && !path.contains(char::is_whitespace)
+        && port_text.is_none_or(|text| port(text.split('/').next().unwrap_or_default()).is_ok());
+    valid
+        .then(|| host.to_owned())
+        .ok_or_else(|| format!("`{text}` is not a registry; write it as registry.example.com:5000"))
+}
+
+/// Where Kubernetes' components listen on every node.
+const TAKEN_PORTS: &[(u16, &str)] = &[
+    (10010, "containerd"),
+    (10248, "kubelet"),
+    (10249, "kube-proxy"),
+    (10250, "kubelet"),
+    (10256, "kube-proxy"),
+    (10257, "kube-controller-manager"),
+    (10259, "kube-scheduler"),
+];
