@@ -1,1 +1,24 @@
-//! The network room.
+//! What a node needs from its host's network: settings, its own address, the overlay device, CNI configuration and NAT for pods.
+//!
+//! Everything here is idempotent: a start after a crash, an upgrade or a takeover finds what is right and leaves it alone, so that
+//! running pods notice nothing. What is ours is named, and each part that outlives the process can be removed again.
+
+mod address;
+mod atomic_file;
+mod cni;
+mod command;
+mod host;
+mod nat;
+mod netlink;
+pub mod overlay;
+mod subnet_env;
+#[cfg(test)]
+mod test_namespace;
+
+pub use address::{AddressError, Family, Underlay};
+pub use cni::{CniConfig, CniError};
+pub use command::CommandError;
+pub use host::{Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, prepare};
+pub use nat::{NatError, PodNat};
+pub use netlink::NetlinkError;
+pub use subnet_env::{SubnetEnv, SubnetEnvError};

@@ -1,0 +1,96 @@
+//! `subnet.env`: what the `flannel` CNI plugin reads to hand addresses to pods.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+
+use crate::atomic_file::write_if_changed;
+
+/// The node's part of the pod network, in flannel's own file format (`/run/flannel/subnet.env`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// Pod ranges of the cluster, one per family.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Pod ranges of this node, one per family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The MTU of pods' interfaces, in bytes.
+    pub mtu: u32,
+}
+
+/// The file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{} could not be written: pods get no address until it is", .path.display())]
+pub struct SubnetEnvError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl SubnetEnv {
+    /// Writes the file at `path`, whole or not at all; says whether it changed.
+    pub fn write(&self, path: &Path) -> Result<bool, SubnetEnvError> {
+        write_if_changed(path, self.text().as_bytes(), 0o644)
+            .map_err(|source| SubnetEnvError { path: path.into(), source })
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for (infix, is_v4) in [("", true), ("IPV6_", false)] {
+            let of_family = |cidrs: &[IpNet]| cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == is_v4).copied();
+            if let (Some(network), Some(subnet)) = (of_family(&self.cluster_cidrs), of_family(&self.pod_cidrs)) {
+                let _ = writeln!(text, "FLANNEL_{infix}NETWORK={}", network.trunc());
+                let _ = writeln!(text, "FLANNEL_{infix}SUBNET={}/{}", gateway(&subnet), subnet.prefix_len());
+            }
+        }
+        // Egress is masqueraded by our own rules: the plugin's would be one more set for each pod.
+        let _ = write!(text, "FLANNEL_MTU={}\nFLANNEL_IPMASQ=false\n", self.mtu);
+        text
+    }
+}
+
+/// The bridge's address: the first of the range.
+fn gateway(subnet: &IpNet) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(network) => IpAddr::V4((u32::from(network) | 1).into()),
+        IpAddr::V6(network) => IpAddr::V6((u128::from(network) | 1).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cidrs(cidrs: &[&str]) -> Vec<IpNet> {
+        cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn one_family() {
+        let env = SubnetEnv { cluster_cidrs: cidrs(&["10.42.0.0/16"]), pod_cidrs: cidrs(&["10.42.3.0/24"]), mtu: 1450 };
+        let text =
+            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+        assert_eq!(env.text(), text);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flannel/subnet.env");
+        assert!(env.write(&path).unwrap());
+        assert!(!env.write(&path).unwrap());
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+    }
+
+    #[test]
+    fn both_families() {
+        let env = SubnetEnv {
+            cluster_cidrs: cidrs(&["10.42.0.0/16", "fd42::/48"]),
+            pod_cidrs: cidrs(&["10.42.0.0/24", "fd42::/64"]),
+            mtu: 1430,
+        };
+        let text = env.text();
+        assert!(text.contains("FLANNEL_IPV6_NETWORK=fd42::/48\nFLANNEL_IPV6_SUBNET=fd42::1/64\n"), "{text}");
+    }
+}
