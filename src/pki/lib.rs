@@ -8,6 +8,7 @@
 mod agent;
 mod authority;
 mod certificate;
+mod chain;
 mod client_auth;
 mod error;
 pub mod files;
@@ -26,6 +27,7 @@ mod tbs;
 pub use agent::{AgentPki, AgentRequest};
 pub use authority::CertificateAuthority;
 pub use certificate::{Certificate, Unreadable};
+pub use chain::root;
 pub use client_auth::{AnyClientCertificate, ClientCa, ClientIdentity, Rejection};
 pub use error::Error;
 pub use front::FrontCertificate;
