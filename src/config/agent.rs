@@ -289,7 +289,7 @@ pub(crate) fn port(text: &str) -> Result<u16, String> {
 /// A name that is not one of `names`, with the nearest of them or all of them.
 pub(crate) fn not_among(text: &str, what: &str, names: &[&'static str]) -> String {
     match nearest(text, names.iter().copied()) {
-        Some(name) => format!("`{text}` is not {what}; did you mean {name}?"),
+        Some(name) => format!("`{text}` is not {what}; use {name} if that is meant"),
         None => format!("`{text}` is not {what}; use one of {}", names.join(", ")),
     }
 }
@@ -384,4 +384,40 @@ fn registries(values: &Values, environment: &Environment) -> Result<PathBuf, Err
 /// An agent that has joined before holds a certificate, which stands in for the token.
 fn has_joined(data_dir: &Path) -> bool {
     ["crt", "key"].iter().all(|end| data_dir.join(format!("agent/client-kubelet.{end}")).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_host::Host;
+
+    #[test]
+    fn an_agent_needs_a_server_and_a_token() {
+        let host = Host::new().variable("K3S_URL", "https://Server:6443/").variable("K3S_TOKEN", "K10::node:pw");
+        let (config, _) = host.agent(&["--node-label=a=b"]).expect("a valid configuration");
+        assert_eq!(config.server.to_string(), "https://server:6443");
+        assert_eq!(config.token.as_ref().map(Secret::expose), Some("K10::node:pw"));
+        assert_eq!((config.balancer_port, config.node.name.as_str()), (6444, "pi"));
+    }
+
+    #[test]
+    fn an_agent_that_has_joined_needs_no_token() {
+        let host = Host::new().file("agent/client-kubelet.crt", "").file("agent/client-kubelet.key", "");
+        let args = ["--server=https://[2001:db8::1]:6443", "--data-dir=."];
+        let (config, _) = host.agent(&args).expect("a valid configuration");
+        assert!(config.token.is_none());
+        assert_eq!(config.server.to_string(), "https://[2001:db8::1]:6443");
+    }
+
+    #[test]
+    fn a_server_url_without_a_port_means_443() {
+        assert_eq!("https://k3s.example.com".parse(), Ok(ServerUrl { host: "k3s.example.com".to_owned(), port: 443 }));
+    }
+
+    #[test]
+    fn a_server_and_an_agent_may_share_a_file() {
+        let host = Host::new().config("cluster-cidr: 10.50.0.0/16\ntoken: t\nserver: https://s:6443\n");
+        let (_, warnings) = host.agent(&[]).expect("keys of servers are skipped");
+        assert_eq!(warnings, []);
+    }
 }

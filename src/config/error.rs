@@ -118,7 +118,13 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
     /// A configuration file has a key that is no flag.
-    #[error("{0}; it is skipped.")]
+    #[error(
+        "{} line {}: `{}` is not a key and is skipped; {}.",
+        _0.path.display(),
+        _0.line,
+        _0.key,
+        suggestion(_0.nearest, "", KEYS)
+    )]
     UnknownKey(UnknownKey),
     /// A flag's name is out of date.
     #[error("{place} is deprecated; use {instead}.")]
@@ -140,7 +146,7 @@ pub enum Warning {
 
 /// A key in a configuration file that is no flag of any role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} line {line}: `{key}` is not a key; {}", path.display(), suggestion(*nearest, "", "keys are the names of flags without dashes"))]
+#[error("{} line {line}: `{key}` is not a key; {}", path.display(), suggestion(*nearest, "", KEYS))]
 pub struct UnknownKey {
     /// The file.
     pub path: PathBuf,
@@ -189,17 +195,19 @@ impl fmt::Display for Place {
             Origin::Variable(name) => f.write_str(name),
             Origin::File { path, line } => write!(f, "{} line {line}, {}", path.display(), self.flag),
             Origin::Hostname => f.write_str("the host's name"),
-            Origin::Default => write!(f, "{dashes}{} (default)", self.flag),
+            Origin::Default => write!(f, "the default of {dashes}{}", self.flag),
         }
     }
 }
 
 fn suggestion(nearest: Option<&str>, dashes: &str, otherwise: &str) -> String {
     match nearest {
-        Some(name) => format!("did you mean {dashes}{name}?"),
+        Some(name) => format!("use {dashes}{name} if that is meant"),
         None => otherwise.to_owned(),
     }
 }
+
+const KEYS: &str = "keys are the names of flags without dashes";
 
 const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;

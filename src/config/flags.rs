@@ -263,7 +263,7 @@ pub(crate) fn nearest<'a>(written: &str, names: impl Iterator<Item = &'a str>) -
     let written = written.to_lowercase();
     names
         .map(|name| (strsim::damerau_levenshtein(&written, name), name))
-        .filter(|(distance, name)| *distance <= 1 + name.len() / 5)
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 5 && *distance < name.len())
         .min()
         .map(|(_, name)| name)
 }

@@ -17,6 +17,11 @@ pub mod secret;
 pub mod server;
 mod token;
 
+#[cfg(test)]
+mod test_host;
+#[cfg(test)]
+mod wrong_configurations;
+
 pub use environment::Environment;
 pub use error::{Error, Origin, Place, UnknownKey, Warning};
 pub use flags::{Refusal, Role, command};

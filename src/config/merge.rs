@@ -269,3 +269,170 @@ fn truth(text: &str) -> Option<bool> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+
+    use crate::{Warning, test_host::Host};
+
+    fn names(host: &Host, args: &[&str]) -> Vec<String> {
+        host.server(args).expect("a valid configuration").0.tls_sans
+    }
+
+    fn domain(host: &Host, args: &[&str]) -> String {
+        host.server(args).expect("a valid configuration").0.network.cluster_domain
+    }
+
+    #[test]
+    fn one_value_the_command_line_wins_over_drop_ins_over_the_file() {
+        let host = Host::new().config("cluster-domain: main\n");
+        assert_eq!(domain(&host, &[]), "main");
+        let host = host.file("config.yaml.d/10.yaml", "cluster-domain: ten\n");
+        let host = host.file("config.yaml.d/20.yml", "cluster-domain: twenty\n");
+        let host = host.file("config.yaml.d/30.txt", "cluster-domain: ignored\n");
+        assert_eq!(domain(&host, &[]), "twenty");
+        assert_eq!(domain(&host, &["--cluster-domain=one", "--cluster-domain", "two"]), "two");
+    }
+
+    #[test]
+    fn lists_a_drop_in_replaces_and_the_command_line_adds() {
+        let host = Host::new().config("tls-san: [a, b]\n");
+        assert_eq!(names(&host, &["--tls-san=c,d"]), ["a", "b", "c", "d"]);
+        let host = host.file("config.yaml.d/10.yaml", "tls-san: x\n");
+        assert_eq!(names(&host, &["--tls-san=c"]), ["x", "c"]);
+        let host = host.file("config.yaml.d/20.yaml", "tls-san+: [y, z]\n");
+        assert_eq!(names(&host, &["--tls-san=c"]), ["x", "y", "z", "c"]);
+    }
+
+    #[test]
+    fn a_key_without_a_value_unsets_what_earlier_files_say() {
+        let host = Host::new().config("tls-san: a\n").file("config.yaml.d/10.yaml", "tls-san:\n");
+        assert_eq!(names(&host, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_variable_counts_only_where_nothing_else_speaks() {
+        let host = Host::new().variable("K3S_NODE_NAME", "from-env");
+        let name = |host: &Host, args: &[&str]| host.server(args).expect("a valid configuration").0.node_name;
+        assert_eq!(name(&host, &[]), "from-env");
+        let host = host.config("node-name: from-file\n");
+        assert_eq!(name(&host, &[]), "from-file");
+        assert_eq!(name(&host.variable("K3S_DEBUG", ""), &["--node-name=from-flag"]), "from-flag");
+    }
+
+    #[test]
+    fn keys_may_be_letters() {
+        let host = Host::new().config("d: state\nt: secret\n");
+        let (config, _) = host.server(&["-v2"]).expect("a valid configuration");
+        assert_eq!(config.data_dir, host.path("state"));
+        assert_eq!(config.token.expect("it was given").expose(), "secret");
+        assert_eq!(config.verbosity, 2);
+    }
+
+    #[test]
+    fn switches_take_the_words_that_go_and_yaml_know() {
+        for (yaml, on) in [("true", true), ("yes", true), ("1", true), ("T", true), ("off", false), ("False", false)] {
+            let host = Host::new().config(&format!("debug: {yaml}\n"));
+            assert_eq!(host.server(&[]).expect("a valid configuration").0.debug, on, "{yaml}");
+        }
+        let host = Host::new().config("disable-agent: true\n");
+        assert!(host.server(&[]).expect("a valid configuration").0.node.is_none());
+        assert!(host.server(&["--disable-agent=false"]).expect("a valid configuration").0.node.is_some());
+    }
+
+    #[test]
+    fn what_is_refused_may_be_overridden_and_may_ask_for_its_default() {
+        let host = Host::new().config("cluster-init: true\n");
+        assert!(host.server(&[]).is_err());
+        assert!(host.server(&["--cluster-init=false"]).is_ok());
+        assert!(host.server(&["--cluster-init=false", "--etcd-snapshot-retention=5"]).is_ok());
+    }
+
+    #[test]
+    fn old_names_still_work_and_say_so() {
+        let host = Host::new().config("kube-controller-arg: v=1\nkube-controller-manager-arg: v=2\n");
+        let (config, warnings) = host.server(&["--cluster-secret=old", "--no-flannel"]).expect("a valid configuration");
+        assert_eq!(config.args.kube_controller_manager.value_of("v"), Some("2"));
+        assert_eq!(config.token.expect("it was given").expose(), "old");
+        assert_eq!(config.network.overlay, crate::network::Overlay::None);
+        let told: Vec<_> = warnings.iter().map(|warning| host.anonymous(warning)).collect();
+        assert_eq!(
+            told,
+            [
+                "--cluster-secret is deprecated; use --token.",
+                "DIR/config.yaml line 1, kube-controller-arg is deprecated; use --kube-controller-manager-arg.",
+                "--no-flannel is deprecated; use --flannel-backend=none.",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_variable_wins_over_the_flag_for_the_file_itself() {
+        let host = Host::new().file("a.yaml", "cluster-domain: a\n").file("b.yaml", "cluster-domain: b\n");
+        assert_eq!(domain(&host, &["-c", "a.yaml"]), "a");
+        let host = host.variable("K3S_CONFIG_FILE", "b.yaml");
+        let (config, warnings) = host.server(&["--config=a.yaml"]).expect("a valid configuration");
+        assert_eq!(config.network.cluster_domain, "b");
+        assert!(matches!(&warnings[..], [Warning::ConfigNotRead { .. }]), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_node_tells_how_it_was_started() {
+        let host = Host::new().config("token: s3cret\ntls-san: [a]\nfrobnicate: 1\n").variable("K3S_TOKEN", "s3cret");
+        let (config, _) = host.server(&["--tls-san=b", "-d", "state"]).expect("a valid configuration");
+        let provenance = config.node.expect("a server is a node").provenance;
+        let args = ["server", "--token", "********", "--tls-san", "a", "--tls-san", "b", "-d", "state"];
+        assert_eq!(provenance.args, args);
+        assert_eq!(provenance.variables, [("K3S_TOKEN".to_owned(), "********".to_owned())].into());
+    }
+
+    proptest! {
+        /// Whoever speaks last among those who speak: variable, file, drop-in, command line.
+        #[test]
+        fn the_highest_source_wins(
+            variable in option::of("[a-z]{1,8}"),
+            file in option::of("[a-z]{1,8}"),
+            drop_in in option::of("[a-z]{1,8}"),
+            line in vec("[a-z]{1,8}", 0..3),
+        ) {
+            let mut host = Host::new();
+            if let Some(name) = &variable {
+                host = host.variable("K3S_NODE_NAME", name);
+            }
+            for (path, name) in [("config.yaml", &file), ("config.yaml.d/a.yaml", &drop_in)] {
+                if let Some(name) = name {
+                    host = host.file(path, format!("node-name: '{name}'\n"));
+                }
+            }
+            let args: Vec<_> = line.iter().map(|name| format!("--node-name={name}")).collect();
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            let expected = line.last().cloned().or(drop_in).or(file).or(variable).unwrap_or("pi".to_owned());
+            prop_assume!(expected != "localhost");
+            prop_assert_eq!(host.server(&args).expect("a valid configuration").0.node_name, expected);
+        }
+
+        /// Files in the order of their names, each replacing or adding; then the command line, which adds.
+        #[test]
+        fn lists_are_files_then_command_line(
+            files in vec((any::<bool>(), vec("[a-z]{1,4}", 0..3)), 0..4),
+            line in vec("[a-z]{1,4}", 0..3),
+        ) {
+            let mut host = Host::new();
+            let mut expected = Vec::new();
+            for (index, (append, names)) in files.iter().enumerate() {
+                let plus = if *append { "+" } else { "" };
+                let list: Vec<_> = names.iter().map(|name| format!("'{name}'")).collect();
+                host = host.file(&format!("config.yaml.d/{index}.yaml"), format!("tls-san{plus}: [{}]\n", list.join(", ")));
+                if !append {
+                    expected.clear();
+                }
+                expected.extend(names.iter().cloned());
+            }
+            let args: Vec<_> = line.iter().map(|name| format!("--tls-san={name}")).collect();
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            expected.extend(line.iter().cloned());
+            prop_assert_eq!(names(&host, &args), expected);
+        }
+    }
+}

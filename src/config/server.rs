@@ -364,3 +364,116 @@ const TAKEN_PORTS: &[(u16, &str)] = &[
     (10257, "kube-controller-manager"),
     (10259, "kube-scheduler"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        network::{Overlay, PortRange},
+        test_host::Host,
+    };
+
+    #[test]
+    fn nothing_given_is_what_k3s_does() {
+        let (config, warnings) = Host::new().server(&[]).expect("the defaults are valid");
+        assert_eq!(warnings, []);
+        assert_eq!(config.data_dir, Path::new("/var/lib/rancher/k3s"));
+        assert_eq!(config.server_dir(), Path::new("/var/lib/rancher/k3s/server"));
+        assert_eq!(config.bind_address.to_string(), "0.0.0.0");
+        assert_eq!((config.https_listen_port, config.apiserver_port(), config.advertise_port), (6443, 6444, 6443));
+        assert_eq!(config.network.cluster_cidrs[0].to_string(), "10.42.0.0/16");
+        assert_eq!(config.network.service_cidrs[0].to_string(), "10.43.0.0/16");
+        assert_eq!(config.network.kubernetes_service_ip().to_string(), "10.43.0.1");
+        assert_eq!(config.network.cluster_dns[0].to_string(), "10.43.0.10");
+        assert_eq!(config.network.node_ports, PortRange { first: 30000, last: 32767 });
+        assert_eq!((config.network.cluster_domain.as_str(), config.network.overlay), ("cluster.local", Overlay::Vxlan));
+        assert_eq!(config.datastore, Datastore::Sqlite { path: "/var/lib/rancher/k3s/server/db/state.db".into() });
+        assert_eq!(
+            (config.kubeconfig.path.as_path(), config.kubeconfig.mode),
+            (Path::new("/etc/rancher/k3s/k3s.yaml"), 0o600)
+        );
+        assert!(config.token.is_none() && config.agent_token.is_none());
+        let node = config.node.expect("a server is a node");
+        assert_eq!((node.name.as_str(), node.with_node_id), ("pi", false));
+        assert_eq!(node.registries, Path::new("/etc/rancher/k3s/registries.yaml"));
+    }
+
+    #[test]
+    fn what_the_nixos_module_passes_is_understood() {
+        let host = Host::new().named("Pi").file("token", "p@s$w0rd\n").file("extra.yaml", "with-node-id: true\n");
+        let args = [
+            "--token-file",
+            "token",
+            "--config",
+            "extra.yaml",
+            "--disable=coredns",
+            "--disable=traefik,servicelb",
+            "--node-name=Edge.Example.com",
+            "--node-label=tier=edge",
+            "--node-label=tier=far-edge",
+            "--node-taint=dedicated=gpu:NoSchedule",
+            "--node-taint=alone:NoExecute",
+            "--node-ip=192.0.2.7",
+            "--node-external-ip=198.51.100.7",
+            "--kubelet-arg=config=/nix/store/kubelet.yaml",
+            "--cluster-cidr",
+            "10.24.0.0/16",
+        ];
+        let (config, warnings) = host.server(&args).expect("a valid configuration");
+        assert_eq!(warnings, []);
+        assert_eq!(config.token.as_ref().map(Secret::expose), Some("p@s$w0rd"));
+        assert_eq!(config.disabled_addons, [Addon::Coredns, Addon::Servicelb, Addon::Traefik].into());
+        assert_eq!(config.node_name, "edge.example.com");
+        let node = config.node.expect("a server is a node");
+        assert!(node.with_node_id);
+        assert_eq!(node.labels, [("tier".to_owned(), "far-edge".to_owned())]);
+        assert_eq!(node.taints.len(), 2);
+        assert_eq!(node.ips, ["192.0.2.7".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(node.kubelet_args.value_of("config"), Some("/nix/store/kubelet.yaml"));
+    }
+
+    #[test]
+    fn a_smaller_range_for_each_node_allows_a_smaller_cluster_range() {
+        let small = ["--cluster-cidr=10.42.0.0/25", "--kube-controller-manager-arg=node-cidr-mask-size=26"];
+        assert!(Host::new().server(&small).is_ok());
+        assert!(Host::new().server(&small[..1]).is_err());
+    }
+
+    #[test]
+    fn a_dns_of_ones_own_may_lie_outside_the_service_range() {
+        let args = ["--cluster-dns=169.254.20.10", "--disable=coredns"];
+        let (config, _) = Host::new().server(&args).expect("a valid configuration");
+        assert_eq!(config.network.cluster_dns[0].to_string(), "169.254.20.10");
+        assert!(Host::new().server(&args[..1]).is_err());
+    }
+
+    #[test]
+    fn what_asks_for_the_state_of_things_is_accepted() {
+        let accepted = [
+            "--egress-selector-mode=disabled",
+            "--disable-network-policy",
+            "--disable-helm-controller",
+            "--servicelb-namespace=lb",
+            "--default-local-storage-path=/srv",
+            "--prefer-bundled-bin",
+            "--etcd-disable-snapshots",
+            "--tls-san-security=true",
+            "--image-credential-provider-config=/var/lib/rancher/credentialprovider/config.yaml",
+            "--disable-selinux",
+            "--secrets-encryption=false",
+        ];
+        assert!(Host::new().server(&accepted).is_ok());
+    }
+
+    #[test]
+    fn a_database_elsewhere() {
+        let path = |endpoint: &str| {
+            let (config, _) = Host::new().server(&["--datastore-endpoint", endpoint]).expect("a valid configuration");
+            let Datastore::Sqlite { path } = config.datastore;
+            path
+        };
+        assert_eq!(path("sqlite://"), Path::new("/var/lib/rancher/k3s/server/db/state.db"));
+        assert_eq!(path("sqlite://./db/other.db"), Path::new("/var/lib/rancher/k3s/server/db/other.db"));
+        assert_eq!(path("sqlite:///srv/state.db"), Path::new("/srv/state.db"));
+    }
+}
