@@ -93,8 +93,10 @@ pub(crate) enum Kind {
 /// What becomes of a flag that is given.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Standing {
-    /// It is heeded, or what it asks for is already so.
+    /// It is heeded.
     Served,
+    /// It changes nothing, for this reason.
+    Accepted(&'static str),
     /// Its values go to the flag of this name.
     Renamed(&'static str),
     /// It is heeded; the text says what to use today.
@@ -161,6 +163,9 @@ impl Flag {
                 help += &format!(" [{what}: {text}]");
             }
         }
+        if let Standing::Accepted(why) = self.standing {
+            help += &format!(" (changes nothing: {why})");
+        }
         let hide = self.hidden || matches!(self.standing, Standing::Unserved(_));
         let arg = Arg::new(self.name).long(self.name).help(help).hide(hide).action(ArgAction::Append);
         let arg = arg.value_parser(value_parser!(OsString)).value_name(self.placeholder);
@@ -222,6 +227,10 @@ impl Flag {
         Self { hidden: true, ..self }
     }
 
+    const fn accepted(self, why: &'static str) -> Self {
+        Self { standing: Standing::Accepted(why), ..self }
+    }
+
     const fn renamed(self, name: &'static str) -> Self {
         Self { standing: Standing::Renamed(name), hidden: true, ..self }
     }
@@ -251,11 +260,30 @@ impl Roles {
 
 /// What the command line holds: each flag with its values, in the table's order.
 pub(crate) fn read_command_line(role: Role, args: &[OsString]) -> Result<Vec<(&'static Flag, Vec<OsString>)>, Error> {
-    let mut matches = command(role).try_get_matches_from(args).map_err(|error| explain(role, args, &error))?;
+    let args = with_two_dashes(role, args);
+    let mut matches = command(role).try_get_matches_from(&args).map_err(|error| explain(role, &args, &error))?;
     if matches.get_flag(VERSION) {
         return Err(Error::Version);
     }
     Ok(Flag::of(role).filter_map(|flag| Some((flag, matches.remove_many(flag.name)?.collect()))).collect())
+}
+
+/// `-data-dir` as `--data-dir`: Go programs take both, and clap would read it as `-d ata-dir`.
+fn with_two_dashes(role: Role, args: &[OsString]) -> Vec<OsString> {
+    let mut value_follows = false;
+    let rewrite = |arg: &OsString| {
+        let Some(text) = arg.to_str().filter(|text| text.starts_with('-') && !std::mem::take(&mut value_follows))
+        else {
+            value_follows = false;
+            return arg.clone();
+        };
+        let bare = text.trim_start_matches('-');
+        let (name, value) = bare.split_once('=').map_or((bare, None), |(name, value)| (name, Some(value)));
+        let Some(flag) = Flag::find(role, name) else { return arg.clone() };
+        value_follows = flag.kind != Kind::Switch && value.is_none();
+        if name.len() > 1 && !text.starts_with("--") { format!("-{text}").into() } else { arg.clone() }
+    };
+    args.iter().map(rewrite).collect()
 }
 
 /// The name nearest to what somebody wrote, if it is near enough to be meant.
@@ -349,7 +377,8 @@ pub(crate) const SECTIONS: &[Section] = &[
             text("log", "FILE", "Log to a file")
                 .short('l')
                 .unserved(refusal("logging to a file", "leave it out and read the journal or redirect standard error")),
-            switch("alsologtostderr", "Accepted: logs go to the journal or to standard error").hidden(),
+            switch("alsologtostderr", "Log to standard error too")
+                .accepted("logs always go to the journal or to standard error"),
         ],
     },
     Section {
@@ -387,7 +416,8 @@ pub(crate) const SECTIONS: &[Section] = &[
                 .env("K3S_DATA_DIR")
                 .default("/var/lib/rancher/k3s"),
             text("default-local-storage-path", "DIR", "Where local volumes are kept; <data-dir>/storage if not given")
-                .server(),
+                .server()
+                .accepted("there is no provisioner of local volumes yet"),
         ],
     },
     Section {
@@ -410,16 +440,22 @@ pub(crate) const SECTIONS: &[Section] = &[
                 ),
             switch("flannel-ipv6-masq", "Masquerade IPv6").server().unserved(FLANNEL),
             switch("flannel-external-ip", "Run the overlay over external addresses").server().unserved(FLANNEL),
-            text("egress-selector-mode", "MODE", "How the control plane reaches nodes: agent or disabled")
-                .default("agent")
-                .server()
-                .unserved_values(&["cluster", "pod"], refusal("this mode", "use agent or disabled")),
+            text(
+                "egress-selector-mode",
+                "MODE",
+                "How the control plane reaches nodes: agent or disabled, which are the same here until agents join",
+            )
+            .default("agent")
+            .server()
+            .unserved_values(&["cluster", "pod"], refusal("this mode", "use agent or disabled")),
             text("servicelb-namespace", "NAME", "Namespace of the load balancer's pods")
                 .default("kube-system")
-                .server(),
+                .server()
+                .accepted("there is no load balancer for Services yet"),
             text("servicelb-priority-class", "NAME", "Priority class of the load balancer's pods")
                 .default("system-node-critical")
-                .server(),
+                .server()
+                .accepted("there is no load balancer for Services yet"),
         ],
     },
     Section {
@@ -464,7 +500,13 @@ pub(crate) const SECTIONS: &[Section] = &[
             text("server", "URL", "Server to join, as https://HOST:6443").short('s').env("K3S_URL").agent(),
             text("lb-server-port", "PORT", "Local port of the load balancer in front of the servers")
                 .env("K3S_LB_SERVER_PORT")
-                .default("6444"),
+                .default("6444")
+                .agent(),
+            text("lb-server-port", "PORT", "Local port of the load balancer in front of the servers")
+                .env("K3S_LB_SERVER_PORT")
+                .default("6444")
+                .server()
+                .accepted("a server alone needs no load balancer"),
             switch("disable-apiserver-lb", "Talk to the server without the load balancer")
                 .agent()
                 .unserved(refusal("an agent without its load balancer", LEAVE_OUT)),
@@ -492,7 +534,7 @@ pub(crate) const SECTIONS: &[Section] = &[
             switch("kine-tls", "TLS on the datastore's socket")
                 .server()
                 .unserved(refusal("TLS on the datastore's own socket, which only root can open,", LEAVE_OUT)),
-            switch("etcd-disable-snapshots", "Accepted: no snapshots of etcd are taken").server().hidden(),
+            switch("etcd-disable-snapshots", "Take no snapshots of etcd").server().accepted("there is no etcd"),
             switch("etcd-expose-metrics", "Metrics of etcd").server().unserved(ETCD),
             text("etcd-snapshot-name", "NAME", "Name of snapshots").default("etcd-snapshot").server().unserved(ETCD),
             text("etcd-snapshot-schedule-cron", "CRON", "When to take snapshots")
@@ -540,8 +582,12 @@ pub(crate) const SECTIONS: &[Section] = &[
             switch("disable-scheduler", "Run no kube-scheduler").server(),
             switch("disable-cloud-controller", "Leave nodes to a cloud controller of yours").server(),
             switch("disable-kube-proxy", "Run no kube-proxy").server(),
-            switch("disable-network-policy", "Enforce no network policies").server(),
-            switch("disable-helm-controller", "Install no Helm charts").server(),
+            switch("disable-network-policy", "Enforce no network policies")
+                .server()
+                .accepted("network policies are not enforced yet"),
+            switch("disable-helm-controller", "Install no Helm charts")
+                .server()
+                .accepted("Helm charts are not installed yet"),
             switch("disable-controller-manager", "Run no kube-controller-manager").server().hidden(),
             switch("disable-agent", "Run no node beside the control plane").server(),
             switch("disable-apiserver", "Run no kube-apiserver")
@@ -614,7 +660,7 @@ pub(crate) const SECTIONS: &[Section] = &[
             switch("no-flannel", "Run no overlay on this node")
                 .agent()
                 .unserved(refusal("switching the overlay off on one node", "use --flannel-backend=none on the server")),
-            switch("disable-selinux", "Accepted: SELinux is off unless asked for")
+            switch("disable-selinux", "No SELinux for containers")
                 .deprecated("nothing, as SELinux for containers is off unless --selinux is given"),
         ],
     },
@@ -645,9 +691,108 @@ pub(crate) const SECTIONS: &[Section] = &[
             text("container-runtime-endpoint", "SOCKET", "Another container runtime").unserved(RUNTIME),
             text("image-service-endpoint", "SOCKET", "Another image service").unserved(RUNTIME),
             switch("rootless", "Run without root").unserved(ROOTLESS),
-            switch("prefer-bundled-bin", "Accepted: programs that come along are always preferred").hidden(),
+            switch("prefer-bundled-bin", "Prefer the programs that come along")
+                .accepted("the programs that come along are always preferred"),
             switch("enable-pprof", "Serve profiles")
                 .unserved(refusal("profiling over the supervisor's port", LEAVE_OUT)),
         ],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, fs};
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_sound() {
+        for role in [Role::Server, Role::Agent] {
+            command(role).debug_assert();
+            let mut names = HashSet::new();
+            for flag in Flag::of(role) {
+                assert!(names.insert(flag.name), "--{} is there twice", flag.name);
+                assert!(flag.variable.is_none_or(|name| name.starts_with("K3S_")), "--{}", flag.name);
+                if let Standing::Renamed(name) = flag.standing {
+                    let new = Flag::find(role, name).expect("the new name exists");
+                    assert_eq!((new.kind, new.secret), (flag.kind, flag.secret), "--{}", flag.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn help_has_a_line_for_each_flag_that_is_served_and_none_for_others() {
+        let help = command(Role::Server).render_help().to_string();
+        assert!(
+            help.lines().any(|line| line.contains("-t, --token <TOKEN>") && line.contains("[env: K3S_TOKEN]")),
+            "{help}"
+        );
+        assert!(!help.contains("--cluster-init") && !help.contains("--cluster-secret"), "{help}");
+        assert!(help.lines().all(|line| !line.starts_with("          ")), "a line is broken in two: {help}");
+    }
+
+    #[test]
+    fn one_dash_does_for_long_names_too() {
+        let args = ["-data-dir", "-token", "-token=a", "-debug", "-v2", "-kubelet-arg", "-v=4"].map(OsString::from);
+        let expected =
+            ["--data-dir", "-token", "--token=a", "--debug", "-v2", "--kubelet-arg", "-v=4"].map(OsString::from);
+        assert_eq!(with_two_dashes(Role::Server, &args), expected);
+    }
+
+    /// The tables of docs/configuration.md, made of the table above.
+    #[test]
+    fn the_documentation_lists_what_is_not_served() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+        let page = fs::read_to_string(path).expect("the page is in the tree");
+        for (title, table) in [("refused", refused()), ("accepted", accepted())] {
+            assert!(page.contains(&table), "{path} should have this table of {title} flags:\n{table}");
+        }
+    }
+
+    fn refused() -> String {
+        let mut rows = Vec::<(Vec<String>, Refusal)>::new();
+        for flag in all() {
+            let (names, refusal) = match flag.standing {
+                Standing::Unserved(refusal) => match flag.default {
+                    Some("true") => (vec![format!("`--{}=false`", flag.name)], refusal),
+                    _ => (vec![marked(flag)], refusal),
+                },
+                Standing::UnservedValues(values, refusal) => {
+                    (values.iter().map(|value| format!("`--{}={value}`", flag.name)).collect(), refusal)
+                }
+                _ => continue,
+            };
+            match rows.iter_mut().find(|row| row.1 == refusal) {
+                Some(row) => row.0.extend(names),
+                None => rows.push((names, refusal)),
+            }
+        }
+        let rows = rows.iter().map(|(names, refusal)| {
+            format!("| {} | {} | {} |\n", names.join(", "), refusal.what.trim_end_matches(','), refusal.instead)
+        });
+        format!("| Flag | What it is | Instead |\n|---|---|---|\n{}", rows.collect::<String>())
+    }
+
+    fn accepted() -> String {
+        let rows = all().filter_map(|flag| match flag.standing {
+            Standing::Accepted(why) => Some(format!("| {} | {why} |\n", marked(flag))),
+            _ => None,
+        });
+        format!("| Flag | Why it changes nothing |\n|---|---|\n{}", rows.collect::<String>())
+    }
+
+    /// A flag's name, and the role where it concerns one while the other has such a flag too.
+    fn marked(flag: &Flag) -> String {
+        let both = [Role::Server, Role::Agent].iter().all(|role| Flag::find(*role, flag.name).is_some());
+        match flag.roles {
+            Roles::Server if both => format!("`--{}` of a server", flag.name),
+            Roles::Agent if both => format!("`--{}` of an agent", flag.name),
+            _ => format!("`--{}`", flag.name),
+        }
+    }
+
+    fn all() -> impl Iterator<Item = &'static Flag> {
+        SECTIONS.iter().flat_map(|section| section.flags)
+    }
+}

@@ -70,7 +70,9 @@ pub(crate) fn collect(
                 warnings.push(Warning::Deprecated { place, instead: instead.to_owned() });
                 flag.name
             }
-            Standing::Served | Standing::Unserved(_) | Standing::UnservedValues(..) => flag.name,
+            Standing::Served | Standing::Accepted(_) | Standing::Unserved(_) | Standing::UnservedValues(..) => {
+                flag.name
+            }
         };
         // The old name never wins over the new one.
         let entry = given.entry(name).or_default();

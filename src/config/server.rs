@@ -299,13 +299,13 @@ fn check_node_ports(values: &Values, network: &ClusterNetwork, https_listen_port
     )))
 }
 
-/// Flags whose effect is the same whatever they say, as what they are about is not there yet; wrong values are refused all the
-/// same.
+/// Refuses wrong values of flags that change nothing yet.
 fn check_accepted(values: &Values) -> Result<(), Error> {
     values.text("egress-selector-mode").parse(|text| match text {
         "agent" | "disabled" => Ok(()),
         _ => Err(format!("`{text}` is not a mode; use agent or disabled")),
     })?;
+    values.text("lb-server-port").parse(port)?;
     values.text("servicelb-namespace").parse(|text| {
         is_dns_label(text)
             .then_some(())
