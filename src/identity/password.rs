@@ -37,7 +37,7 @@ struct Costs {
 }
 
 impl PasswordHash {
-    /// Hashes a password with a random salt. Takes tens of milliseconds: not for an async worker.
+    /// Hashes a password with a random salt. Takes a tenth of a second: not for an async worker.
     pub fn new(password: &str) -> Result<Self, Error> {
         let mut salt = vec![0; 8];
         rand::fill(&mut salt).map_err(|_| Error::Random)?;

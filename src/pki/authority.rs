@@ -60,7 +60,7 @@ impl CertificateAuthority {
     /// Adopts the authority in these files, whatever its validity.
     pub fn load(files: CertificateFiles) -> Result<Self, Error> {
         let not_an_authority = |why| Error::NotAnAuthority { path: files.certificate.clone(), why };
-        let text = files::read(&files.certificate)?.ok_or_else(|| not_an_authority(Unreadable::NoCertificate))?;
+        let text = fs::read(&files.certificate).map_err(failed("read", &files.certificate))?;
         let chain = bundle(&text).map_err(not_an_authority)?;
         let certificate = Certificate::parse(&chain[0]).map_err(not_an_authority)?;
         if !certificate.is_authority {

@@ -37,6 +37,8 @@ pub struct AnyClientCertificate {
 #[derive(Debug)]
 pub struct ClientCa {
     verifier: Arc<dyn ClientCertVerifier>,
+    /// When the last of them ends: webpki does not ask trust anchors for their validity, Go does.
+    end: SystemTime,
 }
 
 /// A client whose certificate was verified, as kube-apiserver reads it: the common name is the user, organizations are groups.
@@ -130,23 +132,30 @@ impl ClientCa {
     /// Every certificate of the PEM text (`client-ca.crt`) is trusted, as kube-apiserver does.
     pub fn new(pem: &[u8]) -> Result<Self, Unreadable> {
         let mut roots = RootCertStore::empty();
+        let mut end = UNIX_EPOCH;
         for certificate in bundle(pem)? {
+            end = end.max(Certificate::parse(&certificate)?.not_after.into());
             roots.add(certificate).map_err(|error| Unreadable::X509(error.to_string()))?;
         }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
             .build()
             .map_err(|error| Unreadable::X509(error.to_string()))?;
-        Ok(Self { verifier })
+        Ok(Self { verifier, end })
     }
 
     /// Checks a connection's certificates (the client's first, then its intermediates): once for a connection, with
     /// [`ClientIdentity::is_valid_at`] for each request on it.
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<ClientIdentity, Rejection> {
         let (leaf, intermediates) = chain.split_first().ok_or(Rejection::None)?;
+        if now > self.end {
+            return Err(Rejection::Expired);
+        }
         // A clock before 1970 counts as 1970: nothing of ours is valid then.
         let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         self.verifier.verify_client_cert(leaf, intermediates, now)?;
-        ClientIdentity::read(leaf, intermediates)
+        let mut identity = ClientIdentity::read(leaf, intermediates)?;
+        identity.not_after = identity.not_after.min(self.end);
+        Ok(identity)
     }
 }
 
@@ -335,6 +344,20 @@ mod tests {
         let garbage = [CertificateDer::from(vec![0x30, 0])];
         assert!(matches!(ca.verify(&garbage, now()), Err(Rejection::Invalid(_))));
         verify(&ours, Profile::peer("etcd-peer", san::loopback())).unwrap();
+    }
+
+    #[test]
+    fn nobody_outlives_the_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(&dir, "client-ca");
+        let key = PrivateKey::generate().unwrap();
+        let years = |years: u32| now() + years * Duration::from_secs(365 * 86_400);
+        let late = authority.issue(&Profile::client("late", None), key.public(), years(10).into()).unwrap();
+        let chain = bundle(late.as_bytes()).unwrap();
+        let ca = ClientCa::new(authority.bundle()).unwrap();
+        let identity = ca.verify(&chain, years(9)).unwrap();
+        assert!(identity.is_valid_at(years(9)) && !identity.is_valid_at(years(10)));
+        assert_eq!(ca.verify(&chain, years(10)), Err(Rejection::Expired));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     files::{self, PRIVATE},
     hex,
     key::PrivateKey,
-    leaf::{Profile, Usage},
+    leaf::Profile,
     renewal::{self, Decision, Reason},
     san::San,
     server::ServerPki,
@@ -31,6 +31,7 @@ const FINGERPRINT: &str = "listener.cattle.io/fingerprint";
 
 /// A serving certificate with its chain and key.
 pub struct FrontCertificate {
+    certificate: Certificate,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKey,
 }
@@ -49,7 +50,7 @@ impl FrontCertificate {
 
 impl fmt::Debug for FrontCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrontCertificate").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("FrontCertificate").field("certificate", &self.certificate).finish_non_exhaustive()
     }
 }
 
@@ -67,25 +68,21 @@ impl ServerPki {
 
         let mut sans = &self.serving_sans | &secret.names();
         sans.extend(further.iter().cloned());
-        let profile =
-            Profile { common_name: "k3s".into(), organization: Some("k3s".into()), usage: Usage::Server, sans };
-        let reason = match (trigger.exists(), secret.certificate()) {
-            (true, _) => Reason::OtherKey,
-            (false, Err(_)) => Reason::Missing,
-            (false, Ok(stored)) => {
-                let found = Certificate::parse(&stored.chain[0]);
+        let profile = Profile { organization: Some("k3s".into()), ..Profile::server("k3s", sans) };
+        let regenerate = trigger.exists();
+        let reason = match secret.certificate() {
+            _ if regenerate => Reason::Requested,
+            Err(_) => Reason::Missing,
+            Ok(stored) => {
                 let authority = self.server_ca.certificate();
-                match found.map(|found| renewal::decision(&found, &profile, authority, stored.key.public(), now.into()))
-                {
-                    Ok(Decision::Keep) => return Ok(stored),
-                    Ok(Decision::Renew(reason)) => reason,
-                    Err(unreadable) => Reason::Unreadable(unreadable),
+                match renewal::decision(&stored.certificate, &profile, authority, stored.key.public(), now.into()) {
+                    Decision::Keep => return Ok(stored),
+                    Decision::Renew(reason) => reason,
                 }
             }
         };
 
-        let kept = if trigger.exists() { None } else { secret.key() };
-        let key = kept.map_or_else(PrivateKey::generate, Ok)?;
+        let key = secret.key().filter(|_| !regenerate).map_or_else(PrivateKey::generate, Ok)?;
         let pem = self.server_ca.issue(&profile, key.public(), now.into())?;
         secret.store(&pem, &key, &profile.sans);
         files::write(&path, secret.to_string().as_bytes(), PRIVATE)?;
@@ -138,9 +135,11 @@ impl Secret {
         let key = self.key().ok_or("tls.key is not a private key in PEM form")?;
         let chain = self.data("tls.crt").ok_or("tls.crt is missing")?;
         let chain = bundle(&chain).map_err(|why| format!("tls.crt: {why}"))?;
-        let front = FrontCertificate { chain, key };
-        front.certified_key().keys_match().map_err(|_| "tls.crt is not for tls.key")?;
-        Ok(front)
+        let certificate = Certificate::parse(&chain[0]).map_err(|why| format!("tls.crt: {why}"))?;
+        if certificate.public_key != *key.public() {
+            return Err("tls.crt is not for tls.key".into());
+        }
+        Ok(FrontCertificate { certificate, chain, key })
     }
 
     fn store(&mut self, pem: &str, key: &PrivateKey, sans: &BTreeSet<San>) {
@@ -209,7 +208,7 @@ mod tests {
     }
 
     fn names(front: &FrontCertificate) -> BTreeSet<String> {
-        Certificate::parse(&front.chain()[0]).unwrap().sans.iter().map(ToString::to_string).collect()
+        front.certificate.sans.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -217,7 +216,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = pki(&dir);
         let front = pki.front_certificate(&[], request().now).unwrap();
-        let certificate = Certificate::parse(&front.chain()[0]).unwrap();
+        let certificate = &front.certificate;
         assert_eq!(certificate.common_name.as_deref(), Some("k3s"));
         assert!(certificate.organizations.iter().eq(["k3s"]));
         assert!(names(&front).contains("kubernetes.default.svc.cluster.local"));
@@ -307,11 +306,11 @@ mod tests {
     #[test]
     fn annotations_are_named_as_k3s_names_them() {
         assert_eq!(annotation_of("edge-1"), "listener.cattle.io/cn-edge-1");
-        // Known answers: the key is cut at 56 characters, the digest is of the uncut one.
         assert_eq!(annotation_of("::1"), "listener.cattle.io/cn-__1-f16284");
+        assert_eq!(annotation_of("*.w.example.com"), "listener.cattle.io/cn-_.w.example.com-6d59cf");
         assert_eq!(
-            annotation_of("kubernetes.default.svc.cluster.local"),
-            "listener.cattle.io/cn-kubernetes.default.svc.cluster.local"
+            annotation_of("a-very-long-name-indeed.with-many.labels.and-more.labels.example.com"),
+            "listener.cattle.io/cn-a-very-long-name-indeed.with-many.-9d0c5c"
         );
     }
 }

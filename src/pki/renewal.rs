@@ -1,7 +1,7 @@
 //! Whether a certificate is kept or issued again.
 //!
-//! The rules are k3s' (everything but [`Reason::NotYetValid`], [`Reason::OtherKey`] and the issuer's name), so that a directory
-//! that goes back and forth between k3s and us is not rewritten at each turn.
+//! The rules are k3s', so that a directory that goes back and forth between k3s and us is not rewritten at each turn;
+//! [`Reason::NotYetValid`], [`Reason::OtherKey`] and the comparison of the issuer's name are ours.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -45,6 +45,8 @@ pub enum Reason {
     OtherAuthority,
     /// It is for another key.
     OtherKey,
+    /// The user asked for it.
+    Requested,
 }
 
 /// Holds what was found against what is wanted from `authority` for `key`. SANs beyond the wanted ones are no reason.
@@ -87,6 +89,7 @@ impl fmt::Display for Reason {
             Self::MissingSan(san) => write!(f, "it lacks {san}"),
             Self::OtherAuthority => f.write_str("another authority signed it"),
             Self::OtherKey => f.write_str("it is for another key"),
+            Self::Requested => f.write_str("it was asked for"),
         }
     }
 }

@@ -489,7 +489,7 @@ pub(crate) mod tests {
         assert_eq!(request.apiserver_url(), "https://[::1]:6444");
     }
 
-    /// What k3s writes: Go's encoding, an authority without fractions of a year, the chain after each leaf.
+    /// An authority and its leaves in the shape that k3s gives them: SEC 1 keys, serial 0, the chain after each leaf.
     struct K3s {
         authority: CertificateParams,
         key: KeyPair,
