@@ -12,10 +12,12 @@ mod flags;
 mod grammar;
 mod merge;
 pub mod network;
+mod node;
 mod provenance;
 pub mod secret;
 pub mod server;
 mod token;
+mod values;
 
 #[cfg(test)]
 mod test_host;
@@ -30,8 +32,8 @@ pub use provenance::{MASK, Provenance, node_args};
 use std::ffi::OsString;
 
 use agent::AgentConfig;
-use merge::Values;
 use server::ServerConfig;
+use values::Values;
 
 /// What `k3s server` is asked to be; `args` is what follows the word `server`.
 pub fn parse_server(

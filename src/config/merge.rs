@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -18,22 +18,8 @@ use crate::{
     file::{self, Setting},
     flags::{Flag, Kind, Refusal, Role, Standing, read_command_line},
     provenance::Provenance,
+    values::{Given, Values},
 };
-
-/// What was asked for: every flag that somebody gave, with its values. Switches hold `true` or `false`, texts are not empty, and
-/// nothing is left that is refused by its name alone.
-pub(crate) struct Values {
-    role: Role,
-    given: BTreeMap<&'static str, Vec<Given>>,
-    pub(crate) provenance: Provenance,
-}
-
-/// One value and where it comes from.
-#[derive(Clone)]
-pub(crate) struct Given {
-    pub(crate) place: Place,
-    pub(crate) text: String,
-}
 
 /// Reads all sources for `role`; `args` is what follows the verb.
 pub(crate) fn collect(
@@ -55,32 +41,25 @@ pub(crate) fn collect(
     for flag in Flag::of(role) {
         let values = layers.take(flag, environment)?;
         let Some(first) = values.first() else { continue };
-        let place = first.place.clone();
         for value in &values {
             if let Some(refusal) = flag.refusal(&value.text) {
                 return Err(value.not_served(refusal));
             }
         }
-        let name = match flag.standing {
+        let place = first.place.clone();
+        match flag.standing {
             Standing::Renamed(name) => {
                 warnings.push(Warning::Deprecated { place, instead: format!("--{name}") });
-                name
+                // The old name never wins over the new one.
+                given.entry(name).or_default().splice(0..0, values);
             }
             Standing::Deprecated(instead) => {
                 warnings.push(Warning::Deprecated { place, instead: instead.to_owned() });
-                flag.name
+                given.entry(flag.name).or_default().extend(values);
             }
             Standing::Served | Standing::Accepted(_) | Standing::Unserved(_) | Standing::UnservedValues(..) => {
-                flag.name
+                given.entry(flag.name).or_default().extend(values);
             }
-        };
-        // The old name never wins over the new one.
-        let entry = given.entry(name).or_default();
-        match flag.standing {
-            Standing::Renamed(_) => {
-                entry.splice(0..0, values);
-            }
-            _ => entry.extend(values),
         }
     }
     if let Some(given) = given.get("config").and_then(|given| given.last())
@@ -89,80 +68,6 @@ pub(crate) fn collect(
         warnings.push(Warning::ConfigNotRead { place: given.place.clone(), read: path });
     }
     Ok((Values { role, given, provenance }, warnings))
-}
-
-impl Values {
-    /// The value that counts, if somebody gave one.
-    pub(crate) fn given(&self, name: &str) -> Option<&Given> {
-        debug_assert!(Flag::find(self.role, name).is_some(), "--{name} is not in the table");
-        self.given.get(name).and_then(|given| given.last())
-    }
-
-    /// The value that counts, or the default that the table has.
-    pub(crate) fn text(&self, name: &'static str) -> Given {
-        self.given(name).cloned().unwrap_or_else(|| {
-            let default = Flag::find(self.role, name).and_then(|flag| flag.default);
-            Given {
-                place: Place { flag: name, origin: Origin::Default },
-                text: default.expect("flags read this way have a default in the table").to_owned(),
-            }
-        })
-    }
-
-    /// Every value of a list.
-    pub(crate) fn list(&self, name: &str) -> impl Iterator<Item = &Given> {
-        debug_assert!(Flag::find(self.role, name).is_some(), "--{name} is not in the table");
-        self.given.get(name).into_iter().flatten()
-    }
-
-    /// Every value of a list whose items may also stand in one text, with commas between them.
-    pub(crate) fn items(&self, name: &str) -> Vec<Given> {
-        let split = |given: &Given| {
-            let place = given.place.clone();
-            let items = given.text.split(',').map(|item| Given { place: place.clone(), text: item.trim().to_owned() });
-            items.collect::<Vec<_>>()
-        };
-        self.list(name).flat_map(split).collect()
-    }
-
-    /// Whether a switch is on.
-    pub(crate) fn is_on(&self, name: &'static str) -> bool {
-        self.given(name).is_some_and(|given| given.text == "true")
-    }
-}
-
-impl Given {
-    fn new(flag: &'static Flag, place: Place, text: OsString) -> Result<Self, Error> {
-        let invalid = |place, problem: &str| Error::Invalid { place, problem: problem.to_owned() };
-        let Ok(text) = text.into_string() else {
-            return Err(invalid(place, "the value is not UTF-8 text; write it as UTF-8"));
-        };
-        if text.is_empty() {
-            return Err(invalid(place, "the value is empty; give one or leave the flag out"));
-        }
-        match (flag.kind, truth(&text)) {
-            (Kind::Switch, Some(on)) => Ok(Self { place, text: on.to_string() }),
-            (Kind::Switch, None) => Err(invalid(place, "the value is neither true nor false; write one of them")),
-            (Kind::Text | Kind::List, _) => Ok(Self { place, text }),
-        }
-    }
-
-    /// The value read by `parse`, whose error is a problem with its remedy.
-    pub(crate) fn parse<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Error> {
-        parse(&self.text).map_err(|problem| self.invalid(problem))
-    }
-
-    pub(crate) fn invalid(&self, problem: impl Into<String>) -> Error {
-        Error::Invalid { place: self.place.clone(), problem: problem.into() }
-    }
-
-    pub(crate) fn not_served(&self, refusal: Refusal) -> Error {
-        Error::NotServed { place: self.place.clone(), refusal }
-    }
-
-    pub(crate) fn unreadable(&self, path: &Path, source: std::io::Error) -> Error {
-        Error::Unreadable { place: self.place.clone(), path: path.to_owned(), source }
-    }
 }
 
 /// What each source says, by flag.
@@ -227,6 +132,14 @@ impl Layers {
         }
         let before = self.files.entry(flag.name).or_default();
         if !setting.append {
+            let same_file =
+                |given: &Given| matches!(&given.place.origin, Origin::File { path, .. } if *path == setting.path);
+            if before.iter().any(same_file) {
+                return Err(Error::Invalid {
+                    place: Place { flag: flag.name, origin: origin(setting.line) },
+                    problem: format!("`{}` sets again what this file sets above; merge the two", setting.key),
+                });
+            }
             before.clear();
         }
         before.extend(given);
@@ -257,19 +170,6 @@ fn variable(flag: &'static Flag, environment: &Environment) -> Result<Option<Giv
     let Some(name) = flag.variable else { return Ok(None) };
     let place = Place { flag: flag.name, origin: Origin::Variable(name) };
     environment.variable(name).map(|value: &OsStr| Given::new(flag, place, value.to_owned())).transpose()
-}
-
-/// What Go's `ParseBool` takes, and the words that YAML 1.1 reads as truth values.
-fn truth(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" => Some(true),
-        "0" | "f" | "F" => Some(false),
-        _ => match text.to_lowercase().as_str() {
-            "true" | "yes" | "on" => Some(true),
-            "false" | "no" | "off" => Some(false),
-            _ => None,
-        },
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::{
     error::{Error, Origin},
     grammar::is_dns_subdomain,
-    merge::{Given, Values},
+    values::{Given, Values},
 };
 
 /// Address ranges and names that every node of a cluster agrees on.
@@ -162,6 +162,11 @@ pub(crate) fn address(text: &str) -> Result<Ipv4Addr, String> {
         Ok(IpAddr::V6(_)) => Err(format!("IPv6 ({text}) is not served by this version; give an IPv4 address")),
         Err(_) => Err(format!("`{text}` is not an IPv4 address; write it as 192.0.2.10")),
     }
+}
+
+pub(crate) fn port(text: &str) -> Result<u16, String> {
+    let port = text.parse().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| format!("`{text}` is not a port; write a number from 1 to 65535"))
 }
 
 /// The one range in a list flag, and who gave it.

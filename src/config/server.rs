@@ -8,16 +8,16 @@ use std::{
 };
 
 use crate::{
-    agent::{NodeConfig, component_args, each, not_among, port, verbosity},
     args::ComponentArgs,
     environment::Environment,
     error::Error,
-    flags::EXTERNAL_DATASTORE,
+    flags::{EXTERNAL_DATASTORE, nearest},
     grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
-    merge::Values,
-    network::{ClusterNetwork, address, host_address},
+    network::{ClusterNetwork, address, host_address, port},
+    node::NodeConfig,
     secret::Secret,
     token,
+    values::Values,
 };
 
 /// A server's whole configuration.
@@ -77,7 +77,7 @@ impl ServerConfig {
 
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
         let data_dir = environment.absolute(values.text("data-dir").text);
-        let disabled_addons: BTreeSet<Addon> = each(values, "disable", str::parse)?.into_iter().collect();
+        let disabled_addons: BTreeSet<Addon> = values.each("disable", str::parse)?.into_iter().collect();
         let args = ControlPlaneArgs::from_values(values)?;
         let node = NodeConfig::from_values(values, environment)?;
 
@@ -110,7 +110,7 @@ impl ServerConfig {
                 Some(given) => given.parse(port)?,
                 None => https_listen_port,
             },
-            tls_sans: each(values, "tls-san", certificate_name)?,
+            tls_sans: values.each("tls-san", certificate_name)?,
             network,
             datastore: datastore(values, &data_dir)?,
             token: token.as_ref().map(token::password).transpose()?,
@@ -130,7 +130,7 @@ impl ServerConfig {
             node_name: node.name.clone(),
             node: (!values.is_on("disable-agent")).then_some(node),
             debug: values.is_on("debug"),
-            verbosity: verbosity(values)?,
+            verbosity: values.verbosity()?,
             data_dir,
         })
     }
@@ -216,7 +216,11 @@ impl FromStr for Addon {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|addon| addon.name() == text);
-        found.ok_or_else(|| not_among(text, "a packaged add-on", &Self::ALL.map(Self::name)))
+        let names = Self::ALL.map(Self::name);
+        found.ok_or_else(|| match nearest(text, names.into_iter()) {
+            Some(name) => format!("`{text}` is not a packaged add-on; use {name} if that is meant"),
+            None => format!("`{text}` is not a packaged add-on; use one of {}", names.join(", ")),
+        })
     }
 }
 
@@ -251,9 +255,9 @@ pub struct ControlPlaneArgs {
 impl ControlPlaneArgs {
     fn from_values(values: &Values) -> Result<Self, Error> {
         Ok(Self {
-            kube_apiserver: component_args(values, "kube-apiserver-arg")?,
-            kube_controller_manager: component_args(values, "kube-controller-manager-arg")?,
-            kube_scheduler: component_args(values, "kube-scheduler-arg")?,
+            kube_apiserver: values.component_args("kube-apiserver-arg")?,
+            kube_controller_manager: values.component_args("kube-controller-manager-arg")?,
+            kube_scheduler: values.component_args("kube-scheduler-arg")?,
         })
     }
 }

@@ -11,8 +11,8 @@ use std::fs;
 use crate::{
     environment::Environment,
     error::Error,
-    merge::{Given, Values},
     secret::Secret,
+    values::{Given, Values},
 };
 
 /// The token in the flag `text` or in the file that the flag `file` names, if one of them is given.

@@ -251,6 +251,10 @@ fn in_a_configuration_file() {
             "tls-san:\n  - a.example\n  - 'b c'\n",
             "DIR/config.yaml line 3, tls-san: `b c` is neither a DNS name nor an address; write one without scheme and port",
         ),
+        (
+            "i: 192.0.2.7\nnode-ip: 192.0.2.8\n",
+            "DIR/config.yaml line 2, node-ip: `node-ip` sets again what this file sets above; merge the two",
+        ),
         ("node-name: [a, b]\n", "DIR/config.yaml line 1, node-name: the value is a list; this key takes one value"),
         ("debug: 2\n", "DIR/config.yaml line 1, debug: the value is neither true nor false; write one of them"),
         ("token: ''\n", "DIR/config.yaml line 1, token: the value is empty; give one or leave the flag out"),
