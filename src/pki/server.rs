@@ -102,6 +102,7 @@ pub struct ServerPki {
     /// The components' kubeconfigs.
     pub kubeconfigs: Kubeconfigs,
 
+    apiserver: SocketAddr,
     /// What the front and kube-apiserver are reached by.
     pub(crate) serving_sans: BTreeSet<San>,
     pub(crate) tls: PathBuf,
@@ -218,12 +219,18 @@ impl ServerPki {
             request_header_ca,
             etcd_server_ca,
             etcd_peer_ca,
+            apiserver: request.apiserver(),
             serving_sans,
             tls,
         };
         pki.ensure_service_keys()?;
-        pki.write_kubeconfigs(request)?;
+        pki.write_kubeconfigs()?;
         Ok(pki)
+    }
+
+    /// kube-apiserver on loopback, where the components of this machine reach it.
+    pub fn apiserver_url(&self) -> String {
+        format!("https://{}", self.apiserver)
     }
 
     /// Keys of earlier rotations follow the first in `service.key`; only the first may sign, so it gets a file of its own.
@@ -240,8 +247,8 @@ impl ServerPki {
         Ok(())
     }
 
-    fn write_kubeconfigs(&self, request: &ServerRequest) -> Result<(), Error> {
-        let server = request.apiserver_url();
+    fn write_kubeconfigs(&self) -> Result<(), Error> {
+        let server = self.apiserver_url();
         for (path, client) in [
             (&self.kubeconfigs.admin, &self.client_admin),
             (&self.kubeconfigs.supervisor, &self.client_supervisor),
@@ -258,13 +265,13 @@ impl ServerPki {
 }
 
 impl ServerRequest {
-    /// kube-apiserver on loopback, in the family of the service range: a cluster of IPv6 alone may have no 127.0.0.1.
-    pub fn apiserver_url(&self) -> String {
+    /// Loopback in the family of the service range: a cluster of IPv6 alone may have no 127.0.0.1.
+    fn apiserver(&self) -> SocketAddr {
         let loopback = match self.service_ip {
             IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::from(Ipv6Addr::LOCALHOST),
         };
-        format!("https://{}", SocketAddr::new(loopback, self.apiserver_port))
+        SocketAddr::new(loopback, self.apiserver_port)
     }
 
     fn sans(&self) -> BTreeSet<San> {
@@ -486,7 +493,7 @@ pub(crate) mod tests {
     #[test]
     fn an_ipv6_cluster_has_an_ipv6_loopback() {
         let request = ServerRequest { service_ip: "fd00:43::1".parse().unwrap(), ..request() };
-        assert_eq!(request.apiserver_url(), "https://[::1]:6444");
+        assert_eq!(request.apiserver().to_string(), "[::1]:6444");
     }
 
     /// An authority and its leaves in the shape that k3s gives them: SEC 1 keys, serial 0, the chain after each leaf.
