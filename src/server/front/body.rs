@@ -1,0 +1,68 @@
+//! Bodies on their way through the front: streamed, never collected.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client, or kube-apiserver, broke off.
+    #[error("the peer broke off")]
+    Peer(#[from] hyper::Error),
+    /// The file that was sent cannot be read any more.
+    #[error("cannot read the file")]
+    File(#[from] io::Error),
+}
+
+/// Any body: an answer of ours, or a stream between a client and kube-apiserver.
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// The body that holds nothing.
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// A body that is in memory already.
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// A peer's body, as it comes in.
+pub(super) fn streamed(incoming: Incoming) -> Body {
+    incoming.map_err(BodyError::from).boxed_unsync()
+}
+
+/// `body`, keeping `kept` until it has ended or is given up.
+pub(super) fn keep<K: Send + Unpin + 'static>(body: Body, kept: K) -> Body {
+    Kept { body, _kept: kept }.boxed_unsync()
+}
+
+struct Kept<K> {
+    body: Body,
+    _kept: K,
+}
+
+impl<K: Unpin> HttpBody for Kept<K> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,68 @@
+//! The listener on port 6443.
+
+use std::{io, sync::Arc, time::Duration};
+
+use k3s_pki::AnyClientCertificate;
+use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{CurrentCertificate, Front, connection, gateway::Gateway, tasks::Tasks};
+
+/// After shutdown begins, what is left of requests may take this long; watches never end by themselves.
+const GRACE: Duration = Duration::from_secs(2);
+/// After the system had no descriptor or memory for a connection.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves clients until `shutdown`, then drains: clients are told to go, requests in flight get 2 s, the rest is cut.
+/// Returns when nothing of it is left.
+pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationToken) {
+    let acceptor = TlsAcceptor::from(Arc::new(tls(front.certificate.clone())));
+    let tasks = Tasks::default();
+    // Nothing runs on unseen when the caller gives this future up.
+    let _cut = tasks.cut_on_drop();
+    let gateway = Arc::new(Gateway::new(front));
+    if let Ok(address) = listener.local_addr() {
+        info!(%address, "Serving the Kubernetes API.");
+    }
+
+    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, address)) => tasks.spawn(connection::serve(
+                stream,
+                address,
+                acceptor.clone(),
+                gateway.clone(),
+                tasks.clone(),
+                shutdown.clone(),
+            )),
+            Err(error) if is_the_clients(&error) => {}
+            Err(error) => {
+                warn!(%error, "Cannot accept connections.");
+                shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+            }
+        }
+    }
+    drop(listener);
+    tasks.end(GRACE).await;
+    gateway.close().await;
+}
+
+/// Certificates of clients are asked for and not required; possession of their keys is always verified.
+fn tls(certificate: Arc<CurrentCertificate>) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for TLS 1.2 and 1.3")
+        .with_client_cert_verifier(AnyClientCertificate::verifier())
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
+
+/// Whether the failure is that connection's alone.
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

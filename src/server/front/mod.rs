@@ -1,0 +1,56 @@
+//! Port 6443: TLS ends here, and so do clients' certificates.
+//!
+//! What [`routes`](crate::routes) knows is answered here; all else goes to kube-apiserver on loopback, over HTTP/2, streamed
+//! both ways. Who a client is by its certificate is verified for each request and told to kube-apiserver in `X-Remote-*`
+//! headers, on connections of which kube-apiserver knows by our own client certificate that it may believe them. Requests
+//! with a token, or nothing, go on other connections and speak for themselves.
+
+mod body;
+mod certificate;
+mod connection;
+mod connector;
+mod gateway;
+mod headers;
+mod listener;
+mod peer;
+mod pool;
+mod slots;
+mod status;
+mod tasks;
+mod upgrade;
+mod upstream;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use k3s_pki::ClientCa;
+use tokio::sync::watch;
+
+pub use body::{Body, BodyError};
+pub use certificate::{CertificateError, CurrentCertificate};
+pub use listener::serve;
+pub use status::Status;
+pub use upstream::Upstream;
+
+pub(crate) use body::{empty, full};
+
+use crate::routes::Routes;
+
+/// What [`serve`] serves.
+#[derive(Debug)]
+pub struct Front {
+    /// What clients see.
+    pub certificate: Arc<CurrentCertificate>,
+    /// What clients' certificates are checked by.
+    pub client_ca: Arc<ClientCa>,
+    /// kube-apiserver.
+    pub upstream: Upstream,
+    /// Whether kube-apiserver is ready; until it is, its requests are answered with 503.
+    pub ready: watch::Receiver<bool>,
+    /// What is answered here.
+    pub routes: Routes,
+}

@@ -1,0 +1,278 @@
+//! HTTP/2 connections to kube-apiserver, shared by all requests that have the same identity on them.
+//!
+//! Each connection is a task that opens it, watches over it and takes it out of the [`Slots`] when it takes no more
+//! streams. A request holds a [`Lease`] on its stream until its answer's last byte, or until its client has gone.
+//!
+//! The connection's flow-control window has room for every stream's: a client that stops reading stops its own stream and
+//! no other.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, Request, Response, request};
+use hyper::{
+    body::Body as _,
+    client::conn::http2::{self, Connection, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_rustls::client::TlsStream;
+use tracing::{debug, info, warn};
+
+use super::{
+    body::{self, Body},
+    connector::{Connector, Unreachable},
+    slots::{Id, LIMIT, Slots},
+    tasks::Tasks,
+};
+
+/// What kube-apiserver may send on a stream ahead of its client's reading, bytes.
+const STREAM_WINDOW: u32 = 128 << 10;
+/// What kube-apiserver may send on a connection: all its streams' windows, those included that have ended here only.
+const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
+/// What of a request waits here until kube-apiserver reads it, bytes.
+const SEND_BUFFER: usize = 64 << 10;
+/// All headers of an answer, bytes.
+const HEADERS: u32 = 64 << 10;
+
+/// Connections to kube-apiserver with one identity, or with none.
+#[derive(Debug, Clone)]
+pub(super) struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    connector: Connector,
+    /// How long a connection without streams is kept.
+    idle: Duration,
+    slots: Mutex<Slots<Handle>>,
+    tasks: Tasks,
+    /// Whether the last attempt to connect succeeded, so that only changes are logged.
+    reachable: AtomicBool,
+}
+
+#[derive(Debug, Clone)]
+struct Handle {
+    phase: watch::Receiver<Phase>,
+    emptied: Arc<Notify>,
+}
+
+/// `Opening ──▶ Open` or `Opening ──▶ Failed`.
+#[derive(Debug, Clone)]
+enum Phase {
+    Opening,
+    Open(SendRequest<Body>),
+    Failed(Arc<Unreachable>),
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PoolError {
+    /// It was not sent: there is no connection.
+    #[error(transparent)]
+    Unreachable(Arc<Unreachable>),
+    /// It was not sent: the connection closed before.
+    #[error("kube-apiserver closed the connection")]
+    Unsent(#[source] hyper::Error),
+    /// It was sent.
+    #[error("kube-apiserver ended the request without an answer")]
+    Unanswered(#[source] hyper::Error),
+    /// It was not sent: the front stops.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+/// One stream of a connection.
+#[derive(Debug)]
+struct Lease {
+    pool: Arc<Shared>,
+    id: Id,
+}
+
+impl Pool {
+    /// No connections yet. One without streams for `idle` is closed.
+    pub(super) fn new(connector: Connector, idle: Duration) -> Self {
+        Self(Arc::new(Shared {
+            connector,
+            idle,
+            slots: Mutex::new(Slots::new()),
+            tasks: Tasks::default(),
+            reachable: AtomicBool::new(true),
+        }))
+    }
+
+    /// Opens connections, for upgrades: each has its own.
+    pub(super) fn connector(&self) -> &Connector {
+        &self.0.connector
+    }
+
+    /// Sends the request and returns the answer's head; its body streams.
+    ///
+    /// What kube-apiserver certainly has not seen, or may see twice without harm, is sent again once, on a younger
+    /// connection: requests survive its restart. Dropping the future or the answer's body resets the stream.
+    pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, PoolError> {
+        let mut harmless = harmless(&request);
+        let mut failed: Option<Id> = None;
+        loop {
+            let (lease, mut sender) = Shared::lease(&self.0, failed).await?;
+            let mut error = match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease))),
+                Err(error) => error,
+            };
+            let unsent = error.take_message();
+            if unsent.is_some() || sender.is_closed() {
+                self.0.slots().remove(lease.id);
+            }
+            let again = match (failed, unsent) {
+                (None, Some(unsent)) => Some(unsent),
+                (None, None) => harmless.take().map(|parts| Request::from_parts(parts, body::empty())),
+                (Some(_), Some(_)) => return Err(PoolError::Unsent(error.into_error())),
+                (Some(_), None) => None,
+            };
+            debug!(error = %error.error(), again = again.is_some(), "A request to kube-apiserver failed.");
+            request = again.ok_or_else(|| PoolError::Unanswered(error.into_error()))?;
+            failed = Some(lease.id);
+        }
+    }
+
+    /// Ends all connections.
+    pub(super) async fn close(&self) {
+        self.0.tasks.cut();
+        self.0.tasks.end(Duration::ZERO).await;
+    }
+}
+
+impl Shared {
+    /// A stream on a connection younger than `than`, once that is open.
+    async fn lease(self: &Arc<Self>, than: Option<Id>) -> Result<(Lease, SendRequest<Body>), PoolError> {
+        let (lease, mut phase) = self.take(than);
+        let phase = phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await.map(|phase| phase.clone());
+        match phase {
+            Ok(Phase::Open(sender)) => Ok((lease, sender)),
+            Ok(Phase::Failed(why)) => Err(PoolError::Unreachable(why)),
+            Ok(Phase::Opening) | Err(_) => Err(PoolError::Stopping),
+        }
+    }
+
+    fn take(self: &Arc<Self>, than: Option<Id>) -> (Lease, watch::Receiver<Phase>) {
+        let mut slots = self.slots();
+        let (id, phase) = match slots.take(than) {
+            Some((id, handle)) => (id, handle.phase),
+            None => {
+                let (phase, receiver) = watch::channel(Phase::Opening);
+                let emptied = Arc::new(Notify::new());
+                let id = slots.open(Handle { phase: receiver.clone(), emptied: emptied.clone() });
+                self.tasks.spawn(self.clone().tend(id, phase, emptied));
+                (id, receiver)
+            }
+        };
+        (Lease { pool: self.clone(), id }, phase)
+    }
+
+    /// A connection's life, from opening it until it takes no more streams.
+    async fn tend(self: Arc<Self>, id: Id, phase: watch::Sender<Phase>, emptied: Arc<Notify>) {
+        let opened = self.open().await;
+        self.report(opened.as_ref().err());
+        let connection = match opened {
+            Ok((sender, connection)) => {
+                phase.send_replace(Phase::Open(sender));
+                connection
+            }
+            Err(why) => {
+                self.slots().remove(id);
+                phase.send_replace(Phase::Failed(Arc::new(why)));
+                return;
+            }
+        };
+
+        let mut connection = pin!(connection);
+        let mut close_at = None;
+        loop {
+            let closing = async {
+                match close_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = &mut connection => {
+                    debug!(?id, ?ended, "A connection to kube-apiserver takes no more requests.");
+                    break;
+                }
+                () = emptied.notified() => close_at = Some(Instant::now() + self.idle),
+                () = closing => {
+                    if self.slots().retire(id) {
+                        return;
+                    }
+                    close_at = None;
+                }
+            }
+        }
+        self.slots().remove(id);
+    }
+
+    async fn open(
+        &self,
+    ) -> Result<(SendRequest<Body>, Connection<TokioIo<TlsStream<TcpStream>>, Body, Tasks>), Unreachable> {
+        let stream = self.connector.http2().await?;
+        http2::Builder::new(self.tasks.clone())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| Unreachable::Http { address: self.connector.address(), source })
+    }
+
+    /// Logs when kube-apiserver goes or comes back; a restart is one line of each, however many requests it meets.
+    fn report(&self, failure: Option<&Unreachable>) {
+        let was_reachable = self.reachable.swap(failure.is_none(), Ordering::Relaxed);
+        match failure {
+            Some(why) if was_reachable => {
+                let error: &dyn std::error::Error = why;
+                warn!(error, "kube-apiserver cannot be reached; clients are told to try again.");
+            }
+            None if !was_reachable => {
+                info!(address = %self.connector.address(), "kube-apiserver can be reached again.");
+            }
+            _ => {}
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots<Handle>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(handle) = self.pool.slots().give_back(self.id) {
+            handle.emptied.notify_one();
+        }
+    }
+}
+
+/// The head of a request that changes nothing and has no body.
+fn harmless(request: &Request<Body>) -> Option<request::Parts> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    (reads && request.body().is_end_stream()).then(|| {
+        let mut again = Request::new(());
+        *again.method_mut() = request.method().clone();
+        *again.uri_mut() = request.uri().clone();
+        *again.version_mut() = request.version();
+        *again.headers_mut() = request.headers().clone();
+        again.into_parts().0
+    })
+}
+
+const _: () = assert!(LIMIT < 80, "kube-apiserver allows 100 streams, and those reset here end there a little later");

@@ -1,0 +1,132 @@
+//! Errors as Kubernetes says them: a `metav1.Status` in JSON, so that kubectl and client-go show our sentence.
+
+use http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+
+use super::body::{self, Body};
+
+/// An error answer. Reasons are those of apimachinery's `StatusReason`; codes it has no reason for go without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    code: StatusCode,
+    reason: Option<&'static str>,
+    message: String,
+    retry: bool,
+}
+
+impl Status {
+    /// 400: the request cannot be understood.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("BadRequest"), message)
+    }
+
+    /// 401: who asks is not known.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, Some("Unauthorized"), message)
+    }
+
+    /// 404: nothing is there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("NotFound"), message)
+    }
+
+    /// 405: something is there, but not for this method.
+    pub fn method_not_allowed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, Some("MethodNotAllowed"), message)
+    }
+
+    /// 500: we failed.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("InternalError"), message)
+    }
+
+    /// 501: this version does not do that.
+    pub fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, None, message)
+    }
+
+    /// 502: kube-apiserver took the request and did not answer; it may have acted on it.
+    pub fn bad_gateway(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, Some("InternalError"), message)
+    }
+
+    /// 503 with `Retry-After: 1`, upon which client-go tries again: nothing has been done.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("ServiceUnavailable"), message) }
+    }
+
+    fn new(code: StatusCode, reason: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), retry: false }
+    }
+}
+
+impl From<Status> for Response<Body> {
+    fn from(status: Status) -> Self {
+        let object = Object {
+            kind: "Status",
+            api_version: "v1",
+            metadata: Empty {},
+            status: "Failure",
+            message: &status.message,
+            reason: status.reason,
+            code: status.code.as_u16(),
+        };
+        let json = serde_json::to_vec(&object).expect("an object of strings and numbers serializes");
+        let mut response = Self::new(body::full(json));
+        *response.status_mut() = status.code;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if status.retry {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Object<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    metadata: Empty,
+    status: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn text(status: Status) -> (Response<()>, String) {
+        let (parts, body) = Response::from(status).into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        (Response::from_parts(parts, ()), String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn reads_like_apimachinerys() {
+        let (response, json) = text(Status::unavailable("apiserver not ready")).await;
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(
+            json,
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"apiserver not ready","reason":"ServiceUnavailable","code":503}"#
+        );
+    }
+
+    #[tokio::test]
+    async fn a_code_without_a_reason_has_none() {
+        let (response, json) = text(Status::not_implemented("later")).await;
+        assert!(!response.headers().contains_key("retry-after"));
+        assert!(json.ends_with(r#""message":"later","code":501}"#), "{json}");
+    }
+}

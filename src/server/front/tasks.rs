@@ -1,0 +1,57 @@
+//! Tasks that end together.
+
+use std::{future::Future, time::Duration};
+
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+/// Spawns tasks, ends them, and knows when all have ended; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tasks {
+    tracker: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl Tasks {
+    /// Runs `task` until it ends or all are cut.
+    pub(super) fn spawn<F>(&self, task: F)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send,
+    {
+        self.tracker.spawn(self.cut.clone().run_until_cancelled_owned(async move {
+            task.await;
+        }));
+    }
+
+    /// Waits until every task has ended, and cuts those that have not after `grace`.
+    pub(super) async fn end(&self, grace: Duration) {
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait()).await.is_err() {
+            self.cut();
+            self.tracker.wait().await;
+        }
+    }
+
+    /// Cuts all tasks when the guard is dropped.
+    pub(super) fn cut_on_drop(&self) -> DropGuard {
+        self.cut.clone().drop_guard()
+    }
+
+    /// Ends every task at its next await, those spawned later too.
+    pub(super) fn cut(&self) {
+        self.cut.cancel();
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}

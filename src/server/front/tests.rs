@@ -1,0 +1,341 @@
+//! The front as clients and kube-apiserver see it.
+
+use bytes::Bytes;
+use http::{Request, Version};
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use hyper_util::rt::TokioIo;
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    empty,
+    testing::{Ca, Setup, channel, connector, soon, text},
+};
+
+/// Every header that names somebody, with one that may.
+const FORGED: [(&str, &str); 6] = [
+    ("x-remote-user", "system:admin"),
+    ("x-remote-group", "system:masters"),
+    ("x_remote_user", "system:admin"),
+    ("x-remote-uid", "0"),
+    ("x-remote-extra-scopes", "all"),
+    ("impersonate-user", "john"),
+];
+
+#[tokio::test]
+async fn a_verified_certificate_is_vouched_for_on_the_trusted_connection() {
+    let setup = Setup::start().await;
+    let client = setup.http2(Some(&setup.client_ca.client("jane", Some("dev")))).await;
+    let mut headers = FORGED.to_vec();
+    headers.extend([
+        ("authorization", "Bearer of-somebody-else"),
+        ("x-forwarded-for", "192.0.2.7"),
+        ("te", "trailers"),
+    ]);
+    assert_eq!(text(client.get_with("/api/v1/pods?watch=1&a=%2F", &headers).await).await, "ok");
+
+    let seen = setup.api.last();
+    assert!(seen.trusted);
+    assert_eq!(seen.version, Version::HTTP_2);
+    assert_eq!(seen.uri, "https://front.test:6443/api/v1/pods?watch=1&a=%2F");
+    let mut headers = seen.headers;
+    let credential = headers.remove("x-remote-extra-authentication.kubernetes.io%2fcredential-id").unwrap();
+    assert!(credential.to_str().unwrap().starts_with("X509SHA256="));
+    let mut names: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            ("impersonate-user", "john"),
+            ("x-forwarded-for", "192.0.2.7, 127.0.0.1"),
+            ("x-remote-group", "dev"),
+            ("x-remote-user", "jane"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn without_a_certificate_requests_speak_for_themselves() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let mut headers = FORGED.to_vec();
+    headers.push(("authorization", "Bearer abc"));
+    assert_eq!(client.get_with("/api", &headers).await.status(), 200);
+
+    let seen = setup.api.last();
+    assert!(!seen.trusted);
+    assert_eq!(seen.headers["authorization"], "Bearer abc");
+    assert!(seen.headers.keys().all(|name| !name.as_str().replace('_', "-").starts_with("x-remote-")));
+}
+
+#[tokio::test]
+async fn a_foreign_certificate_is_refused_unless_a_token_speaks() {
+    let setup = Setup::start().await;
+    let client = setup.http2(Some(&Ca::new("client-ca").client("system:admin", Some("system:masters")))).await;
+    let refused = client.get("/api").await;
+    assert_eq!(refused.status(), 401);
+    let status = text(refused).await;
+    assert!(status.contains(r#""reason":"Unauthorized""#) && status.contains("unknown authority"), "{status}");
+
+    assert_eq!(client.get_with("/api", &[("authorization", "Bearer abc")]).await.status(), 200);
+    assert!(!setup.api.last().trusted);
+    assert_eq!(client.get("/ping").await.status(), 200, "public for everybody");
+}
+
+#[tokio::test]
+async fn a_certificate_without_its_key_is_refused_in_the_handshake() {
+    let setup = Setup::start().await;
+    let admin = setup.client_ca.client("system:admin", Some("system:masters"));
+    let stolen = CertifiedKey::new(vec![admin.der()], Ca::new("x").client("x", None).certified_key().key);
+    let thief = connector(setup.address, &setup.server_ca, Some(stolen));
+    // With TLS 1.3 the client has finished before the server looks: the first read meets the alert.
+    let refused = match soon(thief.http1()).await {
+        Ok(mut stream) => soon(stream.read_u8()).await.unwrap_err().to_string(),
+        Err(error) => format!("{error:?}"),
+    };
+    assert!(refused.contains("DecryptError") || refused.contains("decrypt"), "{refused}");
+    assert_eq!(setup.api.requests_by_connection(), [0; 0]);
+}
+
+#[tokio::test]
+async fn the_serving_certificate_can_be_exchanged_while_serving() {
+    let setup = Setup::start().await;
+    let shown = async |setup: &Setup| {
+        let stream = soon(setup.connector(None).http2()).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
+    let before = shown(&setup).await;
+    let renewed = setup.server_ca.server();
+    setup.certificate.replace(renewed.certified_key());
+    assert_ne!(shown(&setup).await, before);
+    assert_eq!(shown(&setup).await, renewed.der());
+}
+
+#[tokio::test]
+async fn until_kube_apiserver_is_ready_clients_are_told_to_try_again() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    setup.ready.send_replace(false);
+    let response = client.get("/api").await;
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    assert!(text(response).await.contains("apiserver not ready"));
+    assert_eq!(text(client.get("/ping").await).await, "pong");
+
+    setup.ready.send_replace(true);
+    assert_eq!(client.get("/api").await.status(), 200);
+}
+
+#[tokio::test]
+async fn connect_is_refused_with_the_reason() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let response = client.send(Request::connect("10.42.0.1:10250").body(empty()).unwrap()).await;
+    assert_eq!(response.status(), 405);
+    assert!(text(response).await.contains("egress proxy"));
+}
+
+#[tokio::test]
+async fn bodies_and_trailers_stream_both_ways() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let (sender, body) = channel();
+    let mut response = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
+    for part in ["one", "two"] {
+        sender.send(Frame::data(Bytes::from(part))).await.unwrap();
+        let frame = soon(response.body_mut().frame()).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), part, "before the next is sent");
+    }
+    let trailers = http::HeaderMap::from_iter([("x-sum".parse().unwrap(), "6".parse().unwrap())]);
+    sender.send(Frame::trailers(trailers.clone())).await.unwrap();
+    drop(sender);
+    assert_eq!(soon(response.body_mut().frame()).await.unwrap().unwrap().into_trailers().unwrap(), trailers);
+}
+
+#[tokio::test]
+async fn http1_clients_are_served_too() {
+    let setup = Setup::start().await;
+    let mut client = setup.http1(Some(&setup.client_ca.client("jane", None))).await;
+    for _ in 0..2 {
+        let request = Request::put("/echo").header("host", "front.test:6443").body(super::full("body")).unwrap();
+        assert_eq!(text(soon(client.send_request(request)).await.unwrap()).await, "body");
+        let seen = setup.api.last();
+        assert_eq!((seen.version, seen.uri.to_string()), (Version::HTTP_2, "https://front.test:6443/echo".to_owned()));
+        assert_eq!(seen.headers["x-remote-user"], "jane");
+        assert_eq!(seen.headers["content-length"], "4");
+        client.ready().await.unwrap();
+    }
+    let request = Request::get("/api").header("host", "no host").body(empty()).unwrap();
+    assert_eq!(soon(client.send_request(request)).await.unwrap().status(), 400);
+}
+
+#[tokio::test]
+async fn upgrades_are_spliced_and_each_side_may_end_first() {
+    let setup = Setup::start().await;
+    let jane = setup.client_ca.client("jane", None);
+    for certificate in [Some(&jane), None] {
+        let mut client = setup.http1(certificate).await;
+        let request = Request::post("/upgrade")
+            .header("host", "front.test")
+            .header("connection", "Upgrade, X-Mine")
+            .header("upgrade", "SPDY/3.1")
+            .header("x-mine", "1")
+            .header("x-remote-user", "system:admin")
+            .header("x-stream-protocol-version", "v4.channel.k8s.io")
+            .body(empty())
+            .unwrap();
+        let mut response = soon(client.send_request(request)).await.unwrap();
+        assert_eq!(response.status(), 101);
+        assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
+        let mut io = TokioIo::new(soon(hyper::upgrade::on(&mut response)).await.unwrap());
+        io.write_all(b"hello").await.unwrap();
+        io.shutdown().await.unwrap();
+        let mut heard = String::new();
+        soon(io.read_to_string(&mut heard)).await.unwrap();
+        assert_eq!(heard, "HELLO", "said after we had ended");
+
+        let seen = setup.api.last();
+        assert_eq!((seen.version, seen.trusted), (Version::HTTP_11, certificate.is_some()));
+        assert_eq!(seen.headers["connection"], "Upgrade");
+        assert_eq!(seen.headers["host"], "front.test");
+        assert_eq!(seen.headers["x-stream-protocol-version"], "v4.channel.k8s.io");
+        assert!(!seen.headers.contains_key("x-mine"));
+        assert_eq!(seen.headers.get("x-remote-user").is_some_and(|user| user == "jane"), certificate.is_some());
+        assert_ne!(seen.headers.get("x-remote-user"), Some(&"system:admin".parse().unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
+    let setup = Setup::start().await;
+    let mut client = setup.http1(None).await;
+    let request =
+        Request::get("/api").header("host", "h").header("connection", "upgrade").header("upgrade", "websocket");
+    let response = soon(client.send_request(request.body(empty()).unwrap())).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(text(response).await, "ok");
+}
+
+#[tokio::test]
+async fn long_streams_are_spread_over_connections_before_they_are_full() {
+    let setup = Setup::start().await;
+    let clients = [setup.http2(None).await, setup.http2(None).await, setup.http2(None).await];
+    let mut watches = Vec::new();
+    for number in 0..200 {
+        watches.push(clients[number % 3].get("/watch").await);
+    }
+    setup.api.sending(200).await;
+    assert_eq!(setup.api.requests_by_connection(), [79, 79, 42]);
+    assert_eq!(clients[0].get("/api").await.status(), 200, "the next request finds room");
+    for watch in &mut watches {
+        assert_eq!(soon(watch.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap(), "event");
+    }
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_block_nobody_else() {
+    let setup = Setup::start().await;
+    let mut unread = Vec::new();
+    for _ in 0..50 {
+        let client = setup.http2(None).await;
+        unread.push((client.get("/flood").await, client));
+    }
+    let client = setup.http2(None).await;
+    for _ in 0..20 {
+        assert_eq!(text(client.get("/api").await).await, "ok");
+    }
+    assert_eq!(setup.api.requests_by_connection(), [70], "all on one connection");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_ends_its_requests_at_kube_apiserver() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let (watch, other) = (client.get("/watch").await, client.get("/watch").await);
+    setup.api.sending(2).await;
+    drop(watch);
+    setup.api.sending(1).await;
+    drop((other, client));
+    setup.api.sending(0).await;
+
+    let client = setup.http1(None).await;
+    let hanging = tokio::spawn({
+        let mut client = client;
+        async move { client.send_request(Request::get("/hang").header("host", "h").body(empty()).unwrap()).await }
+    });
+    setup.api.sending(1).await;
+    hanging.abort();
+    setup.api.sending(0).await;
+}
+
+#[tokio::test]
+async fn after_goodbye_new_requests_take_a_new_connection_and_old_ones_go_on() {
+    let mut setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let (sender, body) = channel();
+    let mut running = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
+    setup.api.say_goodbye();
+    for _ in 0..3 {
+        assert_eq!(text(client.get("/api").await).await, "ok");
+    }
+    sender.send(Frame::data(Bytes::from("still here"))).await.unwrap();
+    assert_eq!(soon(running.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap(), "still here");
+}
+
+#[tokio::test]
+async fn requests_survive_a_restart_of_kube_apiserver() {
+    let mut setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    assert_eq!(client.get("/api").await.status(), 200);
+    let watch = client.get("/watch").await;
+    setup.api.kill().await;
+    assert!(soon(watch.into_body().collect()).await.is_err(), "a watch that was cut does not look complete");
+    let away = client.get("/api").await;
+    assert_eq!((away.status().as_u16(), &away.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+
+    setup.api.restart().await;
+    for method in ["GET", "PUT", "DELETE"] {
+        let request = Request::builder().method(method).uri("https://front.test/api").body(empty()).unwrap();
+        assert_eq!(client.send(request).await.status(), 200, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn what_kube_apiserver_may_have_done_is_not_repeated() {
+    let mut setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let hanging = tokio::spawn(async move {
+        client.send(Request::post("https://front.test/hang").body(super::full("once")).unwrap()).await
+    });
+    setup.api.sending(1).await;
+    setup.api.kill().await;
+    setup.api.restart().await;
+    assert_eq!(soon(hanging).await.unwrap().status(), 502);
+    assert_eq!(setup.api.requests_by_connection(), [1]);
+}
+
+#[tokio::test]
+async fn shutdown_lets_requests_finish_and_cuts_watches() {
+    let mut setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let (sender, body) = channel();
+    let echo = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
+    let watch = client.get("/watch").await;
+    setup.shutdown.cancel();
+    drop(sender);
+    assert_eq!(text(echo).await, "");
+    assert!(soon(watch.into_body().collect()).await.is_err());
+    soon(&mut setup.serving).await.unwrap();
+    assert!(setup.connector(None).http2().await.is_err(), "nobody listens");
+    setup.api.sending(0).await;
+}
+
+#[tokio::test]
+async fn shutdown_sends_idle_clients_away() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    assert_eq!(client.get("/api").await.status(), 200);
+    setup.shutdown.cancel();
+    soon(setup.serving).await.unwrap();
+    soon(client.running).await.unwrap();
+}
