@@ -1,1 +1,17 @@
-//! The controllers room.
+//! Controllers: what makes the cluster's objects agree with what servers and nodes know.
+//!
+//! Each controller is a `run` that lives until its shutdown token falls, or a function that waits for one thing and returns. All of
+//! them follow watches: idle, they do nothing. When the API does not answer they try again, ever more slowly; none of them fails for it.
+
+mod addons;
+mod backoff;
+mod node;
+mod node_annotations;
+mod node_hosts;
+mod pod_cidr;
+
+pub use addons::{Addons, StageError, Staged, Variables};
+pub use node::{NodeController, PROVIDER_TAINT};
+pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
+pub use node_hosts::run as run_node_hosts;
+pub use pod_cidr::{PodCidrError, wait_pod_cidr};
