@@ -1,1 +1,38 @@
-//! The datastore room.
+//! The datastore: etcd's v3 API over an append-only log in one SQLite file.
+//!
+//! It is what kube-apiserver talks to on a node with embedded SQLite, in the place of etcd or kine. The table is
+//! kine's, so a database that k3s wrote opens as it is, and k3s can open it again.
+//!
+//! ```text
+//!  gRPC ──► etcd/* ──► Store ──► Index (every key's revisions, in memory)
+//!                        │  ▲         values by revision: ValueCache, else Readers ──► SQLite
+//!                        │  └─ publish: revision, events, leases in one step
+//!                        └─► Writer (one thread) ──► SqliteLog: one commit, one fsync for all that waits
+//! ```
+//!
+//! - [`index`], [`range`], [`txn`], [`watch`], [`lease`]: what is true, without any I/O.
+//! - [`log`]: the rows, and kine's way to write them.
+//! - [`store`], [`writer`]: who holds what, and in which order it changes.
+//! - [`etcd`]: messages and services on the wire.
+//! - [`listen`], [`datastore`]: how the rest of the program uses all that.
+
+mod cache;
+mod datastore;
+mod error;
+mod etcd;
+mod index;
+mod key;
+mod lease;
+mod listen;
+mod log;
+mod range;
+mod revision;
+mod store;
+mod txn;
+mod watch;
+mod writer;
+
+pub use datastore::{Datastore, Options, Status};
+pub use error::Error;
+pub use listen::{BoundEndpoint, Endpoint, Listener};
+pub use revision::Revision;

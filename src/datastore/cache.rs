@@ -1,0 +1,89 @@
+//! Recently written and read values, bounded by bytes.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::revision::Revision;
+
+/// What an entry costs beside its value.
+const OVERHEAD: usize = 96;
+
+/// A clock cache: the oldest value goes unless it was used since it was last looked at. Values never change, since a
+/// revision names one value for ever.
+#[derive(Debug)]
+pub(crate) struct ValueCache {
+    values: HashMap<Revision, Slot>,
+    order: VecDeque<Revision>,
+    bytes: usize,
+    capacity: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    value: Bytes,
+    used: bool,
+}
+
+impl ValueCache {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new(), bytes: 0, capacity }
+    }
+
+    pub(crate) fn get(&mut self, revision: Revision) -> Option<Bytes> {
+        let slot = self.values.get_mut(&revision)?;
+        slot.used = true;
+        Some(slot.value.clone())
+    }
+
+    /// Adds a value; one that would fill most of the cache alone is not kept.
+    pub(crate) fn insert(&mut self, revision: Revision, value: Bytes) {
+        let cost = value.len() + OVERHEAD;
+        if cost > self.capacity / 4 || self.values.contains_key(&revision) {
+            return;
+        }
+        self.bytes += cost;
+        self.values.insert(revision, Slot { value, used: false });
+        self.order.push_back(revision);
+        while self.bytes > self.capacity {
+            self.evict_one();
+        }
+    }
+
+    fn evict_one(&mut self) {
+        let Some(oldest) = self.order.pop_front() else { return };
+        match self.values.get_mut(&oldest) {
+            Some(slot) if slot.used => {
+                slot.used = false;
+                self.order.push_back(oldest);
+            }
+            _ => {
+                if let Some(slot) = self.values.remove(&oldest) {
+                    self.bytes -= slot.value.len() + OVERHEAD;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn used_values_stay_and_the_bound_holds() {
+        let mut cache = ValueCache::new(10 * (100 + OVERHEAD));
+        for revision in 0..10 {
+            cache.insert(Revision(revision), Bytes::from(vec![0; 100]));
+        }
+        assert!(cache.get(Revision(0)).is_some());
+        for revision in 10..15 {
+            cache.insert(Revision(revision), Bytes::from(vec![0; 100]));
+        }
+        assert!(cache.get(Revision(0)).is_some());
+        assert!(cache.get(Revision(1)).is_none());
+        assert!(cache.bytes <= cache.capacity);
+        cache.insert(Revision(99), Bytes::from(vec![0; 1000]));
+        assert!(cache.get(Revision(99)).is_none());
+    }
+}

@@ -1,0 +1,170 @@
+//! Opening, serving and closing a store.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::error::Error;
+use crate::etcd;
+use crate::listen::Listener;
+use crate::log::sqlite::SqliteLog;
+use crate::revision::Revision;
+use crate::store::Store;
+use crate::writer::Writer;
+
+/// Commands that may wait for the writer; more wait at their clients.
+const QUEUE: usize = 1024;
+/// Connections that read.
+const READERS: usize = 2;
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The database file; k3s' is `server/db/state.db`. It is created, with its directory, if it is not there.
+    pub path: PathBuf,
+    /// Bytes to keep free on the file system: below that only deletes are accepted.
+    pub reserve: u64,
+    /// Bytes of values to keep in memory.
+    pub value_cache: usize,
+    /// How often a watcher that asked for progress notifications gets one, if there is progress.
+    pub progress_interval: Duration,
+}
+
+impl Options {
+    /// The defaults for a file: 32 MiB reserve, 2 MiB of values, progress every 5 s as k3s has it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), reserve: 32 << 20, value_cache: 2 << 20, progress_interval: Duration::from_secs(5) }
+    }
+}
+
+/// A moment's state of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The newest revision.
+    pub revision: Revision,
+    /// Reads before this revision are refused.
+    pub compacted: Revision,
+    /// Whether writes are refused because the file system is nearly full.
+    pub no_space: bool,
+}
+
+/// An open store.
+///
+/// ```text
+/// open ──► serving (any number of listeners) ──► close: all committed data in one file, checked for kine
+///               └── the log fails ──► stopped: reads and writes are refused; see `stopped`
+/// ```
+/// Dropping it stops it as a crash would: nothing acknowledged is lost, but the next start checks the file.
+pub struct Datastore {
+    store: Arc<Store>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    _stop: DropGuard,
+}
+
+impl Datastore {
+    /// Opens or creates the database and starts the writer.
+    ///
+    /// # Errors
+    /// Any [`Error`] about the file; nothing in it was changed then.
+    pub async fn open(options: Options) -> Result<Self, Error> {
+        let path = options.path.clone();
+        let opening = spawn_blocking(move || {
+            let (log, recovered) = SqliteLog::open(&path)?;
+            let readers = (0..READERS).map(|_| log.reader()).collect::<Result<Vec<_>, _>>()?;
+            Ok((log, recovered, readers))
+        });
+        let (log, recovered, readers) = opening.await.map_err(|_| Error::Closed)??;
+        let (revision, compacted) = (recovered.head, recovered.compacted);
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let store = Arc::new(Store::new(
+            options.path.clone(),
+            recovered,
+            readers,
+            commands,
+            options.value_cache,
+            options.progress_interval,
+        ));
+        let writer = Writer::new(Arc::clone(&store), log, queue, options.reserve);
+        let thread = thread::Builder::new()
+            .name("datastore".to_owned())
+            .spawn(move || writer.run())
+            .map_err(Error::file("start a thread for", &options.path))?;
+
+        let stopping = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let expiring = (Arc::clone(&store), stopping.clone());
+        tasks.spawn(async move {
+            let (store, stopping) = expiring;
+            stopping.run_until_cancelled(store.expire_leases()).await;
+        });
+        info!(path = %options.path.display(), %revision, %compacted, "Opened the datastore.");
+        Ok(Self { store, tasks, writer: Mutex::new(Some(thread)), _stop: stopping.clone().drop_guard(), stopping })
+    }
+
+    /// Serves etcd's gRPC API until `shutdown`, or until the store is closed. Watches end then; requests under way
+    /// are answered. May be called for several listeners.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the listener fails.
+    pub async fn serve(&self, listener: impl Listener, shutdown: CancellationToken) -> Result<(), Error> {
+        let shutdown_or_close = shutdown.child_token();
+        let serving = etcd::serve(Arc::clone(&self.store), listener, shutdown_or_close.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            result = &mut serving => return result,
+            () = self.stopping.cancelled() => shutdown_or_close.cancel(),
+        }
+        serving.await
+    }
+
+    /// The file that is served.
+    pub fn path(&self) -> &Path {
+        &self.store.path
+    }
+
+    /// The state at this moment.
+    pub fn status(&self) -> Status {
+        let state = self.store.state();
+        Status { revision: state.published, compacted: state.compacted, no_space: self.store.has_no_space() }
+    }
+
+    /// Waits until the store has stopped by itself, and tells why.
+    pub async fn stopped(&self) -> Error {
+        self.store.stopped().await
+    }
+
+    /// Stops cleanly: everything is moved into the one file, which is checked for what kine would refuse, and closed.
+    /// End the listeners first, or their last requests are refused.
+    ///
+    /// # Errors
+    /// Why the store had stopped already, or what the check found.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.store.close_readers().await;
+        let result = self.store.close_writer().await;
+        if let Some(thread) = self.writer.lock().await.take() {
+            // A panic of the writer has ended the store with an error already.
+            let _ = spawn_blocking(|| thread.join()).await;
+        }
+        result?;
+        info!(path = %self.store.path.display(), "Closed the datastore.");
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Datastore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datastore").field("path", &self.store.path).finish_non_exhaustive()
+    }
+}

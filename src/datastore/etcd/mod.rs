@@ -1,0 +1,267 @@
+//! etcd's v3 gRPC API: one file per service, the dispatch and the connections here.
+
+mod cluster;
+mod health;
+mod kv;
+mod lease;
+mod maintenance;
+mod messages;
+mod watch;
+
+use std::convert::Infallible;
+use std::future::{Future, ready};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::server::Grpc;
+use tonic::{Code, Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+use tracing::{debug, info};
+
+use crate::error::{Error, RequestError};
+use crate::listen::Listener;
+use crate::revision::Revision;
+use crate::store::Store;
+use messages::ResponseHeader;
+
+/// The version of etcd whose behaviour this is. kube-apiserver chooses features by it.
+const VERSION: &str = "3.6.8";
+/// We are a cluster of one member that never changes.
+const CLUSTER_ID: u64 = 0x6b33_735f_636c_7573;
+const MEMBER_ID: u64 = 0x6b33_735f_6d65_6d62;
+const RAFT_TERM: u64 = 1;
+
+/// Largest request that etcd takes by default, in bytes.
+const MAX_REQUEST: usize = 1536 * 1024;
+/// Largest message that is read at all: etcd allows this much beside the request.
+const MAX_MESSAGE: usize = MAX_REQUEST + 512 * 1024;
+/// HTTP/2 windows and buffers, in bytes: small, since a node has a hundred connections, most of them idle.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const SEND_BUFFER: usize = 64 << 10;
+/// Streams per connection: etcd does not limit them, and a watch holds one for ever.
+const STREAMS: u32 = 1 << 20;
+/// How long a connection may take to end its streams at shutdown.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Serves connections until `shutdown`; then streams are ended, requests answered, connections closed.
+pub(crate) async fn serve(
+    store: Arc<Store>,
+    mut listener: impl Listener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let url: Arc<str> = listener.url().into();
+    info!(%url, "Serving etcd's API from the datastore.");
+    let connections = TaskTracker::new();
+    let result = loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break Ok(()),
+        };
+        match accepted {
+            Ok(stream) => {
+                let service = Service { store: Arc::clone(&store), url: Arc::clone(&url), shutdown: shutdown.clone() };
+                connections.spawn(serve_connection(service, stream));
+            }
+            // Running out of descriptors or a client that left early is no reason to stop listening.
+            Err(error) if is_passing(&error) => {
+                debug!(%error, "A connection could not be accepted.");
+                tokio::task::yield_now().await;
+            }
+            Err(error) => break Err(Error::file("accept connections on", url.as_ref())(error)),
+        }
+    };
+    shutdown.cancel();
+    connections.close();
+    connections.wait().await;
+    result
+}
+
+fn is_passing(error: &std::io::Error) -> bool {
+    use nix::errno::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        errno,
+        Some(Errno::ECONNABORTED | Errno::EINTR | Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+    )
+}
+
+async fn serve_connection(
+    service: Service,
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+) {
+    let shutdown = service.shutdown.clone();
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_streams(STREAMS)
+        .serve_connection(
+            TokioIo::new(stream),
+            hyper::service::service_fn(move |request| {
+                let service = service.clone();
+                async move { Ok::<_, Infallible>(service.dispatch(request).await) }
+            }),
+        );
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match timeout(DRAIN, connection).await {
+                Ok(result) => result,
+                // A client that does not read cannot be told goodbye.
+                Err(_) => return debug!("A client did not close its connection in time."),
+            }
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "A client's connection broke.");
+    }
+}
+
+/// What every call needs.
+#[derive(Clone)]
+struct Service {
+    store: Arc<Store>,
+    /// Where this is served.
+    url: Arc<str>,
+    shutdown: CancellationToken,
+}
+
+impl Service {
+    async fn dispatch(self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match path.as_str() {
+            "/etcdserverpb.KV/Range" => unary(request, |r| kv::range(self, r)).await,
+            "/etcdserverpb.KV/Put" => unary(request, |r| kv::put(self, r)).await,
+            "/etcdserverpb.KV/DeleteRange" => unary(request, |r| kv::delete_range(self, r)).await,
+            "/etcdserverpb.KV/Txn" => unary(request, |r| kv::txn(self, r)).await,
+            "/etcdserverpb.KV/Compact" => unary(request, |r| kv::compact(self, r)).await,
+            "/etcdserverpb.Watch/Watch" => streaming(request, |r| watch::watch(self, r)).await,
+            "/etcdserverpb.Lease/LeaseGrant" => unary(request, |r| lease::grant(self, r)).await,
+            "/etcdserverpb.Lease/LeaseRevoke" => unary(request, |r| lease::revoke(self, r)).await,
+            "/etcdserverpb.Lease/LeaseKeepAlive" => streaming(request, |r| lease::keep_alive(self, r)).await,
+            "/etcdserverpb.Lease/LeaseTimeToLive" => unary(request, |r| ready(lease::time_to_live(&self, r))).await,
+            "/etcdserverpb.Lease/LeaseLeases" => unary(request, |r| ready(lease::leases(&self, r))).await,
+            "/etcdserverpb.Maintenance/Status" => unary(request, |r| maintenance::status(self, r)).await,
+            "/etcdserverpb.Maintenance/Alarm" => unary(request, |r| ready(maintenance::alarm(&self, r))).await,
+            "/etcdserverpb.Maintenance/Defragment" => unary(request, |r| maintenance::defragment(self, r)).await,
+            "/etcdserverpb.Cluster/MemberList" => unary(request, |r| ready(cluster::member_list(&self, r))).await,
+            "/grpc.health.v1.Health/Check" => unary(request, |r| ready(health::check(&self, r))).await,
+            other => Status::unimplemented(format!("{other} is not served: {}", why_not(other))).into_http(),
+        }
+    }
+
+    /// A header with a given revision.
+    fn header(&self, revision: Revision) -> Option<ResponseHeader> {
+        Some(ResponseHeader {
+            cluster_id: CLUSTER_ID,
+            member_id: MEMBER_ID,
+            revision: revision.0,
+            raft_term: RAFT_TERM,
+        })
+    }
+
+    /// A header with the revision of this moment.
+    fn header_now(&self) -> Option<ResponseHeader> {
+        self.header(self.store.revision())
+    }
+}
+
+fn why_not(path: &str) -> &'static str {
+    match path {
+        "/etcdserverpb.Maintenance/Snapshot" => "the data is an SQLite file, not one of etcd's",
+        "/etcdserverpb.Maintenance/Hash" | "/etcdserverpb.Maintenance/HashKV" => {
+            "there is no other member to compare with"
+        }
+        _ if path.starts_with("/etcdserverpb.Cluster/") || path.starts_with("/etcdserverpb.Maintenance/") => {
+            "this datastore is one server on one file"
+        }
+        _ if path.starts_with("/etcdserverpb.Auth/") => "access is decided by who may open the socket",
+        _ => "this datastore does not know it",
+    }
+}
+
+/// Answers a call of one message with one message.
+async fn unary<Q, R, F>(request: Request<Incoming>, handle: impl FnOnce(Q) -> F + Send) -> Response<Body>
+where
+    Q: Message + Default + Send + 'static,
+    R: Message + Send + 'static,
+    F: Future<Output = Result<R, Status>> + Send,
+{
+    let mut handle = Some(handle);
+    let call = service_fn(|request: tonic::Request<Q>| {
+        let handled = handle.take().map(|handle| handle(request.into_inner()));
+        async move {
+            match handled {
+                Some(handled) => handled.await.map(tonic::Response::new),
+                None => Err(Status::internal("a call was handled twice")),
+            }
+        }
+    });
+    grpc().unary(call, request).await
+}
+
+/// Answers a stream of messages with a stream of messages.
+async fn streaming<Q, R, S>(request: Request<Incoming>, handle: impl FnOnce(Streaming<Q>) -> S + Send) -> Response<Body>
+where
+    Q: Message + Default + Send + 'static,
+    R: Message + Send + 'static,
+    S: Stream<Item = Result<R, Status>> + Send + 'static,
+{
+    let mut handle = Some(handle);
+    let call = service_fn(|request: tonic::Request<Streaming<Q>>| {
+        let handled = handle.take().map(|handle| tonic::Response::new(handle(request.into_inner())));
+        ready(handled.ok_or_else(|| Status::internal("a call was handled twice")))
+    });
+    grpc().streaming(call, request).await
+}
+
+fn grpc<Q, R>() -> Grpc<ProstCodec<R, Q>>
+where
+    Q: Message + Default + Send + 'static,
+    R: Message + Send + 'static,
+{
+    Grpc::new(ProstCodec::default()).max_decoding_message_size(MAX_MESSAGE)
+}
+
+/// Refuses what etcd would refuse for its size.
+fn check_size(request: &impl Message) -> Result<(), RequestError> {
+    if request.encoded_len() > MAX_REQUEST { Err(RequestError::RequestTooLarge) } else { Ok(()) }
+}
+
+impl From<RequestError> for Status {
+    fn from(error: RequestError) -> Self {
+        let code = match &error {
+            RequestError::EmptyKey
+            | RequestError::KeyNotFound
+            | RequestError::ValueProvided
+            | RequestError::LeaseProvided
+            | RequestError::TooManyOps
+            | RequestError::DuplicateKey
+            | RequestError::InvalidSortOption
+            | RequestError::RequestTooLarge
+            | RequestError::ReservedKey(_) => Code::InvalidArgument,
+            RequestError::Compacted | RequestError::FutureRevision | RequestError::LeaseTtlTooLarge => Code::OutOfRange,
+            RequestError::NoSpace => Code::ResourceExhausted,
+            RequestError::LeaseNotFound => Code::NotFound,
+            RequestError::LeaseExists => Code::FailedPrecondition,
+            RequestError::Unsupported(_) => Code::Unimplemented,
+            RequestError::Storage(_) => Code::Internal,
+            RequestError::Stopped(_) => Code::Unavailable,
+        };
+        Self::new(code, error.to_string())
+    }
+}

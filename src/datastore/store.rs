@@ -1,0 +1,415 @@
+//! The store as everyone but the writer sees it: reads, watches, leases, and the way to the writer.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::ValueCache;
+use crate::error::{Error, RequestError};
+use crate::index::{Change, Entry, Index};
+use crate::key::Key;
+use crate::lease::{self, LeaseState, Lessor};
+use crate::log::sqlite::{Reader, Recovered, Size};
+use crate::range::{Page, Range};
+use crate::revision::{LeaseId, Revision};
+use crate::txn::{Txn, TxnReply};
+use crate::watch::{Hub, Interest};
+use crate::writer::Command;
+
+/// Bytes of events that watchers find without reading the log.
+const RING_BYTES: usize = 1 << 20;
+/// A result up to this part of the cache goes into it; larger ones would only push everything else out.
+const CACHED_RESULT_PART: usize = 4;
+/// Rows whose values a backlog reads at once.
+const BACKLOG_CHUNK: usize = 16;
+
+/// What is published. Rows above `published` may be in the index already: the writer is about to commit them, and no
+/// read looks that far.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) index: Index,
+    pub(crate) published: Revision,
+    pub(crate) compacted: Revision,
+    /// How compaction stands. A read that misses a row looks here whether it came in between.
+    pub(crate) removals: Removals,
+}
+
+/// Steps of compaction that have removed rows, and whether one is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Removals {
+    pub(crate) done: u64,
+    pub(crate) under_way: bool,
+}
+
+impl Removals {
+    /// Whether a row that was there at `before` may be missing now.
+    fn explain(self, before: Self) -> bool {
+        self.under_way || self != before
+    }
+}
+
+/// See the module's text. Locks are taken in the order of the fields, and never held over an await.
+pub(crate) struct Store {
+    state: RwLock<State>,
+    hub: Mutex<Hub>,
+    lessor: Mutex<Lessor>,
+    cache: Mutex<ValueCache>,
+    cache_bytes: usize,
+    lessor_changed: Notify,
+    readers: Readers,
+    commands: mpsc::Sender<Command>,
+    failure: OnceLock<Error>,
+    stopped: CancellationToken,
+    pub(crate) no_space: AtomicBool,
+    pub(crate) path: PathBuf,
+    progress_interval: Duration,
+    opened: Instant,
+}
+
+/// A few connections that read, each used by one blocking task at a time.
+struct Readers {
+    idle: Mutex<Vec<Reader>>,
+    permits: Arc<Semaphore>,
+    count: u32,
+}
+
+/// What a watcher reads from the log when the ring has gone past it.
+#[derive(Debug)]
+pub(crate) enum Backlog {
+    /// Changes with their values; everything up to and including `through` is among them.
+    Changes { changes: Vec<(Change, Bytes)>, through: Revision },
+    /// The start is older than what the log still has.
+    Compacted(Revision),
+}
+
+impl Store {
+    pub(crate) fn new(
+        path: PathBuf,
+        recovered: Recovered,
+        readers: Vec<Reader>,
+        commands: mpsc::Sender<Command>,
+        cache_bytes: usize,
+        progress_interval: Duration,
+    ) -> Self {
+        let Recovered { index, head, compacted, leases } = recovered;
+        let now = Instant::now();
+        let mut lessor = Lessor::default();
+        for stored in leases {
+            let remaining = stored.remaining.unwrap_or(stored.ttl);
+            lessor.insert(stored.id, stored.ttl, lease::deadline(now, remaining), stored.remaining.is_none());
+        }
+        for (key, entry) in index.live(head) {
+            lessor.attach(key, LeaseId::NONE, entry.lease);
+        }
+        let count = u32::try_from(readers.len()).unwrap_or(u32::MAX);
+        Self {
+            state: RwLock::new(State { index, published: head, compacted, removals: Removals::default() }),
+            hub: Mutex::new(Hub::new(head, RING_BYTES)),
+            lessor: Mutex::new(lessor),
+            cache: Mutex::new(ValueCache::new(cache_bytes)),
+            cache_bytes,
+            lessor_changed: Notify::new(),
+            readers: Readers { permits: Arc::new(Semaphore::new(readers.len())), idle: Mutex::new(readers), count },
+            commands,
+            failure: OnceLock::new(),
+            stopped: CancellationToken::new(),
+            no_space: AtomicBool::new(false),
+            path,
+            progress_interval,
+            opened: now,
+        }
+    }
+
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().expect("the writer does not panic while it changes the state")
+    }
+
+    pub(crate) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().expect("the writer does not panic while it changes the state")
+    }
+
+    pub(crate) fn hub(&self) -> MutexGuard<'_, Hub> {
+        self.hub.lock().expect("no method of the hub panics")
+    }
+
+    pub(crate) fn lessor(&self) -> MutexGuard<'_, Lessor> {
+        self.lessor.lock().expect("no method of the lessor panics")
+    }
+
+    pub(crate) fn cache(&self) -> MutexGuard<'_, ValueCache> {
+        self.cache.lock().expect("no method of the cache panics")
+    }
+
+    /// The newest published revision.
+    pub(crate) fn revision(&self) -> Revision {
+        self.state().published
+    }
+
+    /// Serves a read at the newest published revision, or at an older one.
+    pub(crate) async fn range(&self, range: &Range) -> Result<Page, RequestError> {
+        loop {
+            let (selection, removals) = {
+                let state = self.state();
+                (range.select(&state.index, state.published, state.compacted)?, state.removals)
+            };
+            if !selection.needs_values() {
+                return Ok(selection.finish(Vec::new()));
+            }
+            let rows = selection.entries.iter().map(|(key, entry)| (key.clone(), entry.modified)).collect();
+            let values = self.values(rows).await?;
+            if let Some(values) = values.into_iter().collect() {
+                return Ok(selection.finish(values));
+            }
+            // A compaction came between the choice and the values: choose again.
+            if !self.state().removals.explain(removals) {
+                return Err(self.lost_row());
+            }
+        }
+    }
+
+    /// Has the writer do a transaction.
+    pub(crate) async fn txn(&self, txn: Txn) -> Result<TxnReply, RequestError> {
+        txn.check()?;
+        self.command(|reply| Command::Txn { txn, reply }).await
+    }
+
+    /// Sends a command to the writer and waits until it is done, and durable where it writes.
+    pub(crate) async fn command<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, RequestError>>) -> Command,
+    ) -> Result<T, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| self.stopped_error())?;
+        answer.await.map_err(|_| self.stopped_error())?
+    }
+
+    /// Gives a lease its full time again. Returns its seconds, or `None` if there is no such lease.
+    pub(crate) async fn renew(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
+        let Some(renewal) = self.lessor().renew(id, Instant::now()) else { return Ok(None) };
+        self.lessor_changed.notify_one();
+        if renewal.first {
+            self.command(|reply| Command::KeepLease { id, reply }).await?;
+        }
+        Ok(Some(renewal.ttl))
+    }
+
+    pub(crate) fn lease_state(&self, id: LeaseId) -> Option<LeaseState> {
+        self.lessor().state(id, Instant::now())
+    }
+
+    /// Ends leases when their time is over. Runs until the store stops; sleeps until the next end.
+    pub(crate) async fn expire_leases(&self) {
+        loop {
+            let expired = self.lessor().expired(Instant::now());
+            for id in &expired {
+                match self.command(|reply| Command::Revoke { id: *id, reply }).await {
+                    // Somebody else revoked it first.
+                    Ok(_) | Err(RequestError::LeaseNotFound) => {}
+                    Err(error) => {
+                        tracing::warn!(lease = %id, %error, "An expired lease could not be ended; trying again.");
+                        self.lessor().renew(*id, Instant::now());
+                    }
+                }
+            }
+            let earliest = self.lessor().earliest();
+            let until_next = async {
+                match earliest {
+                    Some(earliest) => tokio::time::sleep_until(earliest).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = until_next => {}
+                () = self.lessor_changed.notified() => {}
+                () = self.stopped.cancelled() => return,
+            }
+        }
+    }
+
+    /// Tells the one who waits for ends of leases that there are other ends now.
+    pub(crate) fn leases_changed(&self) {
+        self.lessor_changed.notify_one();
+    }
+
+    /// The oldest changes from a revision on that a watcher wants: at most `limit`, and about `bytes` of values.
+    pub(crate) async fn backlog(
+        &self,
+        interest: &Interest,
+        from: Revision,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<Backlog, RequestError> {
+        'again: loop {
+            let (found, end, removals) = {
+                let state = self.state();
+                if from < state.compacted {
+                    return Ok(Backlog::Compacted(state.compacted));
+                }
+                let found = state.index.changes(&interest.keys, from, state.published, limit);
+                let end = match found.last() {
+                    Some(last) if found.len() == limit => last.entry.modified,
+                    _ => state.published,
+                };
+                (found, end, state.removals)
+            };
+            let wanted: Vec<_> = found.into_iter().filter(|c| interest.matches(&c.key, &c.entry)).collect();
+            let mut changes: Vec<(Change, Bytes)> = Vec::new();
+            let mut size = 0;
+            for chunk in wanted.chunks(BACKLOG_CHUNK) {
+                if size >= bytes
+                    && let Some((last, _)) = changes.last()
+                {
+                    let through = last.entry.modified;
+                    return Ok(Backlog::Changes { changes, through });
+                }
+                match self.with_values(chunk).await? {
+                    Some(chunk) => {
+                        size += chunk.iter().map(|(_, value)| value.len()).sum::<usize>();
+                        changes.extend(chunk);
+                    }
+                    None if self.state().removals.explain(removals) => continue 'again,
+                    None => return Err(self.lost_row()),
+                }
+            }
+            return Ok(Backlog::Changes { changes, through: end });
+        }
+    }
+
+    /// Changes with their values, deletes with none; `None` if compaction has deleted one of the rows.
+    async fn with_values(&self, changes: &[Change]) -> Result<Option<Vec<(Change, Bytes)>>, RequestError> {
+        let live = changes.iter().filter(|change| !change.entry.is_tombstone());
+        let rows = live.map(|change| (change.key.clone(), change.entry.modified)).collect();
+        let mut values = self.values(rows).await?.into_iter();
+        let with_value = |change: &Change| {
+            let value = if change.entry.is_tombstone() { Bytes::new() } else { values.next()?? };
+            Some((change.clone(), value))
+        };
+        Ok(changes.iter().map(with_value).collect())
+    }
+
+    /// The values of live rows, in their order, from the cache or else from the log; `None` where compaction has
+    /// deleted the row.
+    pub(crate) async fn values(&self, rows: Vec<(Key, Revision)>) -> Result<Vec<Option<Bytes>>, RequestError> {
+        let mut values: Vec<Option<Bytes>> = {
+            let mut cache = self.cache();
+            rows.iter().map(|(_, revision)| cache.get(*revision)).collect()
+        };
+        let missing: Vec<usize> = (0..rows.len()).filter(|&i| values[i].is_none()).collect();
+        if missing.is_empty() {
+            return Ok(values);
+        }
+        let wanted: Vec<_> = missing.iter().map(|&i| rows[i].clone()).collect();
+        let read = self.read(move |reader| reader.values(&wanted)).await?;
+        let size: usize = read.iter().flatten().map(Bytes::len).sum();
+        let mut cache = (size <= self.cache_bytes / CACHED_RESULT_PART).then(|| self.cache());
+        for (i, value) in missing.into_iter().zip(read) {
+            if let (Some(cache), Some(value)) = (&mut cache, &value) {
+                cache.insert(rows[i].1, value.clone());
+            }
+            values[i] = value;
+        }
+        Ok(values)
+    }
+
+    /// The value of what a key was before a change; `None` if compaction has deleted it.
+    pub(crate) async fn previous_value(&self, key: &Key, entry: Entry) -> Result<Option<Bytes>, RequestError> {
+        let mut values = self.values(vec![(key.clone(), entry.modified)]).await?;
+        Ok(values.pop().flatten())
+    }
+
+    pub(crate) async fn size(&self) -> Result<Size, RequestError> {
+        self.read(Reader::size).await
+    }
+
+    pub(crate) fn has_no_space(&self) -> bool {
+        self.no_space.load(Ordering::Relaxed)
+    }
+
+    /// Runs a query on a connection of the pool, off the runtime's threads.
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Reader) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let permit = self.readers.permits.acquire().await.map_err(|_| self.stopped_error())?;
+        let reader = self.readers.idle().pop().ok_or_else(|| self.stopped_error())?;
+        let task = spawn_blocking(move || {
+            let result = query(&reader);
+            (reader, result)
+        });
+        let (reader, result) = task.await.map_err(|error| RequestError::Storage(error.to_string()))?;
+        self.readers.idle().push(reader);
+        drop(permit);
+        result.map_err(|error| RequestError::Storage(error.to_string()))
+    }
+
+    /// Waits for the reads under way and closes the connections that read.
+    pub(crate) async fn close_readers(&self) {
+        // An error means that somebody else has closed them already.
+        if let Ok(all) = self.readers.permits.acquire_many(self.readers.count).await {
+            self.readers.permits.close();
+            self.readers.idle().clear();
+            drop(all);
+        }
+    }
+
+    /// When progress notifications are due next: the same moments for all watchers, so that they wake us together.
+    pub(crate) fn next_tick(&self) -> Instant {
+        let interval = self.progress_interval.max(Duration::from_millis(1));
+        let passed = self.opened.elapsed().as_nanos() / interval.as_nanos();
+        self.opened + interval * u32::try_from(passed + 1).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the writer has ended.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.is_cancelled()
+    }
+
+    /// Notes why the writer has ended; `None` if it was asked to.
+    pub(crate) fn stop(&self, failure: Option<Error>) {
+        if let Some(failure) = failure {
+            // Only the first reason counts.
+            let _ = self.failure.set(failure);
+        }
+        self.stopped.cancel();
+    }
+
+    /// Waits until the writer has ended and tells why.
+    pub(crate) async fn stopped(&self) -> Error {
+        self.stopped.cancelled().await;
+        self.failure.get().cloned().unwrap_or(Error::Closed)
+    }
+
+    fn stopped_error(&self) -> RequestError {
+        let reason = self.failure.get().unwrap_or(&Error::Closed);
+        RequestError::Stopped(reason.to_string())
+    }
+
+    fn lost_row(&self) -> RequestError {
+        RequestError::Storage(format!("a row of {} is gone that should be there", self.path.display()))
+    }
+
+    pub(crate) async fn close_writer(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        // If the writer has ended already, the reason is in `failure`.
+        if self.commands.send(Command::Close { reply }).await.is_err() {
+            return Err(self.stopped().await);
+        }
+        match answer.await {
+            Ok(result) => result,
+            Err(_) => Err(self.stopped().await),
+        }
+    }
+}
+
+impl Readers {
+    fn idle(&self) -> MutexGuard<'_, Vec<Reader>> {
+        self.idle.lock().expect("a push or pop does not panic")
+    }
+}

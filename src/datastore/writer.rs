@@ -1,0 +1,521 @@
+//! The one task that writes.
+//!
+//! It takes all commands that wait, does them one after the other in one transaction of the log, commits once, and
+//! then publishes: revision, events and attached leases change in one step. Only then are the commands answered.
+//! Between commits it goes on with a compaction, a bounded step at a time.
+//!
+//! ```text
+//! commands ─► decide on the index, append ─► commit (fsync) ─► publish ─► answer
+//!                 ▲                              │ fails
+//!                 └──── next batch ◄── take the rows back, refuse the batch; stop, unless only the disk is full
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use nix::sys::statvfs::statvfs;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use crate::error::{Error, RequestError};
+use crate::index::Entry;
+use crate::key::Key;
+use crate::lease;
+use crate::log::sqlite::{self, SqliteLog};
+use crate::revision::{LeaseId, Revision};
+use crate::store::Store;
+use crate::txn::{Failure, Row, Sources, Txn, TxnReply, View};
+use crate::watch::Event;
+
+/// Transactions that one commit takes at most.
+const BATCH: usize = 512;
+/// Rows that one step of a compaction deletes, about; a step holds writers up.
+const COMPACT_ROWS: usize = 256;
+/// Pages that one step of giving space back frees.
+const SHRINK_PAGES: i64 = 256;
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
+/// What the writer can be asked to do.
+pub(crate) enum Command {
+    Txn {
+        txn: Txn,
+        reply: Reply<TxnReply>,
+    },
+    /// Grants a lease; id zero asks for a new one. Answers with id and seconds.
+    Grant {
+        id: LeaseId,
+        ttl: i64,
+        reply: Reply<(LeaseId, i64)>,
+    },
+    /// Ends a lease and deletes its keys.
+    Revoke {
+        id: LeaseId,
+        reply: Reply<Revision>,
+    },
+    /// Notes that a lease was renewed, so that it starts with its full time after a restart.
+    KeepLease {
+        id: LeaseId,
+        reply: Reply<()>,
+    },
+    /// Forgets what was before a revision. Answers once that is durable, or with `physical` once the rows are gone.
+    Compact {
+        revision: Revision,
+        physical: bool,
+        reply: Reply<Revision>,
+    },
+    Defragment {
+        reply: Reply<()>,
+    },
+    Close {
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+}
+
+/// See the module's text.
+pub(crate) struct Writer {
+    store: Arc<Store>,
+    log: SqliteLog,
+    commands: mpsc::Receiver<Command>,
+    space: Space,
+    /// The newest revision in the index, published or not.
+    head: Revision,
+    compaction: Compaction,
+    /// A command that was taken from the queue but does not fit the batch.
+    postponed: Option<Command>,
+}
+
+/// What is left to do of a compaction.
+enum Compaction {
+    Done,
+    /// Rows are being deleted, from this key on.
+    Deleting {
+        resume: Option<Key>,
+        waiting: Vec<Reply<Revision>>,
+    },
+    /// Free pages go back to the file system.
+    Shrinking,
+}
+
+/// A row that waits for its commit.
+struct Pending {
+    row: Row,
+    /// The live entry that it replaces.
+    replaced: Option<Entry>,
+}
+
+impl Writer {
+    /// `reserve` is what is kept free on the file system, in bytes.
+    pub(crate) fn new(store: Arc<Store>, log: SqliteLog, commands: mpsc::Receiver<Command>, reserve: u64) -> Self {
+        let head = store.revision();
+        let space = Space { directory: directory_of(&store.path), reserve };
+        // An interrupted compaction left rows behind that nobody can read.
+        let compaction = Compaction::Deleting { resume: None, waiting: Vec::new() };
+        Self { store, log, commands, space, head, compaction, postponed: None }
+    }
+
+    /// Works until it is told to close, everybody has gone, or the log fails.
+    pub(crate) fn run(mut self) {
+        let closing = loop {
+            let step = match self.next_command() {
+                Next::Command(Command::Close { reply }) => break Some(reply),
+                Next::Command(command) => self.run_command(command),
+                Next::Idle => Ok(()),
+                Next::Gone => break None,
+            };
+            if let Err(failure) = step.and_then(|()| self.housekeep()) {
+                error!(path = %self.store.path.display(), error = %failure, "The datastore has stopped writing.");
+                self.store.stop(Some(failure));
+                self.log.rollback();
+                return;
+            }
+        };
+        let Self { store, log, .. } = self;
+        let result = log.close();
+        store.stop(result.as_ref().err().cloned());
+        if let Some(reply) = closing {
+            // Nobody may be waiting any more.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn next_command(&mut self) -> Next {
+        if let Some(command) = self.postponed.take() {
+            return Next::Command(command);
+        }
+        if matches!(self.compaction, Compaction::Done) {
+            return self.commands.blocking_recv().map_or(Next::Gone, Next::Command);
+        }
+        match self.commands.try_recv() {
+            Ok(command) => Next::Command(command),
+            Err(TryRecvError::Empty) => Next::Idle,
+            Err(TryRecvError::Disconnected) => Next::Gone,
+        }
+    }
+
+    fn run_command(&mut self, command: Command) -> Result<(), Error> {
+        match command {
+            Command::Txn { txn, reply } => {
+                let mut batch = vec![(txn, reply)];
+                while batch.len() < BATCH {
+                    match self.commands.try_recv() {
+                        Ok(Command::Txn { txn, reply }) => batch.push((txn, reply)),
+                        Ok(other) => {
+                            self.postponed = Some(other);
+                            break;
+                        }
+                        Err(_) => break,
+                    }
+                }
+                self.run_batch(batch)
+            }
+            Command::Grant { id, ttl, reply } => self.answer(reply, |writer| writer.grant(id, ttl)),
+            Command::Revoke { id, reply } => self.answer(reply, |writer| writer.revoke(id)),
+            Command::KeepLease { id, reply } => self.answer(reply, |writer| writer.keep_lease(id)),
+            Command::Compact { revision, physical, reply } => self.compact(revision, physical, reply),
+            Command::Defragment { reply } => self.answer(reply, |writer| Ok(writer.log.defragment()?)),
+            Command::Close { .. } => Ok(()),
+        }
+    }
+
+    /// Does a command that is a batch of its own.
+    fn answer<T>(&mut self, reply: Reply<T>, work: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<(), Error> {
+        let (answer, outcome) = match work(self) {
+            Ok(value) => (Ok(value), Ok(())),
+            Err(Failure::Request(error)) => (Err(error), Ok(())),
+            Err(Failure::Store(error)) => {
+                let (refusal, outcome) = self.absorb(error);
+                (Err(refusal), outcome)
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+        outcome
+    }
+
+    fn run_batch(&mut self, batch: Vec<(Txn, Reply<TxnReply>)>) -> Result<(), Error> {
+        let mut pending = Vec::new();
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut failure = None;
+        let mut space = SpaceCheck::default();
+        for (txn, reply) in batch {
+            let answer = match failure {
+                Some(_) => None,
+                None => match self.evaluate(&txn, &mut pending, &mut space) {
+                    Ok(answer) => Some(Ok(answer)),
+                    Err(Failure::Request(error)) => Some(Err(error)),
+                    Err(Failure::Store(error)) => {
+                        failure = Some(error);
+                        None
+                    }
+                },
+            };
+            answers.push((reply, answer));
+        }
+        let result = match failure {
+            Some(error) => Err(error),
+            None => self.commit(&pending),
+        };
+        let (refusal, outcome) = match result {
+            Ok(()) => {
+                self.publish(pending);
+                (None, Ok(()))
+            }
+            Err(error) => {
+                self.retract(&pending);
+                let (refusal, outcome) = self.absorb(error);
+                (Some(refusal), outcome)
+            }
+        };
+        for (reply, answer) in answers {
+            let answer = match (&refusal, answer) {
+                (None, Some(answer)) => answer,
+                (Some(refusal), _) => Err(refusal.clone()),
+                (None, None) => Err(RequestError::Storage("the transaction was not evaluated".to_owned())),
+            };
+            // Whoever asked may have gone.
+            let _ = reply.send(answer);
+        }
+        outcome
+    }
+
+    /// Decides a transaction and appends its row, uncommitted.
+    fn evaluate(&mut self, txn: &Txn, pending: &mut Vec<Pending>, space: &mut SpaceCheck) -> Result<TxnReply, Failure> {
+        let store = Arc::clone(&self.store);
+        let head = self.head;
+        let decision = {
+            let state = store.state();
+            let view = View { index: &state.index, head, compacted: state.compacted };
+            txn.decide(&view, &mut LogSources { store: &store, log: &self.log })?
+        };
+        if let Some(row) = &decision.row {
+            if row.value.is_some() && space.is_short(&self.space, &store) {
+                return Err(RequestError::NoSpace.into());
+            }
+            self.append(row.clone(), pending)?;
+        }
+        let state = store.state();
+        let view = View { index: &state.index, head, compacted: state.compacted };
+        decision.replies(&view, &mut LogSources { store: &store, log: &self.log })
+    }
+
+    /// Appends a row to the log and the index; it is not published before [`Writer::publish`].
+    fn append(&mut self, row: Row, pending: &mut Vec<Pending>) -> Result<(), Error> {
+        let ttl = self.store.lessor().ttl(row.entry.lease);
+        self.log.append(&row, ttl)?;
+        let mut state = self.store.state_mut();
+        let replaced = state.index.newest(&row.key).filter(|entry| !entry.is_tombstone());
+        state.index.push(&row.key, row.entry);
+        drop(state);
+        self.head = row.entry.modified;
+        pending.push(Pending { row, replaced });
+        Ok(())
+    }
+
+    fn commit(&mut self, pending: &[Pending]) -> Result<(), Error> {
+        let newest = pending.last().map_or(Revision::ZERO, |last| last.row.entry.modified);
+        self.log.commit(newest)
+    }
+
+    fn publish(&self, pending: Vec<Pending>) {
+        let Some(last) = pending.last().map(|last| last.row.entry.modified) else { return };
+        let mut state = self.store.state_mut();
+        let mut hub = self.store.hub();
+        let mut lessor = self.store.lessor();
+        let mut cache = self.store.cache();
+        hub.publish(pending.into_iter().map(|Pending { row, replaced }| {
+            let Row { key, entry, value, .. } = row;
+            lessor.attach(&key, replaced.map_or(LeaseId::NONE, |entry| entry.lease), entry.lease);
+            if let Some(value) = &value {
+                cache.insert(entry.modified, value.clone());
+            }
+            Event { key, entry, value: value.unwrap_or_default(), previous: replaced }
+        }));
+        state.published = last;
+    }
+
+    /// Takes rows back whose transaction failed.
+    fn retract(&mut self, pending: &[Pending]) {
+        self.log.rollback();
+        let mut state = self.store.state_mut();
+        let published = state.published;
+        for Pending { row, .. } in pending {
+            state.index.retract(&row.key, published);
+        }
+        self.head = published;
+    }
+
+    /// What a failure of the log means: the answer to whoever asked, and whether writing can go on.
+    fn absorb(&mut self, error: Error) -> (RequestError, Result<(), Error>) {
+        self.log.rollback();
+        if sqlite::is_full(&error) {
+            warn!(path = %self.store.path.display(), "The file system is full; writes are refused.");
+            self.store.no_space.store(true, Ordering::Relaxed);
+            (RequestError::NoSpace, Ok(()))
+        } else {
+            (RequestError::Stopped(error.to_string()), Err(error))
+        }
+    }
+
+    fn grant(&mut self, id: LeaseId, ttl: i64) -> Result<(LeaseId, i64), Failure> {
+        let ttl = lease::grantable(ttl)?;
+        let id = {
+            let lessor = self.store.lessor();
+            if lessor.contains(id) {
+                return Err(RequestError::LeaseExists.into());
+            }
+            if id.is_none() { lessor.unused_id() } else { id }
+        };
+        if SpaceCheck::default().is_short(&self.space, &self.store) {
+            return Err(RequestError::NoSpace.into());
+        }
+        self.log.put_lease(id, ttl, true)?;
+        self.log.commit(Revision::ZERO)?;
+        self.store.lessor().insert(id, ttl, lease::deadline(Instant::now(), ttl), false);
+        self.store.leases_changed();
+        Ok((id, ttl))
+    }
+
+    fn revoke(&mut self, id: LeaseId) -> Result<Revision, Failure> {
+        let keys = self.store.lessor().keys(id).ok_or(RequestError::LeaseNotFound)?;
+        let mut pending = Vec::new();
+        let mut run = || {
+            for key in &keys {
+                let entry = self.store.state().index.newest(key);
+                if let Some(entry) = entry.filter(|entry| entry.lease == id) {
+                    self.append(Row::tombstone(key, entry, self.head), &mut pending)?;
+                }
+            }
+            self.log.delete_lease(id)?;
+            self.commit(&pending)
+        };
+        if let Err(error) = run() {
+            self.retract(&pending);
+            return Err(error.into());
+        }
+        self.publish(pending);
+        self.store.lessor().remove(id);
+        self.store.leases_changed();
+        debug!(lease = %id, keys = keys.len(), "A lease has ended.");
+        Ok(self.head)
+    }
+
+    fn keep_lease(&mut self, id: LeaseId) -> Result<(), Failure> {
+        let ttl = self.store.lessor().ttl(id);
+        // It may have ended since.
+        if ttl > 0 {
+            self.log.put_lease(id, ttl, false)?;
+            self.log.commit(Revision::ZERO)?;
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, revision: Revision, physical: bool, reply: Reply<Revision>) -> Result<(), Error> {
+        let compacted = self.store.state().compacted;
+        let work = if revision > self.head {
+            Err(Failure::from(RequestError::FutureRevision))
+        } else if revision <= compacted {
+            Err(Failure::from(RequestError::Compacted))
+        } else {
+            self.log.set_compacted(revision).and_then(|()| self.log.commit(Revision::ZERO)).map_err(Failure::from)
+        };
+        if let Err(failure) = work {
+            return self.answer(reply, |_| Err(failure));
+        }
+        self.store.state_mut().compacted = revision;
+        info!(%revision, "Compacting the datastore.");
+        let mut waiting = match std::mem::replace(&mut self.compaction, Compaction::Done) {
+            Compaction::Deleting { waiting, .. } => waiting,
+            Compaction::Done | Compaction::Shrinking => Vec::new(),
+        };
+        if physical {
+            waiting.push(reply);
+        } else {
+            // Whoever asked may have gone.
+            let _ = reply.send(Ok(self.head));
+        }
+        self.compaction = Compaction::Deleting { resume: None, waiting };
+        Ok(())
+    }
+
+    /// One step of whatever is not for anybody in particular.
+    fn housekeep(&mut self) -> Result<(), Error> {
+        self.compaction = match std::mem::replace(&mut self.compaction, Compaction::Done) {
+            Compaction::Done => Compaction::Done,
+            Compaction::Deleting { resume, waiting } => match self.delete_compacted(resume.as_ref()) {
+                Ok(Some(resume)) => Compaction::Deleting { resume: Some(resume), waiting },
+                Ok(None) => {
+                    answer_all(waiting, &Ok(self.head));
+                    Compaction::Shrinking
+                }
+                Err(error) => {
+                    let (refusal, outcome) = self.absorb(error);
+                    answer_all(waiting, &Err(refusal));
+                    outcome?;
+                    Compaction::Done
+                }
+            },
+            Compaction::Shrinking if self.log.shrink(SHRINK_PAGES)? => Compaction::Shrinking,
+            Compaction::Shrinking => Compaction::Done,
+        };
+        match self.log.checkpoint_if_due() {
+            // The log keeps what could not be copied.
+            Err(error) if sqlite::is_full(&error) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Deletes the next compacted rows. Returns where to go on.
+    fn delete_compacted(&mut self, resume: Option<&Key>) -> Result<Option<Key>, Error> {
+        let (removal, compacted) = {
+            let mut state = self.store.state_mut();
+            let newest = self.log.newest_row();
+            let removal = state.index.superseded(resume, state.compacted, newest, COMPACT_ROWS);
+            state.removals.under_way = !removal.revisions.is_empty();
+            (removal, state.compacted)
+        };
+        let deleted = self.log.delete(&removal.revisions, compacted).and_then(|()| self.log.commit(Revision::ZERO));
+        let mut state = self.store.state_mut();
+        state.removals.under_way = false;
+        deleted?;
+        state.index.remove(&removal);
+        state.removals.done += 1;
+        Ok(removal.resume)
+    }
+}
+
+fn answer_all(waiting: Vec<Reply<Revision>>, answer: &Result<Revision, RequestError>) {
+    for reply in waiting {
+        // Whoever asked may have gone.
+        let _ = reply.send(answer.clone());
+    }
+}
+
+/// What the writer does next.
+enum Next {
+    Command(Command),
+    /// Nobody asks for anything, but there is work left.
+    Idle,
+    /// Nobody can ask any more.
+    Gone,
+}
+
+/// What transactions read beside the index.
+struct LogSources<'a> {
+    store: &'a Store,
+    log: &'a SqliteLog,
+}
+
+impl Sources for LogSources<'_> {
+    fn value(&mut self, key: &Key, revision: Revision) -> Result<Bytes, Error> {
+        if let Some(value) = self.store.cache().get(revision) {
+            return Ok(value);
+        }
+        self.log.value(key, revision)?.ok_or_else(|| Error::Damaged {
+            path: self.store.path.clone(),
+            finding: format!("row {revision} is gone that should be there"),
+        })
+    }
+
+    fn has_lease(&self, lease: LeaseId) -> bool {
+        self.store.lessor().contains(lease)
+    }
+}
+
+/// The file system below the database.
+struct Space {
+    directory: PathBuf,
+    reserve: u64,
+}
+
+/// Whether there is room for new data, looked up at most once per batch.
+#[derive(Default)]
+struct SpaceCheck(Option<bool>);
+
+impl SpaceCheck {
+    fn is_short(&mut self, space: &Space, store: &Store) -> bool {
+        *self.0.get_or_insert_with(|| {
+            // A file system that cannot be asked is not known to be full: SQLite will tell.
+            let short = statvfs(&space.directory).is_ok_and(|fs| {
+                fs.blocks_available() as u128 * fs.fragment_size() as u128 <= u128::from(space.reserve)
+            });
+            if store.no_space.swap(short, Ordering::Relaxed) != short {
+                let path = space.directory.display();
+                if short {
+                    warn!(%path, reserve = space.reserve, "The file system is nearly full; only deletes are accepted.");
+                } else {
+                    info!(%path, "There is room on the file system again; writes are accepted.");
+                }
+            }
+            short
+        })
+    }
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
