@@ -33,6 +33,8 @@ struct Declaration {
     /// The folder that `go generate` fills before the build.
     generated: Option<String>,
     programs: Vec<Program>,
+    /// Where the product has the programs, below `libexec/k3s`; not set if it has them in an image or not at all.
+    libexec: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,15 +79,7 @@ impl Component {
     /// Every declared component, by name.
     pub(crate) fn all() -> Result<Vec<Self>> {
         let folder = workspace::root().join("nix/components");
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&folder).with_context(|| format!("Cannot list {}", folder.display()))? {
-            let entry = entry?;
-            if entry.path().join("component.json").exists() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        names.sort();
-        names.iter().map(|name| Self::load(&folder, name)).collect()
+        workspace::declared(&folder, "component.json")?.iter().map(|name| Self::load(&folder, name)).collect()
     }
 
     /// The component called `name`.
@@ -120,6 +114,11 @@ impl Component {
     /// The upstream version, with its `v`.
     pub(crate) fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Where the product has the programs, below `libexec/k3s`.
+    pub(crate) fn libexec(&self) -> Option<&Path> {
+        self.declaration.libexec.as_deref()
     }
 
     /// Builds into the cache unless it is there already. What is in the cache is whole: it is renamed into place.

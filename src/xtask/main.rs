@@ -3,6 +3,9 @@
 mod component;
 mod components;
 mod digest;
+mod dist;
+mod image;
+mod images;
 mod reproducible;
 mod workspace;
 
@@ -20,6 +23,10 @@ struct Cli {
 enum Verb {
     /// Build the upstream programs (Kubernetes, containerd, runc, CNI plugins, CoreDNS, etcd) into the cache.
     Components(components::Args),
+    /// Pack the container images: pause and CoreDNS for every node, demo for tests.
+    Images(images::Args),
+    /// Assemble `target/dist`: k3s, its components and images as packages hold them.
+    Dist(dist::Args),
     /// Build components twice, in different folders and from an empty cache, and compare the bytes.
     Reproducible(reproducible::Args),
 }
@@ -27,6 +34,8 @@ enum Verb {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Components(args) => components::run(&args),
+        Verb::Images(args) => images::run(&args),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! Where things lie: the checkout and the user's cache.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -25,4 +26,17 @@ pub(crate) fn cache() -> Result<PathBuf> {
 /// Where cargo puts what it builds.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The folders in `folder` that hold a `declaration`, by name.
+pub(crate) fn declared(folder: &Path, declaration: &str) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("Cannot list {}", folder.display()))? {
+        let entry = entry?;
+        if entry.path().join(declaration).exists() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }

@@ -1,0 +1,73 @@
+//! `cargo xtask dist`: assembles `target/dist`, the tree that packages, the OCI image and the disk image hold:
+//!
+//! ```text
+//! bin/k3s                     the program; kubectl and ctr are links to it
+//! libexec/k3s/                the upstream programs
+//! libexec/k3s/cni/            the CNI plugins: containerd's bin_dir
+//! share/k3s/images/*.tar      the images that a node needs
+//! ```
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::component::{Component, Scratch, succeed};
+use crate::{digest, images, workspace};
+
+/// Names by which `k3s` is one of its verbs.
+const LINKS: [&str; 2] = ["ctr", "kubectl"];
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// Builds what is missing, then replaces the tree. Images for tests go to `target/dist-test`.
+pub(crate) fn run(_: &Args) -> Result<()> {
+    let target = workspace::target();
+    let scratch = Scratch::create(&target, "dist")?;
+    let tree = scratch.0.join("tree");
+
+    for component in Component::all()? {
+        let Some(place) = component.libexec() else { continue };
+        let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
+        copy_folder(&built.folder, &tree.join("libexec/k3s").join(place))?;
+        println!("{:<12} {}", component.name(), component.version());
+    }
+    images::pack(&tree.join("share/k3s/images"), &images::test_folder())?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    succeed(cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--package", "k3s"]))?;
+    let bin = tree.join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::copy(target.join("release/k3s"), bin.join("k3s"))?;
+    for link in LINKS {
+        symlink("k3s", bin.join(link))?;
+    }
+
+    let dist = folder();
+    if dist.exists() {
+        fs::rename(&dist, scratch.0.join("previous"))?;
+    }
+    fs::rename(&tree, &dist).with_context(|| format!("Cannot rename to {}", dist.display()))?;
+    println!("{}", dist.display());
+    Ok(())
+}
+
+/// The tree.
+pub(crate) fn folder() -> PathBuf {
+    workspace::target().join("dist")
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    for file in digest::files(from)? {
+        let (source, copy) = (from.join(&file), to.join(&file));
+        fs::create_dir_all(copy.parent().expect("a joined path has a parent"))?;
+        if source.is_symlink() {
+            symlink(fs::read_link(&source)?, copy)?;
+        } else {
+            fs::copy(&source, &copy).with_context(|| format!("Cannot copy {}", source.display()))?;
+        }
+    }
+    Ok(())
+}

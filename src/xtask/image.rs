@@ -1,0 +1,233 @@
+//! A container image as `images/<name>/image.json` declares it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use k3s_oci::{Config, Digest, ImageName, Node, Platform};
+use serde::Deserialize;
+
+use crate::component::{self, Component, Scratch};
+use crate::workspace;
+
+/// Flags that make a program of one C file without a C library, the same bytes each time.
+const FREESTANDING: [&str; 13] = [
+    "-Os",
+    "-static",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-pie",
+    "-no-pie",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wl,--build-id=none,-z,noseparate-code",
+    "-s",
+];
+
+/// `image.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Declaration {
+    repository: String,
+    /// `{component}` stands for that component's version, without its `v`.
+    tag: String,
+    /// Whether nodes need it; others are for tests and demonstrations.
+    #[serde(default = "yes")]
+    product: bool,
+    #[serde(default)]
+    entrypoint: Vec<String>,
+    #[serde(default)]
+    cmd: Vec<String>,
+    #[serde(default)]
+    env: Vec<String>,
+    #[serde(default)]
+    user: String,
+    #[serde(default)]
+    exposed_ports: BTreeSet<String>,
+    files: BTreeMap<PathBuf, Source>,
+    /// Target → names beside it that are symbolic links to it.
+    #[serde(default)]
+    links: BTreeMap<PathBuf, Vec<String>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Where a file of the image comes from.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Source {
+    /// A program of a component, of the component's name.
+    Component(String),
+    /// A C file beside the declaration, compiled without a C library.
+    C(PathBuf),
+    /// This text.
+    Text(String),
+    /// A folder with this octal mode.
+    Folder(String),
+    /// A statically linked program of this machine.
+    Host { path: PathBuf, package: String },
+}
+
+/// A declared image.
+#[derive(Debug)]
+pub(crate) struct Image {
+    name: String,
+    folder: PathBuf,
+    declaration: Declaration,
+}
+
+/// An image that was packed.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) name: ImageName,
+    pub(crate) digest: Digest,
+}
+
+impl Image {
+    /// Every declared image, by name.
+    pub(crate) fn all() -> Result<Vec<Self>> {
+        let folder = workspace::root().join("images");
+        let mut images = Vec::new();
+        for name in workspace::declared(&folder, "image.json")? {
+            let folder = folder.join(&name);
+            let path = folder.join("image.json");
+            let declaration = serde_json::from_slice(&fs::read(&path)?)
+                .with_context(|| format!("Wrong declaration {}", path.display()))?;
+            images.push(Self { name, folder, declaration });
+        }
+        Ok(images)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether nodes need it.
+    pub(crate) fn is_product(&self) -> bool {
+        self.declaration.product
+    }
+
+    /// Packs the image as `<folder>/<name>.tar`. Components that it holds are built first.
+    pub(crate) fn pack(&self, folder: &Path) -> Result<Packed> {
+        fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+        let scratch = Scratch::create(folder, &self.name)?;
+        let image = self.image(&scratch.0)?;
+        let partial = scratch.0.join("image.tar");
+        let mut file = BufWriter::new(fs::File::create(&partial)?);
+        let digest = image.pack(&mut file)?;
+        file.flush()?;
+        let archive = folder.join(format!("{}.tar", self.name));
+        fs::rename(&partial, &archive).with_context(|| format!("Cannot rename to {}", archive.display()))?;
+        Ok(Packed { name: image.name, digest })
+    }
+
+    fn image(&self, scratch: &Path) -> Result<k3s_oci::Image> {
+        let mut files = BTreeMap::new();
+        for (path, source) in &self.declaration.files {
+            files.insert(path.clone(), self.node(source, scratch)?);
+        }
+        for (target, names) in &self.declaration.links {
+            let program = target.file_name().context("A link needs the path of a program")?;
+            files.extend(names.iter().map(|name| (target.with_file_name(name), Node::Link(program.into()))));
+        }
+        let Declaration { entrypoint, cmd, env, user, exposed_ports, .. } = &self.declaration;
+        Ok(k3s_oci::Image {
+            name: self.image_name()?,
+            platform: platform(),
+            config: Config {
+                user: user.clone(),
+                exposed_ports: exposed_ports.clone(),
+                env: env.clone(),
+                entrypoint: entrypoint.clone(),
+                cmd: cmd.clone(),
+                working_dir: String::new(),
+            },
+            files,
+        })
+    }
+
+    fn image_name(&self) -> Result<ImageName> {
+        let tag = &self.declaration.tag;
+        let tag = match tag.strip_prefix('{').and_then(|tag| tag.strip_suffix('}')) {
+            Some(component) => Component::named(component)?.version().trim_start_matches('v').to_owned(),
+            None => tag.clone(),
+        };
+        Ok(format!("{}:{tag}", self.declaration.repository).parse()?)
+    }
+
+    fn node(&self, source: &Source, scratch: &Path) -> Result<Node> {
+        Ok(match source {
+            Source::Text(text) => Node::Text(text.clone()),
+            Source::Folder(mode) => {
+                Node::Folder(u32::from_str_radix(mode, 8).with_context(|| format!("{mode:?} is no octal mode"))?)
+            }
+            Source::Component(name) => Node::Copy(Component::named(name)?.build()?.folder.join(name), 0o755),
+            Source::C(file) => {
+                let program = scratch.join(file).with_extension("");
+                let mut compiler = Command::new("cc");
+                component::succeed(compiler.args(FREESTANDING).arg("-o").arg(&program).arg(self.folder.join(file)))?;
+                Node::Copy(program, 0o755)
+            }
+            Source::Host { path, package } => {
+                let elf = fs::read(path)
+                    .with_context(|| format!("Cannot read {}: install the package {package}", path.display()))?;
+                ensure!(
+                    !is_dynamic(&elf),
+                    "{} is not statically linked: install the package {package}.",
+                    path.display()
+                );
+                Node::Copy(path.clone(), 0o755)
+            }
+        })
+    }
+}
+
+/// What this machine runs.
+fn platform() -> Platform {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Platform { architecture: architecture.to_owned(), os: "linux".to_owned() }
+}
+
+/// Whether an ELF file of 64 bits names an interpreter (program header type 3).
+fn is_dynamic(elf: &[u8]) -> bool {
+    const PT_INTERP: u32 = 3;
+    let half = |at: usize| elf.get(at..at + 2).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+    let headers = elf.get(32..40).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+    let (Some(headers), Some(size), Some(count)) = (headers, half(54), half(56)) else { return false };
+    (0..usize::from(count)).any(|index| {
+        let at = usize::try_from(headers).unwrap_or(usize::MAX).saturating_add(index * usize::from(size));
+        elf.get(at..at.saturating_add(4)) == Some(&PT_INTERP.to_le_bytes())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_declaration_names_an_image() {
+        let all = Image::all().unwrap();
+        assert!(!all.is_empty());
+        for image in all {
+            image.image_name().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_dynamic_program_is_known_by_its_interpreter() {
+        assert!(is_dynamic(&fs::read(std::env::current_exe().unwrap()).unwrap()));
+        assert!(!is_dynamic(b"\x7fELF"));
+    }
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask images`: packs the container images.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::image::Image;
+use crate::{dist, workspace};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// Packs all images, those of the product into `target/dist`.
+pub(crate) fn run(_: &Args) -> Result<()> {
+    pack(&dist::folder().join("share/k3s/images"), &test_folder())
+}
+
+/// Where the images for tests and demonstrations are packed.
+pub(crate) fn test_folder() -> PathBuf {
+    workspace::target().join("dist-test/images")
+}
+
+/// Prints one line an image: name and digest.
+pub(crate) fn pack(product: &Path, test: &Path) -> Result<()> {
+    for image in Image::all()? {
+        let packed = image
+            .pack(if image.is_product() { product } else { test })
+            .with_context(|| format!("Cannot pack the image {}", image.name()))?;
+        println!("{:<34} {}", packed.name, packed.digest);
+    }
+    Ok(())
+}
