@@ -27,6 +27,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::DropGuard;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -45,9 +46,12 @@ const SEND_BUFFER: usize = 64 << 10;
 /// All headers of an answer, bytes.
 const HEADERS: u32 = 64 << 10;
 
-/// Connections to kube-apiserver with one identity, or with none.
-#[derive(Debug, Clone)]
-pub(super) struct Pool(Arc<Shared>);
+/// Connections to kube-apiserver with one identity, or with none. They end with it.
+#[derive(Debug)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    _cut: DropGuard,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -101,18 +105,16 @@ struct Lease {
 impl Pool {
     /// No connections yet. One without streams for `idle` is closed.
     pub(super) fn new(connector: Connector, idle: Duration) -> Self {
-        Self(Arc::new(Shared {
-            connector,
-            idle,
-            slots: Mutex::new(Slots::new()),
-            tasks: Tasks::default(),
-            reachable: AtomicBool::new(true),
-        }))
+        let tasks = Tasks::default();
+        let _cut = tasks.cut_on_drop();
+        let slots = Mutex::new(Slots::new());
+        let shared = Arc::new(Shared { connector, idle, slots, tasks, reachable: AtomicBool::new(true) });
+        Self { shared, _cut }
     }
 
     /// Opens connections, for upgrades: each has its own.
     pub(super) fn connector(&self) -> &Connector {
-        &self.0.connector
+        &self.shared.connector
     }
 
     /// Sends the request and returns the answer's head; its body streams.
@@ -123,14 +125,14 @@ impl Pool {
         let mut harmless = harmless(&request);
         let mut failed: Option<Id> = None;
         loop {
-            let (lease, mut sender) = Shared::lease(&self.0, failed).await?;
+            let (lease, mut sender) = self.shared.lease(failed).await?;
             let mut error = match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease))),
                 Err(error) => error,
             };
             let unsent = error.take_message();
             if unsent.is_some() || sender.is_closed() {
-                self.0.slots().remove(lease.id);
+                self.shared.slots().remove(lease.id);
             }
             let again = match (failed, unsent) {
                 (None, Some(unsent)) => Some(unsent),
@@ -146,8 +148,8 @@ impl Pool {
 
     /// Ends all connections.
     pub(super) async fn close(&self) {
-        self.0.tasks.cut();
-        self.0.tasks.end(Duration::ZERO).await;
+        self.shared.tasks.cut();
+        self.shared.tasks.end(Duration::ZERO).await;
     }
 }
 
@@ -276,3 +278,39 @@ fn harmless(request: &Request<Body>) -> Option<request::Parts> {
 }
 
 const _: () = assert!(LIMIT < 80, "kube-apiserver allows 100 streams, and those reset here end there a little later");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::front::testing::{ApiServer, Ca, connector, soon};
+
+    async fn get(pool: &Pool, path: &str) -> Response<Body> {
+        let request = Request::get(format!("https://kubernetes{path}")).version(http::Version::HTTP_2);
+        soon(pool.send(request.body(body::empty()).unwrap())).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_closed_when_its_last_stream_has_ended_and_no_other_came() {
+        let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
+        let api = ApiServer::start(&server_ca, &request_header_ca).await;
+        let pool = Pool::new(connector(api.address, &server_ca, None), Duration::ZERO);
+        let watch = get(&pool, "/watch").await;
+        drop(get(&pool, "/api").await);
+        api.connected(1).await;
+        drop(watch);
+        api.connected(0).await;
+        assert_eq!(get(&pool, "/api").await.status(), 200, "on a new one");
+        assert_eq!(api.requests_by_connection(), [2, 1]);
+    }
+
+    #[tokio::test]
+    async fn connections_end_with_their_pool() {
+        let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
+        let api = ApiServer::start(&server_ca, &request_header_ca).await;
+        let pool = Pool::new(connector(api.address, &server_ca, None), Duration::from_secs(3600));
+        let _watch = get(&pool, "/watch").await;
+        api.connected(1).await;
+        drop(pool);
+        api.connected(0).await;
+    }
+}

@@ -167,6 +167,8 @@ pub(crate) struct ApiServer {
 struct Shared {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    /// Connections that stand.
+    connected: watch::Sender<usize>,
     /// Answers that are being sent.
     streams: watch::Sender<usize>,
 }
@@ -237,6 +239,11 @@ impl ApiServer {
         counts
     }
 
+    /// Waits until it has so many connections.
+    pub(crate) async fn connected(&self, connections: usize) {
+        soon(self.shared.connected.subscribe().wait_for(|now| *now == connections)).await.unwrap();
+    }
+
     /// Waits until it is sending so many answers.
     pub(crate) async fn sending(&self, streams: usize) {
         soon(self.shared.streams.subscribe().wait_for(|now| *now == streams)).await.unwrap();
@@ -269,6 +276,7 @@ impl ApiServer {
         let trusted = session.peer_certificates().is_some();
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let upgrades = tasks.clone();
+        let _connected = Counted::new(shared.clone(), |shared| &shared.connected);
         let service = service_fn(move |request: Request<Incoming>| {
             let (shared, tasks) = (shared.clone(), upgrades.clone());
             async move {
@@ -279,7 +287,7 @@ impl ApiServer {
                     uri: request.uri().clone(),
                     headers: request.headers().clone(),
                 });
-                let sending = Sending::new(shared);
+                let sending = Counted::new(shared, |shared| &shared.streams);
                 let response = answer(request, &tasks).await;
                 Ok::<_, Infallible>(response.map(|answer| body::keep(answer, sending)))
             }
@@ -302,19 +310,22 @@ impl ApiServer {
     }
 }
 
-/// An answer while it is sent.
-struct Sending(Arc<Shared>);
+/// Something that is counted while it lasts.
+struct Counted {
+    shared: Arc<Shared>,
+    count: fn(&Shared) -> &watch::Sender<usize>,
+}
 
-impl Sending {
-    fn new(shared: Arc<Shared>) -> Self {
-        shared.streams.send_modify(|streams| *streams += 1);
-        Self(shared)
+impl Counted {
+    fn new(shared: Arc<Shared>, count: fn(&Shared) -> &watch::Sender<usize>) -> Self {
+        count(&shared).send_modify(|count| *count += 1);
+        Self { shared, count }
     }
 }
 
-impl Drop for Sending {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.streams.send_modify(|streams| *streams -= 1);
+        (self.count)(&self.shared).send_modify(|count| *count -= 1);
     }
 }
 

@@ -6,7 +6,10 @@ use http_body_util::BodyExt;
 use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::{
     empty,
@@ -338,4 +341,11 @@ async fn shutdown_sends_idle_clients_away() {
     setup.shutdown.cancel();
     soon(setup.serving).await.unwrap();
     soon(client.running).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_say_nothing_are_sent_away() {
+    let setup = Setup::start().await;
+    let mut silent = TcpStream::connect(setup.address).await.unwrap();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "without a handshake");
 }
