@@ -1,1 +1,29 @@
-//! The supervise room.
+//! Children and their lives: started in order, known to be ready, restarted alone, stopped in reverse, and the truth about them told.
+//!
+//! A [`Program`](program::Program) says what a child is. A [`Supervisor`] runs many: it starts one when the programs and
+//! [`Gate`]s it is after have been ready once, and from then on one child's failure is that child's restart and nobody else's.
+//! What all of them do is told to systemd by [`notify`], to people and programs by [`status`].
+//!
+//! No child outlives this process: see `spawn.rs`. What children leave behind on purpose (containers and their shims) is not touched.
+
+pub mod capability;
+pub mod cgroup;
+pub mod log;
+pub mod notify;
+pub mod program;
+pub mod status;
+
+mod backoff;
+mod board;
+mod gate;
+mod graph;
+mod probe;
+mod runner;
+mod spawn;
+mod state;
+mod supervisor;
+
+pub use gate::Gate;
+pub use graph::GraphError;
+pub use state::State;
+pub use supervisor::{NotReady, Options, StopReport, Supervisor, UnknownProgram};

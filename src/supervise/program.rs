@@ -109,3 +109,25 @@ impl Default for Resources {
         Self { cpu_weight: 100, memory_low: 0 }
     }
 }
+
+#[cfg(test)]
+impl Program {
+    /// A shell script that is ready as soon as it runs.
+    pub(crate) fn example(name: &str, script: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            executable: "/bin/sh".into(),
+            arg0: name.into(),
+            args: vec!["-c".into(), script.into()],
+            env: BTreeMap::new(),
+            working_dir: None,
+            after: Vec::new(),
+            readiness: Probe::Started,
+            liveness: None,
+            stop: Stop::default(),
+            resources: Resources::default(),
+            oom_score_adj: None,
+            log_file: None,
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What systemd is told about us (`sd_notify(3)`), and what children tell us in the same words.
+
+use std::{
+    env, fmt, io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            fs::DirBuilderExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::Supervisor;
+
+/// The service manager's ear. Without one, all of this does nothing.
+#[derive(Debug)]
+pub struct Notifier {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    watchdog: Option<Duration>,
+}
+
+/// A `NOTIFY_SOCKET` that cannot be spoken to.
+#[derive(Debug, thiserror::Error)]
+#[error("NOTIFY_SOCKET={address} cannot be used: {source}")]
+pub struct NotifyError {
+    address: String,
+    source: io::Error,
+}
+
+impl Notifier {
+    /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say.
+    pub fn from_env() -> Result<Self, NotifyError> {
+        let address = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
+        let watchdog = watchdog_interval(
+            env::var("WATCHDOG_USEC").ok().as_deref(),
+            env::var("WATCHDOG_PID").ok().as_deref(),
+            std::process::id(),
+        );
+        Self::new(address.as_deref().map(OsStrExt::as_bytes), watchdog)
+    }
+
+    /// With a path, or a name after `@` in the abstract namespace; `watchdog` is how long silence is tolerated.
+    pub fn new(address: Option<&[u8]>, watchdog: Option<Duration>) -> Result<Self, NotifyError> {
+        let open = |address: &[u8]| {
+            let peer = match address {
+                [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+                path => SocketAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(path)))?,
+            };
+            let socket = UnixDatagram::unbound()?;
+            // systemd reads at once or not at all: waiting for it would stop us.
+            socket.set_nonblocking(true)?;
+            Ok((socket, peer))
+        };
+        let socket = address
+            .map(|address| {
+                open(address)
+                    .map_err(|source| NotifyError { address: String::from_utf8_lossy(address).into_owned(), source })
+            })
+            .transpose()?;
+        Ok(Self { socket, watchdog })
+    }
+
+    /// Start-up is over, or a reload is.
+    pub fn ready(&self) {
+        self.send(format_args!("READY=1"));
+    }
+
+    /// One line about what is going on.
+    pub fn status(&self, line: &str) {
+        self.send(format_args!("STATUS={}", line.replace('\n', " ")));
+    }
+
+    /// The end has begun.
+    pub fn stopping(&self) {
+        self.send(format_args!("STOPPING=1"));
+    }
+
+    /// Start or stop takes longer than usual: so much more, from now on.
+    pub fn extend_timeout(&self, more: Duration) {
+        self.send(format_args!("EXTEND_TIMEOUT_USEC={}", more.as_micros()));
+    }
+
+    /// Passes `lines` on as STATUS as they change.
+    pub async fn follow(&self, mut lines: watch::Receiver<String>, shutdown: CancellationToken) {
+        if self.socket.is_none() {
+            return;
+        }
+        lines.mark_changed();
+        while let Some(Ok(())) = shutdown.run_until_cancelled(lines.changed()).await {
+            let line = lines.borrow_and_update().clone();
+            self.status(&line);
+        }
+    }
+
+    /// Attests, at half the interval that the unit's `WatchdogSec=` grants, that this runtime and every child's state machine
+    /// advance; how well the children are is not asked. Comes back at once if there is no watchdog.
+    pub async fn watchdog(&self, supervisor: &Supervisor, shutdown: CancellationToken) {
+        let (Some(interval), Some(_)) = (self.watchdog, &self.socket) else { return };
+        let mut ticks = time::interval(interval / 2);
+        ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            match shutdown.run_until_cancelled(time::timeout(interval / 2, supervisor.pulse())).await {
+                Some(Ok(None)) => self.send(format_args!("WATCHDOG=1")),
+                Some(Ok(Some(name))) => {
+                    warn!(component = name, "The component's supervision has ended: the watchdog is not served.");
+                }
+                Some(Err(_)) => warn!("A component's supervision does not advance: the watchdog is not served."),
+                None => break,
+            }
+        }
+    }
+
+    fn send(&self, message: fmt::Arguments<'_>) {
+        let Some((socket, peer)) = &self.socket else { return };
+        if let Err(error) = socket.send_to_addr(message.to_string().as_bytes(), peer) {
+            warn!(%error, %message, "The service manager could not be told.");
+        }
+    }
+}
+
+/// `sd_watchdog_enabled(3)`: the watchdog may be meant for another process of the unit.
+fn watchdog_interval(usec: Option<&str>, watched: Option<&str>, own: u32) -> Option<Duration> {
+    let interval = usec?.parse().ok().filter(|usec| *usec > 0).map(Duration::from_micros)?;
+    watched.is_none_or(|pid| pid.parse() == Ok(own)).then_some(interval)
+}
+
+/// A `NOTIFY_SOCKET` of ours for one process.
+#[derive(Debug)]
+pub(crate) struct Ear {
+    socket: tokio::net::UnixDatagram,
+    path: PathBuf,
+}
+
+/// What a child said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Ready,
+    Status(String),
+}
+
+impl Ear {
+    /// Listens at `<run_dir>/notify/<name>.sock`.
+    pub(crate) fn open(run_dir: &Path, name: &str) -> io::Result<Self> {
+        let dir = run_dir.join("notify");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let path = dir.join(format!("{name}.sock"));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        Ok(Self { socket: tokio::net::UnixDatagram::bind(&path)?, path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next thing it says that we care about. Cancel-safe.
+    pub(crate) async fn hear(&self) -> io::Result<Said> {
+        let mut message = [0; 4096];
+        loop {
+            let length = self.socket.recv(&mut message).await?;
+            if let Some(said) = Said::parse(&String::from_utf8_lossy(&message[..length])) {
+                return Ok(said);
+            }
+        }
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        // Gone with the run directory at the latest.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Said {
+    fn parse(message: &str) -> Option<Self> {
+        if message.lines().any(|line| line == "READY=1") {
+            return Some(Self::Ready);
+        }
+        message.lines().find_map(|line| line.strip_prefix("STATUS=")).map(|status| Self::Status(status.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::Program;
+
+    fn text(socket: &UnixDatagram) -> String {
+        let mut message = [0; 512];
+        let length = socket.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn systemd_hears_at_a_path_or_an_abstract_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let name = format!("k3s-test-{}", std::process::id());
+        let at_path = (UnixDatagram::bind(&path).unwrap(), path.into_os_string().into_encoded_bytes());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let abstracted = (UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}").into_bytes());
+        for (socket, address) in [at_path, abstracted] {
+            let notifier = Notifier::new(Some(&address), None).unwrap();
+            notifier.ready();
+            notifier.status("Starting: waiting for\nkubelet.");
+            notifier.extend_timeout(Duration::from_secs(30));
+            notifier.stopping();
+            let heard: Vec<_> = (0..4).map(|_| text(&socket)).collect();
+            assert_eq!(
+                heard,
+                ["READY=1", "STATUS=Starting: waiting for kubelet.", "EXTEND_TIMEOUT_USEC=30000000", "STOPPING=1"]
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_too_long_is_named() {
+        let error = Notifier::new(Some(&[b'x'; 200]), None).unwrap_err().to_string();
+        assert!(error.starts_with("NOTIFY_SOCKET=xxx"), "{error}");
+    }
+
+    #[test]
+    fn the_watchdog_may_be_for_somebody_else() {
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(watchdog_interval(Some("1000000"), None, 7), second);
+        assert_eq!(watchdog_interval(Some("1000000"), Some("7"), 7), second);
+        assert_eq!(watchdog_interval(Some("1000000"), Some("8"), 7), None);
+        assert_eq!(watchdog_interval(Some("0"), None, 7), None);
+        assert_eq!(watchdog_interval(None, None, 7), None);
+    }
+
+    #[test]
+    fn children_say_many_things() {
+        assert_eq!(Said::parse("STATUS=up\nREADY=1\nMAINPID=4\n"), Some(Said::Ready));
+        assert_eq!(Said::parse("STATUS=recovering"), Some(Said::Status("recovering".into())));
+        assert_eq!(Said::parse("STOPPING=1"), None);
+    }
+
+    #[tokio::test]
+    async fn the_watchdog_is_served_while_a_child_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
+        let notifier = Notifier::new(Some(path.as_os_str().as_bytes()), Some(Duration::from_millis(2))).unwrap();
+        let supervisor = Supervisor::example(dir.path());
+        supervisor.start([Program::example("fails", "exit 1")]).unwrap();
+        let shutdown = CancellationToken::new();
+        let told = async {
+            let mut message = [0; 64];
+            for _ in 0..5 {
+                let length = socket.recv(&mut message).await.unwrap();
+                assert_eq!(&message[..length], b"WATCHDOG=1");
+            }
+            shutdown.cancel();
+        };
+        tokio::join!(notifier.watchdog(&supervisor, shutdown.clone()), told);
+        supervisor.stop().await;
+    }
+}

@@ -1,0 +1,342 @@
+//! One child's life, carried out: the events of [`State::on`](crate::State::on) are waited for, its actions are done.
+
+use std::{
+    future::{pending, ready},
+    hash::{BuildHasher, RandomState},
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::sys::signal::Signal;
+use tokio::{
+    select,
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    backoff::Backoff,
+    board::{Board, unix_millis},
+    cgroup::Cgroups,
+    log::{Follower, Output, Target},
+    notify::{Ear, Said},
+    probe::Prober,
+    program::{Liveness, Probe, Program},
+    spawn::{Exit, Launch, Process, Spawner},
+    state::{Action, Event, State},
+    status::{ExitKind, LastExit},
+};
+
+/// A readiness probe may be slow where it depends on what starts as well.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all children share.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) board: Arc<Board>,
+    pub(crate) spawner: Spawner,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) target: Target,
+    pub(crate) run_dir: PathBuf,
+}
+
+/// What a runner is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Restart,
+    Stop,
+    /// Answered by whoever still advances.
+    Pulse(oneshot::Sender<()>),
+}
+
+/// The one who looks after one program.
+pub(crate) struct Runner {
+    program: Arc<Program>,
+    site: Arc<Site>,
+    commands: mpsc::Receiver<Command>,
+    backoff: Backoff,
+    child: Option<Child>,
+    ready_since: Option<Instant>,
+    /// How long the last process was ready.
+    healthy: Duration,
+}
+
+struct Child {
+    process: Process,
+    follower: Follower,
+}
+
+/// What a state waits for beside exits and commands.
+type Awaited = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+impl Runner {
+    pub(crate) fn new(program: Program, site: Arc<Site>, commands: mpsc::Receiver<Command>) -> Self {
+        let program = Arc::new(program);
+        Self {
+            program,
+            site,
+            commands,
+            backoff: Backoff::default(),
+            child: None,
+            ready_since: None,
+            healthy: Duration::ZERO,
+        }
+    }
+
+    /// Comes back once the program has stopped for good.
+    pub(crate) async fn run(mut self) {
+        let output = Output::new(&self.program, &self.site.target);
+        let mut state = State::Waiting;
+        let mut awaited = self.cleared();
+        let mut commanded = true;
+        while !state.is_stopped() {
+            let event = select! {
+                command = self.commands.recv(), if commanded => match command {
+                    Some(Command::Pulse(reply)) => {
+                        // Whoever asked may have lost patience.
+                        let _ = reply.send(());
+                        continue;
+                    }
+                    Some(Command::Restart) => Event::RestartAsked,
+                    Some(Command::Stop) => Event::StopAsked,
+                    None => {
+                        commanded = false;
+                        Event::StopAsked
+                    }
+                },
+                exit = exited(&mut self.child) => {
+                    self.bury(exit, state).await;
+                    Event::Exited
+                }
+                event = &mut awaited => {
+                    awaited = Box::pin(pending());
+                    event
+                }
+            };
+            let (next, action) = state.on(event);
+            let entered = next != state;
+            state = next;
+            if entered {
+                self.site.board.set_state(&self.program.name, state);
+            }
+            match action {
+                Some(Action::Spawn) => awaited = self.spawn(&output).await,
+                Some(Action::Terminate) => {
+                    self.signal(self.program.stop.signal);
+                    awaited = after(self.program.stop.timeout, Event::GraceOver);
+                }
+                Some(Action::Kill) => self.kill(),
+                None if entered && state.is_ready() => awaited = self.greet(),
+                None if entered && state == State::Backoff => awaited = self.pause(),
+                None => {}
+            }
+        }
+        output.close().await;
+        self.site.cgroups.remove(&self.program.name).await;
+    }
+
+    fn cleared(&self) -> Awaited {
+        let (board, program) = (self.site.board.clone(), self.program.clone());
+        Box::pin(async move {
+            board.cleared(&program.after).await;
+            Event::Cleared
+        })
+    }
+
+    /// Starts a process; what comes next is an answer of its probe, or its end at once if there is none.
+    async fn spawn(&mut self, output: &Output) -> Awaited {
+        match self.try_spawn(output).await {
+            Ok(awaited) => awaited,
+            Err(error) => {
+                let why = format!("{}: {error}", self.program.executable.display());
+                warn!(component = self.program.name, error = why, "The component could not be started.");
+                self.record(ExitKind::NotStarted(why), None);
+                Box::pin(ready(Event::Exited))
+            }
+        }
+    }
+
+    async fn try_spawn(&mut self, output: &Output) -> io::Result<Awaited> {
+        let program = self.program.clone();
+        let ear = match program.readiness {
+            Probe::Notify => Some(Ear::open(&self.site.run_dir, &program.name)?),
+            _ => None,
+        };
+        let cgroups = self.site.cgroups.leaf(&program.name, program.resources).unwrap_or_else(|error| {
+            warn!(component = program.name, %error, "The component gets no cgroup of its own.");
+            Vec::new()
+        });
+        let (read, write) = io::pipe()?;
+        let launch = Launch {
+            program: program.clone(),
+            output: write,
+            notify_socket: ear.as_ref().map(|ear| ear.path().to_owned()),
+            cgroups,
+        };
+        let process = self.site.spawner.spawn(launch).await?;
+        let follower = output.follow(read)?;
+        let board = self.site.board.clone();
+        board.set_started(&program.name, process.pid());
+        info!(component = program.name, pid = process.pid(), "Started the component.");
+        self.child = Some(Child { process, follower });
+        Ok(Box::pin(async move {
+            match ear {
+                Some(ear) => until_said(&ear, &program.name, &board).await,
+                None => until_answered(&program, &board).await,
+            }
+        }))
+    }
+
+    /// It is ready: from here on it counts as healthy, and is asked whether it still lives.
+    fn greet(&mut self) -> Awaited {
+        self.ready_since = Some(Instant::now());
+        info!(component = self.program.name, "The component is ready.");
+        let program = self.program.clone();
+        Box::pin(async move {
+            match &program.liveness {
+                Some(liveness) => until_stuck(&program.name, liveness).await,
+                None => pending().await,
+            }
+        })
+    }
+
+    fn pause(&mut self) -> Awaited {
+        let pause = self.backoff.pause(std::mem::take(&mut self.healthy), chance());
+        debug!(component = self.program.name, ?pause, "The component is started again after a pause.");
+        after(pause, Event::RetryDue)
+    }
+
+    async fn bury(&mut self, exit: io::Result<Exit>, state: State) {
+        let Some(child) = self.child.take() else { return };
+        let pid = child.process.pid();
+        self.healthy = self.ready_since.take().map(|since| since.elapsed()).unwrap_or_default();
+        let how = match exit {
+            Ok(Exit::Code(code)) => ExitKind::Code(code),
+            Ok(Exit::Signal(signal)) => ExitKind::Signal(signal.to_string()),
+            // Dropping the process below ends it, should it be there after all.
+            Ok(Exit::Unknown) | Err(_) => ExitKind::Unknown(()),
+        };
+        drop(child.process);
+        let last_words = child.follower.finish().await;
+        let exit = self.record(how, last_words);
+        if state == State::Stopping || state == State::Restarting {
+            info!(component = self.program.name, pid, %exit, "The component has stopped.");
+        } else {
+            warn!(component = self.program.name, pid, %exit, "The component ended and is started again.");
+        }
+    }
+
+    fn record(&self, how: ExitKind, last_words: Option<String>) -> LastExit {
+        let exit = LastExit { how, at: unix_millis(SystemTime::now()), last_words };
+        self.site.board.set_exited(&self.program.name, exit.clone());
+        self.site.board.set_note(&self.program.name, exit.to_string());
+        exit
+    }
+
+    fn kill(&self) {
+        let name = &self.program.name;
+        warn!(component = name, grace = ?self.program.stop.timeout, "The component does not stop in time and is killed.");
+        self.site.board.set_killed(name);
+        self.signal(Signal::SIGKILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child
+            && let Err(error) = child.process.signal(signal)
+        {
+            warn!(component = self.program.name, pid = child.process.pid(), %signal, %error, "The component cannot be signalled.");
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // Also where a bug ends it: whoever waits for the stop must not wait for ever.
+        self.site.board.set_state(&self.program.name, State::Stopped);
+    }
+}
+
+/// Never, where there is no process.
+async fn exited(child: &mut Option<Child>) -> io::Result<Exit> {
+    match child {
+        Some(child) => child.process.exited().await,
+        None => pending().await,
+    }
+}
+
+fn after(pause: Duration, event: Event) -> Awaited {
+    Box::pin(async move {
+        sleep(pause).await;
+        event
+    })
+}
+
+async fn until_said(ear: &Ear, name: &str, board: &Board) -> Event {
+    board.set_note(name, "READY=1 on its NOTIFY_SOCKET".to_owned());
+    loop {
+        match ear.hear().await {
+            Ok(Said::Ready) => return Event::Answered,
+            Ok(Said::Status(text)) => board.set_note(name, text),
+            Err(error) => {
+                warn!(component = name, %error, "The component cannot be heard: it is started again.");
+                return Event::Stuck;
+            }
+        }
+    }
+}
+
+/// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long.
+async fn until_answered(program: &Program, board: &Board) -> Event {
+    let began = Instant::now();
+    let mut prober = Prober::new(&program.readiness);
+    loop {
+        match &prober {
+            Ok(None) => return Event::Answered,
+            Ok(Some(prober)) => match prober.ask(READINESS_TIMEOUT).await {
+                Ok(()) => return Event::Answered,
+                Err(error) => board.set_note(&program.name, error.to_string()),
+            },
+            // Certificates may still be on their way.
+            Err(error) => {
+                board.set_note(&program.name, error.to_string());
+                prober = Prober::new(&program.readiness);
+            }
+        }
+        let pace = match began.elapsed().as_secs() {
+            0..15 => 50,
+            15..120 => 250,
+            _ => 1000,
+        };
+        sleep(Duration::from_millis(pace)).await;
+    }
+}
+
+async fn until_stuck(name: &str, liveness: &Liveness) -> Event {
+    let mut failures = 0;
+    while failures < liveness.failures {
+        sleep(liveness.interval).await;
+        let asked = match Prober::new(&liveness.probe) {
+            Ok(None) => return pending().await,
+            Ok(Some(prober)) => prober.ask(liveness.timeout).await,
+            Err(error) => Err(error),
+        };
+        match asked {
+            Ok(()) => failures = 0,
+            Err(error) => {
+                failures += 1;
+                warn!(component = name, %error, failures, allowed = liveness.failures, "The component does not answer.");
+            }
+        }
+    }
+    warn!(component = name, "The component is stuck and is restarted.");
+    Event::Stuck
+}
+
+/// From 0 to 1; the standard library's hasher keys are random.
+fn chance() -> f64 {
+    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+}

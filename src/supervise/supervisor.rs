@@ -1,0 +1,546 @@
+//! All children together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::{
+    Gate, GraphError,
+    board::{Board, Facts},
+    cgroup::{CgroupPlace, Cgroups},
+    graph::Graph,
+    log::Target,
+    program::Program,
+    runner::{Command, Runner, Site},
+    spawn::Spawner,
+    status::{Status, memory_of},
+};
+
+/// Commands are few; a runner that does not take them is stuck.
+const COMMANDS: usize = 16;
+
+/// What a supervisor works with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where sockets for children go; `/run/k3s`. Made when it is needed.
+    pub run_dir: PathBuf,
+    /// Where children's lines go.
+    pub log: Target,
+    /// Where children's cgroups go.
+    pub cgroups: CgroupPlace,
+}
+
+/// Runs programs. Clones are handles to the same one; children end when the last is dropped, and in good order by [`Supervisor::stop`].
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    site: Arc<Site>,
+    crew: Mutex<Crew>,
+    runners: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Crew {
+    graph: Graph,
+    commands: BTreeMap<String, mpsc::Sender<Command>>,
+    is_stopping: bool,
+}
+
+/// Why something will not be ready by waiting.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NotReady {
+    /// Nothing by this name was started or declared.
+    #[error("{0} is neither a program nor a gate")]
+    Unknown(String),
+    /// A gate's condition cannot be met.
+    #[error("{name} failed: {why}")]
+    Failed {
+        /// The gate.
+        name: String,
+        /// What was told.
+        why: String,
+    },
+    /// The supervisor stops before it is ready.
+    #[error("the supervisor is stopping")]
+    Stopping,
+}
+
+/// A program that is not there.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("no program is called {0}")]
+pub struct UnknownProgram(pub String);
+
+/// How the stop went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopReport {
+    /// Programs that at one time did not end in the time they had, and got SIGKILL.
+    pub killed: Vec<String>,
+}
+
+impl Supervisor {
+    /// Starts the thread that forks and looks for cgroups. An error means that no thread can be started.
+    pub fn new(options: Options) -> io::Result<Self> {
+        let cgroups = Cgroups::open(&options.cgroups);
+        match &cgroups {
+            Cgroups::None(why) => info!(why, "Components get no cgroups of their own."),
+            found => info!(cgroups = %found, "Components get cgroups of their own."),
+        }
+        let site = Site {
+            board: Arc::new(Board::new()),
+            spawner: Spawner::start()?,
+            cgroups,
+            target: options.log,
+            run_dir: options.run_dir,
+        };
+        Ok(Self {
+            inner: Arc::new(Inner { site: Arc::new(site), crew: Mutex::default(), runners: TaskTracker::new() }),
+        })
+    }
+
+    /// The gate of this name: declared now, or the one that is there.
+    pub fn gate(&self, name: &str) -> Result<Gate, GraphError> {
+        self.crew(|crew| crew.graph.add_gate(name))?;
+        self.board().add_gate(name);
+        Ok(Gate::new(name, self.board().clone()))
+    }
+
+    /// Starts each of `programs` as soon as all that it is after has been ready once. What they are after has to be among them, or
+    /// there already; on an error none is started. Needs a runtime with time and I/O.
+    pub fn start(&self, programs: impl IntoIterator<Item = Program>) -> Result<(), GraphError> {
+        let programs: Vec<_> = programs.into_iter().collect();
+        self.crew(|crew| {
+            if crew.is_stopping {
+                return Err(GraphError::Stopping);
+            }
+            crew.graph.add(&programs)?;
+            programs.iter().for_each(|program| self.board().add_program(program));
+            for program in programs {
+                let (commands, received) = mpsc::channel(COMMANDS);
+                crew.commands.insert(program.name.clone(), commands);
+                self.inner.runners.spawn(Runner::new(program, self.inner.site.clone(), received).run());
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until the program or gate `name` has been ready once.
+    pub async fn ready(&self, name: &str) -> Result<(), NotReady> {
+        self.until_ready(|facts| {
+            if facts.contains(name) { Ok(vec![name.to_owned()]) } else { Err(NotReady::Unknown(name.to_owned())) }
+        })
+        .await
+    }
+
+    /// Waits until everything that is there by then has been ready once.
+    pub async fn all_ready(&self) -> Result<(), NotReady> {
+        self.until_ready(|facts| Ok(facts.names().cloned().collect())).await
+    }
+
+    /// Ends the program and starts it anew, with nobody else touched. While it waits for something there is nothing to do.
+    pub async fn restart(&self, name: &str) -> Result<(), UnknownProgram> {
+        let commands = self.crew(|crew| crew.commands.get(name).cloned());
+        let commands = commands.ok_or_else(|| UnknownProgram(name.to_owned()))?;
+        // A runner that has ended has nothing to restart.
+        let _ = commands.send(Command::Restart).await;
+        Ok(())
+    }
+
+    /// Adds a sentence to the status that tells what the user should know or do; one of the same key is replaced.
+    pub fn warn(&self, key: &str, sentence: impl Into<String>) {
+        self.board().warn(key, sentence.into());
+    }
+
+    /// Takes back the warning of this key.
+    pub fn clear(&self, key: &str) {
+        self.board().clear(key);
+    }
+
+    /// The truth at this moment; memory is looked up now.
+    pub async fn status(&self) -> Status {
+        let mut status = self.board().watch().borrow().status(&self.inner.site.cgroups.to_string());
+        // The kernel walks each process' page tables for this.
+        let looked_up = tokio::task::spawn_blocking(move || {
+            for component in &mut status.components {
+                component.memory = component.pid.and_then(memory_of);
+            }
+            status
+        });
+        match looked_up.await {
+            Ok(status) => status,
+            // Only while the runtime shuts down.
+            Err(_) => self.board().watch().borrow().status(&self.inner.site.cgroups.to_string()),
+        }
+    }
+
+    /// The status in one line, as it changes: for systemd's STATUS.
+    pub fn subscribe(&self) -> watch::Receiver<String> {
+        self.board().watch_headline()
+    }
+
+    /// Comes back once each runner has shown that it advances, with one that never will since a bug ended it.
+    pub(crate) async fn pulse(&self) -> Option<String> {
+        let runners = self.crew(|crew| crew.commands.clone());
+        for (name, commands) in runners {
+            let (reply, answered) = oneshot::channel();
+            let advances = commands.send(Command::Pulse(reply)).await.is_ok() && answered.await.is_ok();
+            if !advances && !self.board().watch().borrow().is_stopping() {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    /// Stops everything, each program once all that is after it has stopped. Nothing can be started any more.
+    pub async fn stop(&self) -> StopReport {
+        self.crew(|crew| crew.is_stopping = true);
+        self.board().set_stopping();
+        let mut facts = self.board().watch();
+        let mut asked = BTreeSet::new();
+        loop {
+            let stopped = facts.borrow_and_update().stopped();
+            let due: Vec<_> = self.crew(|crew| {
+                let free = crew.graph.free_to_stop(|name| stopped.contains(name)).into_iter();
+                free.filter(|name| asked.insert((*name).to_owned()))
+                    .filter_map(|name| crew.commands.get(name).cloned())
+                    .collect()
+            });
+            for commands in due {
+                // One that has ended already needs no telling.
+                let _ = commands.send(Command::Stop).await;
+            }
+            let all_asked = self.crew(|crew| asked.len() == crew.commands.len());
+            // The board is ours, so that the changes do not end.
+            if all_asked || facts.changed().await.is_err() {
+                break;
+            }
+        }
+        self.inner.runners.close();
+        self.inner.runners.wait().await;
+        self.inner.site.cgroups.close().await;
+        StopReport { killed: self.board().watch().borrow().killed() }
+    }
+
+    async fn until_ready(&self, wanted: impl Fn(&Facts) -> Result<Vec<String>, NotReady>) -> Result<(), NotReady> {
+        let mut facts = self.board().watch();
+        let decided = |facts: &Facts| match wanted(facts) {
+            Err(error) => Some(Err(error)),
+            Ok(names) if names.iter().all(|name| facts.was_ready(name)) => Some(Ok(())),
+            Ok(_) if facts.is_stopping() => Some(Err(NotReady::Stopping)),
+            Ok(names) => names.into_iter().find_map(|name| {
+                let why = facts.failure(&name)?.to_owned();
+                Some(Err(NotReady::Failed { name, why }))
+            }),
+        };
+        loop {
+            if let Some(decision) = decided(&facts.borrow_and_update()) {
+                return decision;
+            }
+            if facts.changed().await.is_err() {
+                return Err(NotReady::Stopping);
+            }
+        }
+    }
+
+    fn board(&self) -> &Arc<Board> {
+        &self.inner.site.board
+    }
+
+    fn crew<T>(&self, look: impl FnOnce(&mut Crew) -> T) -> T {
+        // Nothing in here is left half done by a panic.
+        look(&mut self.inner.crew.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+impl Supervisor {
+    /// One that touches nothing outside of `dir`.
+    pub(crate) fn example(dir: &std::path::Path) -> Self {
+        let options = Options { run_dir: dir.to_owned(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+        Self::new(options).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::fd::{AsRawFd, OwnedFd},
+        time::Duration,
+    };
+
+    use nix::{sys::signal, unistd::Pid};
+    use tokio::{
+        io::{AsyncBufReadExt, BufReader},
+        net::{TcpListener, unix::pipe},
+    };
+
+    use super::*;
+    use crate::{
+        State,
+        program::{Liveness, Probe, Stop},
+        status::{Component, ExitKind, Health},
+    };
+
+    /// What scripts tell the test: lines written to `$TELL`.
+    struct Ledger {
+        lines: tokio::io::Lines<BufReader<pipe::Receiver>>,
+        write: io::PipeWriter,
+    }
+
+    impl Ledger {
+        fn open() -> Self {
+            let (read, write) = io::pipe().unwrap();
+            let lines = BufReader::new(pipe::Receiver::from_owned_fd(OwnedFd::from(read)).unwrap()).lines();
+            Self { lines, write }
+        }
+
+        fn program(&self, name: &str, after: &[&str], script: &str) -> Program {
+            let mut program = Program::example(name, script);
+            program.after = after.iter().map(ToString::to_string).collect();
+            let path = format!("/proc/{}/fd/{}", std::process::id(), self.write.as_raw_fd());
+            program.env.insert("TELL".into(), path.into());
+            program
+        }
+
+        /// Tells when it starts, and when it is asked to stop.
+        fn talker(&self, name: &str, after: &[&str]) -> Program {
+            let script =
+                "trap 'kill $!; echo - $0 > $TELL; exit 0' TERM; sleep 1000 & echo + $0 > $TELL; wait".to_owned();
+            let mut program = self.program(name, after, &script);
+            program.args.push(name.into());
+            program
+        }
+
+        async fn line(&mut self) -> String {
+            self.lines.next_line().await.unwrap().unwrap()
+        }
+    }
+
+    impl Supervisor {
+        async fn until(&self, name: &str, is_so: impl Fn(&Component) -> bool) -> Component {
+            let mut facts = self.board().watch();
+            loop {
+                let status = facts.borrow_and_update().status("");
+                if let Some(component) =
+                    status.components.into_iter().find(|component| component.name == name && is_so(component))
+                {
+                    return component;
+                }
+                facts.changed().await.unwrap();
+            }
+        }
+
+        async fn component(&self, name: &str) -> Component {
+            self.until(name, |_| true).await
+        }
+    }
+
+    fn kill(pid: u32) {
+        signal::kill(Pid::from_raw(pid.try_into().unwrap()), signal::Signal::SIGKILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn programs_start_in_order_and_stop_in_reverse() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let images = supervisor.gate("images").unwrap();
+        supervisor
+            .start([ledger.talker("kubelet", &["containerd", "images"]), ledger.talker("containerd", &[])])
+            .unwrap();
+        assert_eq!(ledger.line().await, "+ containerd");
+        supervisor.ready("containerd").await.unwrap();
+        images.waiting("importing 1 of 2");
+        assert_eq!(supervisor.component("kubelet").await.waiting_for.as_deref(), Some("images"));
+        assert_eq!(*supervisor.subscribe().borrow(), "Starting: waiting for images (importing 1 of 2).");
+        images.open();
+        assert_eq!(ledger.line().await, "+ kubelet");
+        supervisor.start([ledger.talker("kube-proxy", &["kubelet"])]).unwrap();
+        assert_eq!(ledger.line().await, "+ kube-proxy");
+        supervisor.all_ready().await.unwrap();
+
+        let status = supervisor.status().await;
+        assert_eq!(status.health, Health::Ready);
+        let timeline: Vec<_> =
+            status.timeline.iter().map(|moment| format!("{} {}", moment.name, moment.what)).collect();
+        assert_eq!(
+            timeline,
+            [
+                "containerd starting",
+                "containerd ready",
+                "images open",
+                "kubelet starting",
+                "kubelet ready",
+                "kube-proxy starting",
+                "kube-proxy ready"
+            ]
+        );
+
+        assert_eq!(supervisor.stop().await, StopReport { killed: Vec::new() });
+        for name in ["kube-proxy", "kubelet", "containerd"] {
+            assert_eq!(ledger.line().await, format!("- {name}"));
+        }
+        assert_eq!(supervisor.component("kubelet").await.last_exit.unwrap().how, ExitKind::Code(0));
+    }
+
+    #[tokio::test]
+    async fn a_killed_child_is_restarted_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let sleeper = |name, after| ledger.program(name, after, "exec sleep 1000");
+        supervisor.start([sleeper("a", &[]), sleeper("b", &["a"]), sleeper("c", &["b"])]).unwrap();
+        supervisor.all_ready().await.unwrap();
+        let before: Vec<_> =
+            supervisor.status().await.components.into_iter().map(|component| component.pid.unwrap()).collect();
+        kill(before[0]);
+        let again = supervisor.until("a", |component| component.restarts == 1 && component.state.is_ready()).await;
+        assert_ne!(again.pid, Some(before[0]));
+        assert_eq!(again.last_exit.unwrap().how, ExitKind::Signal("SIGKILL".into()));
+        for (name, pid) in [("b", before[1]), ("c", before[2])] {
+            let other = supervisor.component(name).await;
+            assert_eq!((other.pid, other.restarts, other.state), (Some(pid), 0, State::Ready));
+        }
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_child_that_fails_says_why_and_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let fails = ledger.program("fails", &[], "echo 'E1121 11:47:16.1 1 run.go:72] no such file' >&2; exit 3");
+        let missing = Program { executable: "/nonexistent/kubelet".into(), ..ledger.program("missing", &[], "") };
+        supervisor.start([fails, missing]).unwrap();
+        let failed =
+            supervisor.until("fails", |component| component.state == State::Backoff && component.restarts == 1).await;
+        assert_eq!(failed.waiting_for.as_deref(), Some("exited with 3: E1121 11:47:16.1 1 run.go:72] no such file"));
+        let absent = supervisor.until("missing", |component| component.state == State::Backoff).await;
+        let why = "could not be started: /nonexistent/kubelet: No such file or directory (os error 2)";
+        assert_eq!(absent.waiting_for.as_deref(), Some(why));
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_sigterm_is_killed_and_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let mut stubborn = ledger.program("stubborn", &[], "trap '' TERM; echo up > $TELL; exec sleep 1000");
+        stubborn.stop = Stop { timeout: Duration::from_millis(20), ..Stop::default() };
+        supervisor.start([stubborn, ledger.talker("polite", &[])]).unwrap();
+        ledger.line().await;
+        ledger.line().await;
+        assert_eq!(supervisor.stop().await.killed, ["stubborn"]);
+        assert_eq!(supervisor.stop().await.killed, ["stubborn"], "asking twice is harmless");
+        assert_eq!(supervisor.start([ledger.talker("late", &[])]), Err(GraphError::Stopping));
+    }
+
+    #[tokio::test]
+    async fn a_stuck_child_is_restarted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut stuck = ledger.program("stuck", &[], "exec sleep 1000");
+        stuck.liveness = Some(Liveness {
+            probe: Probe::Http { address, path: "/healthz".into() },
+            interval: Duration::from_millis(1),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+        });
+        supervisor.start([stuck]).unwrap();
+        let again = supervisor.until("stuck", |component| component.restarts == 2).await;
+        assert_eq!(again.last_exit.unwrap().how, ExitKind::Signal("SIGTERM".into()));
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_child_may_say_itself_that_it_is_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let mut etcd = ledger.program("etcd", &[], "echo $NOTIFY_SOCKET > $TELL; exec sleep 1000");
+        etcd.readiness = Probe::Notify;
+        supervisor.start([etcd]).unwrap();
+        let socket = ledger.line().await;
+        let says = tokio::net::UnixDatagram::unbound().unwrap();
+        says.send_to(b"STATUS=recovering", &socket).await.unwrap();
+        supervisor.until("etcd", |component| component.waiting_for.as_deref() == Some("recovering")).await;
+        says.send_to(b"READY=1\nSTATUS=up", &socket).await.unwrap();
+        supervisor.ready("etcd").await.unwrap();
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_child_is_restarted_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        supervisor.start([ledger.talker("kubelet", &[])]).unwrap();
+        ledger.line().await;
+        supervisor.restart("kubelet").await.unwrap();
+        assert_eq!(ledger.line().await, "- kubelet");
+        assert_eq!(ledger.line().await, "+ kubelet");
+        assert_eq!(supervisor.restart("kublet").await, Err(UnknownProgram("kublet".into())));
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn waiting_for_what_cannot_be_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let datastore = supervisor.gate("datastore").unwrap();
+        supervisor.start([ledger.talker("kube-apiserver", &["datastore"])]).unwrap();
+        assert_eq!(supervisor.ready("etcd").await, Err(NotReady::Unknown("etcd".into())));
+        datastore.fail("state.db is locked");
+        let failed = NotReady::Failed { name: "datastore".into(), why: "state.db is locked".into() };
+        assert_eq!(supervisor.all_ready().await, Err(failed));
+        supervisor.stop().await;
+        assert_eq!(supervisor.ready("kube-apiserver").await, Err(NotReady::Stopping));
+    }
+
+    #[tokio::test]
+    async fn dropping_the_last_handle_ends_the_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        supervisor.start([ledger.talker("kubelet", &[])]).unwrap();
+        assert_eq!(ledger.line().await, "+ kubelet");
+        drop(supervisor);
+        assert_eq!(ledger.line().await, "- kubelet");
+    }
+
+    /// Where cgroups can be made: each child in its leaf, and nothing left afterwards.
+    #[tokio::test]
+    async fn children_are_put_into_cgroups() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = PathBuf::from(format!("/k3s-test-{}", std::process::id()));
+        let options =
+            Options { run_dir: dir.path().to_owned(), log: Target::Stderr, cgroups: CgroupPlace::At(parent.clone()) };
+        let (supervisor, mut ledger) = (Supervisor::new(options).unwrap(), Ledger::open());
+        let Cgroups::V1(_) = &supervisor.inner.site.cgroups else {
+            eprintln!("skipped: {}", supervisor.inner.site.cgroups);
+            return;
+        };
+        supervisor
+            .start([ledger.program(
+                "kubelet",
+                &[],
+                "grep -E ':(cpu|memory)[,:]' /proc/self/cgroup > $TELL; exec sleep 1000",
+            )])
+            .unwrap();
+        for _ in 0..2 {
+            let line = ledger.line().await;
+            assert!(line.ends_with(&format!(":{}/kubelet", parent.display())), "{line}");
+        }
+        let bases = supervisor.inner.site.cgroups.to_string();
+        supervisor.stop().await;
+        for base in bases.trim_start_matches("v1: ").split(", ") {
+            assert!(!std::path::Path::new(base).join("kubelet").exists());
+            std::fs::remove_dir(base).unwrap();
+        }
+    }
+}
