@@ -18,23 +18,28 @@
 //! server.wait_until_succeeds("busybox ping -c1 10.99.0.1", Duration::from_secs(10));
 //! ```
 
+use std::path::{Path, PathBuf};
+
 mod cgroup;
 mod init;
+mod k3s;
 mod machine;
 mod network;
 mod node;
 mod root;
 mod run;
+mod step;
 mod warden;
 
+pub use k3s::{PATIENCE, Process};
 pub use network::Network;
-pub use node::{Finished, Job, Node};
+pub use node::{Finished, Job, Node, Wire};
+pub use step::step;
 pub use warden::node_init;
 
-use std::path::Path;
-
-/// The checkout's top folder.
-fn workspace() -> &'static Path {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own)
+/// Where Cargo builds, and where `cargo xtask dist` puts what it assembles.
+fn target() -> PathBuf {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| checkout.unwrap_or(Path::new("/")).join("target"), PathBuf::from)
 }

@@ -1,7 +1,7 @@
 //! A node, with the words of the NixOS test driver.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Output, Stdio},
@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
+    k3s::LOG,
     machine::{Blueprint, Machine},
     network::Network,
 };
@@ -49,10 +49,31 @@ pub struct Finished {
     pub stderr: String,
 }
 
+/// A node's network, which stays as long as this does, also when the node crashes.
+#[derive(Debug)]
+pub struct Wire {
+    namespace: File,
+}
+
+impl Wire {
+    /// Runs `client` in this process on a thread of its own: what it connects to, it reaches from the node. So do threads that it makes.
+    #[track_caller]
+    pub fn run<T: Send>(&self, client: impl FnOnce() -> T + Send) -> T {
+        let ran = thread::scope(|scope| {
+            scope.spawn(|| setns(&self.namespace, CloneFlags::CLONE_NEWNET).map(|()| client())).join()
+        });
+        match ran {
+            Ok(Ok(value)) => value,
+            Ok(Err(error)) => panic!("cannot enter the network of a node: {error}."),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
 /// A command that runs on in a node after [`Node::background`] has returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Its process id inside the node.
+    /// Its shell's process id inside the node; the command's own if it begins with `exec`.
     pub pid: u32,
     /// The file inside the node that takes its output.
     pub output: PathBuf,
@@ -63,8 +84,8 @@ impl Node {
     #[track_caller]
     pub fn boot(network: &Network, name: &str) -> Self {
         let run = network.run();
-        let shares = [("target/dist", "/opt/k3s"), ("target/dist-test", "/opt/k3s-test")]
-            .map(|(from, to)| (crate::workspace().join(from), PathBuf::from(to)))
+        let shares = [("dist", "/opt/k3s"), ("dist-test", "/opt/k3s-test")]
+            .map(|(from, to)| (crate::target().join(from), PathBuf::from(to)))
             .into_iter()
             .filter(|(from, _)| from.is_dir())
             .collect();
@@ -190,7 +211,7 @@ impl Node {
     #[track_caller]
     pub fn background_into(&self, command: &str, output: &str) -> Job {
         let quoted = command.replace('\'', r"'\''");
-        let pid = self.succeed(&format!("setsid sh -c 'exec {quoted}' </dev/null >>'{output}' 2>&1 & echo $!"));
+        let pid = self.succeed(&format!("setsid sh -c '{quoted}' </dev/null >>'{output}' 2>&1 & echo $!"));
         match pid.trim().parse() {
             Ok(pid) => Job { pid, output: output.into() },
             Err(_) => panic!("{}: `{command}` has no process id: \"{pid}\"", self.name),
@@ -205,21 +226,13 @@ impl Node {
         }
     }
 
-    /// Runs `client` in this process, but on the node's network: what it connects to, it reaches from the node.
-    ///
-    /// It runs on a thread of its own; threads that it makes are on the node's network too.
+    /// The node's network, for clients that run in this process.
     #[track_caller]
-    pub fn on_network<T: Send>(&self, client: impl FnOnce() -> T + Send) -> T {
-        let entered = |path: PathBuf| -> Result<()> {
-            let namespace = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-            setns(namespace, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", path.display()))
-        };
-        let namespace = PathBuf::from(format!("/proc/{}/ns/net", self.machine().init()));
-        let ran = thread::scope(|scope| scope.spawn(|| entered(namespace).map(|()| client())).join());
-        match ran {
-            Ok(Ok(value)) => value,
-            Ok(Err(error)) => panic!("{}: {error:#}.", self.name),
-            Err(panic) => std::panic::resume_unwind(panic),
+    pub fn wire(&self) -> Wire {
+        let path = format!("/proc/{}/ns/net", self.machine().init());
+        match File::open(&path) {
+            Ok(namespace) => Wire { namespace },
+            Err(error) => panic!("{}: cannot open {path}: {error}.", self.name),
         }
     }
 
@@ -246,7 +259,7 @@ impl Node {
 
     /// The end of `k3s`' output so far, from the disk.
     fn log_tail(&self) -> Option<String> {
-        let log = fs::read(self.blueprint.disk.join("var/log/k3s.log")).ok()?;
+        let log = fs::read(self.blueprint.disk.join(LOG.trim_start_matches('/'))).ok()?;
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
         Some(lines[lines.len().saturating_sub(TAIL)..].join("\n"))
@@ -255,7 +268,7 @@ impl Node {
 
 /// The one place where the harness waits for time to pass: what happens inside a node sends it no event.
 #[expect(clippy::disallowed_methods, reason = "polls another process that offers no event")]
-fn pause() {
+pub(crate) fn pause() {
     thread::sleep(Duration::from_millis(200));
 }
 

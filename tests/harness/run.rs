@@ -61,9 +61,9 @@ impl Drop for Run {
     }
 }
 
-/// `target/cluster-tests` of the workspace: on the disk that holds the checkout, since containerd cannot stack its layers on an overlay.
+/// `target/cluster-tests`: on the disk that holds the checkout, since containerd cannot stack its layers on an overlay.
 fn parent() -> PathBuf {
-    crate::workspace().join("target/cluster-tests")
+    crate::target().join("cluster-tests")
 }
 
 fn create(folder: &Path) -> Result<()> {

@@ -20,7 +20,7 @@ fn nodes_share_a_wire_and_nothing_else() {
     one.succeed("touch /tmp/a /run/a /var/a /etc/a /root/a /etc/rancher/a && mkdir /opt/a");
     two.fail("ls -d /tmp/a || ls -d /run/a || ls -d /var/a || ls -d /etc/a || ls -d /root/a || ls -d /etc/rancher/a || ls -d /opt/a");
     one.fail("touch /usr/a");
-    let job = one.background("sleep 1000");
+    let job = one.background("exec sleep 1000");
     one.succeed(&format!("test $(ps -o ppid= -p {}) = 1", job.pid));
     two.fail("pgrep -x sleep");
     one.succeed("! grep -v ':/\\(init\\)\\?$' /proc/self/cgroup");
@@ -37,7 +37,7 @@ fn nodes_share_a_wire_and_nothing_else() {
     one.succeed(&format!("busybox ping -c1 -W2 {}", two.address()));
     two.background("busybox nc -l -p 7777");
     two.wait_for_open_port(7777, SOON);
-    two.on_network(|| std::net::TcpStream::connect(("127.0.0.1", 7777)).expect("nc listens in the node"));
+    two.wire().run(|| std::net::TcpStream::connect(("127.0.0.1", 7777)).expect("nc listens in the node"));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn runs_leave_nothing_behind() {
     let network = Network::new();
     let node = Node::boot(&network, "gone");
     // Something that a pod would leave: a cgroup deep inside, with a process.
-    let job = node.background("sleep 1000");
+    let job = node.background("exec sleep 1000");
     node.succeed(&format!(
         "root=$(awk '$9 ~ /^cgroup/ {{print $5; exit}}' /proc/self/mountinfo)
          mkdir -p $root/pods/pod && echo {} > $root/pods/pod/cgroup.procs",

@@ -1,0 +1,147 @@
+//! `k3s` on a node.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::node::{Job, Node, pause};
+
+/// Where the node keeps what `k3s` prints, over all its starts.
+pub(crate) const LOG: &str = "/var/log/k3s.log";
+
+/// How long a cluster may take to do what it was asked, on a slow and busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// One running process, told apart from a later one with the same number by when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// Its id inside the node.
+    pub pid: u32,
+    /// Clock ticks from the machine's boot to its start, as `/proc/<pid>/stat` has it.
+    pub started: u64,
+}
+
+impl Node {
+    /// Starts `k3s server` with these flags, as a service manager would: a child of process 1 in a cgroup of its own on v2.
+    #[track_caller]
+    pub fn start_k3s(&self, flags: &str) -> Job {
+        let found = self.execute("test -x /opt/k3s/bin/k3s").code == 0;
+        assert!(found, "target/dist holds no k3s: build it with `cargo xtask dist`");
+        self.background_into(
+            &format!(
+                "unit=/sys/fs/cgroup/k3s.service
+                 if test -f /sys/fs/cgroup/cgroup.controllers; then mkdir -p $unit; echo 0 > $unit/cgroup.procs; fi
+                 exec k3s server {flags}"
+            ),
+            LOG,
+        )
+    }
+
+    /// Puts the demo image where `k3s` imports images from: pods of `docker.io/k3s-rs/demo:0.1.0` run without a registry.
+    #[track_caller]
+    pub fn give_demo_image(&self) {
+        self.succeed(
+            "test -e /opt/k3s-test/images/demo.tar || { echo 'build it with `cargo xtask dist`' >&2; exit 1; }
+             mkdir -p /var/lib/rancher/k3s/agent/images
+             cp /opt/k3s-test/images/demo.tar /var/lib/rancher/k3s/agent/images/",
+        );
+    }
+
+    /// Runs `k3s kubectl`, which has to succeed.
+    #[track_caller]
+    pub fn kubectl(&self, args: &str) -> String {
+        self.succeed(&format!("k3s kubectl {args}"))
+    }
+
+    /// Applies manifests.
+    #[track_caller]
+    pub fn apply(&self, manifests: &str) {
+        let file = self.path("/tmp/manifests.yaml");
+        fs::write(&file, manifests).unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+        self.kubectl("apply -f /tmp/manifests.yaml");
+    }
+
+    /// Waits until the API says that the node is Ready.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        let name = self.name();
+        let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
+        self.wait_until_succeeds(
+            &format!("k3s kubectl get node {name} -o jsonpath='{ready}' | grep -qx True"),
+            PATIENCE,
+        );
+    }
+
+    /// Waits until the pods of a Deployment are available.
+    #[track_caller]
+    pub fn wait_for_deployment(&self, namespace: &str, name: &str) {
+        self.wait_until_succeeds(
+            &format!("k3s kubectl -n {namespace} rollout status deployment/{name} --timeout=20s"),
+            PATIENCE,
+        );
+    }
+
+    /// What `k3s status -o json` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let text = self.succeed("k3s status -o json");
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("`k3s status -o json` is no JSON: {error}: {text}"))
+    }
+
+    /// The running children of `k3s` by component.
+    #[track_caller]
+    pub fn components(&self) -> BTreeMap<String, Process> {
+        let status = self.status();
+        let components = status["components"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let pid = |component: &Value| component["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        components
+            .iter()
+            .filter_map(|component| Some((component["name"].as_str()?.to_owned(), self.process(pid(component)?)?)))
+            .collect()
+    }
+
+    /// Waits until the running children are as they should be, and returns them.
+    #[track_caller]
+    pub fn wait_for_components(&self, done: impl Fn(&BTreeMap<String, Process>) -> bool) -> BTreeMap<String, Process> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let running = self.components();
+            if done(&running) {
+                return running;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{}: not as they should be:\n{}",
+                self.name(),
+                self.succeed("k3s status")
+            );
+            pause();
+        }
+    }
+
+    /// A process of the node, if there is one with this id.
+    #[track_caller]
+    pub fn process(&self, pid: u32) -> Option<Process> {
+        let stat = fs::read_to_string(self.path(format!("/proc/{pid}/stat"))).ok()?;
+        // The name may hold anything, also ") "; 20 fields follow it until the start time.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        let alive = !matches!(fields.next()?, "Z" | "X");
+        let started = fields.nth(18)?.parse().ok()?;
+        alive.then_some(Process { pid, started })
+    }
+
+    /// Kills one process of the node with SIGKILL and waits until it has gone.
+    #[track_caller]
+    pub fn kill(&self, process: Process) {
+        self.succeed(&format!("kill -9 {}", process.pid));
+        self.wait_until_succeeds(
+            &format!("! test -e /proc/{0} || grep -q '^State:.[ZX]' /proc/{0}/status", process.pid),
+            PATIENCE,
+        );
+    }
+}

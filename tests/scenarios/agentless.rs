@@ -1,0 +1,25 @@
+//! `k3s server --disable-agent`: a control plane without a node.
+
+use cluster_tests::{Network, Node, PATIENCE, step};
+
+#[test]
+fn an_agentless_server_serves_the_api_and_runs_no_node() {
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    step("the API is served", || {
+        server.start_k3s("--disable-agent");
+        server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
+        server.kubectl("create configmap stored --from-literal=key=value");
+        assert_eq!(server.kubectl("get configmap stored -o jsonpath={.data.key}"), "value");
+    });
+    step("no node is there, and nothing that one needs", || {
+        assert_eq!(server.kubectl("get nodes -o name"), "");
+        let children: Vec<_> = server.components().into_keys().collect();
+        assert_eq!(children, ["kube-apiserver", "kube-controller-manager", "kube-scheduler"]);
+        server.fail("pgrep -x containerd || pgrep -x kubelet || pgrep -x kube-proxy || ip link show cni0 || ip link show flannel.1");
+    });
+    step("it ends when asked to, and leaves no process", || {
+        server.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
+        server.fail("pgrep -x k3s || pgrep kube-");
+    });
+}

@@ -1,0 +1,11 @@
+//! What a user may rely on, each a story on real nodes with the real `k3s` and the real components.
+
+mod api;
+
+mod agentless;
+mod bad_input;
+mod power_cut;
+mod restarts;
+mod single_node;
+mod two_nodes;
+mod watches;
