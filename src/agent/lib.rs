@@ -1,1 +1,18 @@
-//! The agent room.
+//! The node: containerd, kubelet, kube-proxy and the network that pods are wired to.
+//!
+//! A server runs it in its own process; `k3s agent` alone will run the same role after it has joined.
+
+mod api;
+mod cgroup;
+mod error;
+mod identity;
+mod images;
+mod network;
+mod resolv_conf;
+mod role;
+
+pub use api::client;
+pub use error::Error;
+pub use identity::{ETC, node_name};
+pub use network::own_addresses;
+pub use role::{NodeRole, Request};

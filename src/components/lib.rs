@@ -1,1 +1,29 @@
-//! The components room.
+//! Each upstream program as data: its arguments, its environment, the files it reads and how it tells that it is ready.
+//!
+//! Nothing here starts anything. A function per program turns the configuration into a [`Launch`]; the roles write its files
+//! and hand its program to the supervisor. Flags follow what k3s passes to the same components, so that a user's
+//! `--kube-apiserver-arg` and its like meet the defaults they expect.
+
+mod containerd;
+mod kube_apiserver;
+mod kube_controller_manager;
+mod kube_proxy;
+mod kube_scheduler;
+mod kubelet;
+mod launch;
+mod libexec;
+mod node;
+mod paths;
+mod template;
+
+pub use containerd::{SOCKET_IN_RUN as CONTAINERD_SOCKET_IN_RUN, containerd};
+pub use kube_apiserver::kube_apiserver;
+pub use kube_controller_manager::kube_controller_manager;
+pub use kube_proxy::kube_proxy;
+pub use kube_scheduler::kube_scheduler;
+pub use kubelet::kubelet;
+pub use launch::{File, Launch};
+pub use libexec::{Components, Libexec, MissingComponents, Need};
+pub use node::{CgroupDriver, Node, ProxyMode};
+pub use paths::Paths;
+pub use template::TemplateError;

@@ -1,0 +1,68 @@
+//! Which resolv.conf pods inherit.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use k3s_pki::files::{self, FileError};
+
+/// The host's own, and systemd-resolved's real one where the host's names only its stub.
+const CANDIDATES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
+/// What pods get where the host has no name server that they could reach: k3s' own last resort.
+const FALLBACK: &str = "nameserver 8.8.8.8\n";
+
+/// The user's file; else the first of the host's whose name servers are all reachable from a pod; else one of ours at
+/// `fallback`, as k3s chooses.
+pub(crate) fn choose(given: Option<&Path>, fallback: &Path) -> Result<PathBuf, FileError> {
+    if let Some(path) = given {
+        return Ok(path.to_path_buf());
+    }
+    if let Some(found) = CANDIDATES.iter().find(|path| fs::read_to_string(path).is_ok_and(|text| serves_pods(&text))) {
+        return Ok(PathBuf::from(found));
+    }
+    if let Some(dir) = fallback.parent() {
+        files::create_directory(dir, 0o700)?;
+    }
+    files::write(fallback, FALLBACK.as_bytes(), 0o644)?;
+    Ok(fallback.to_path_buf())
+}
+
+/// At least one name server, and none that means something else inside a pod's network namespace.
+fn serves_pods(resolv_conf: &str) -> bool {
+    let mut servers = resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .map(|address| address.trim().parse::<IpAddr>())
+        .peekable();
+    servers.peek().is_some() && servers.all(|address| address.is_ok_and(is_global_unicast))
+}
+
+/// Go's sense of the word: private addresses count.
+fn is_global_unicast(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stub_resolver_on_loopback_is_of_no_use_to_pods() {
+        assert!(serves_pods("search lan\nnameserver 192.168.1.1\n"));
+        assert!(!serves_pods("nameserver 127.0.0.53\n"));
+        assert!(!serves_pods("nameserver 192.168.1.1\nnameserver fe80::1\n"));
+        assert!(!serves_pods("search lan\n"));
+    }
+
+    #[test]
+    fn the_users_file_is_taken_as_it_is() {
+        assert_eq!(choose(Some(Path::new("/etc/my")), Path::new("/unused")).unwrap(), Path::new("/etc/my"));
+    }
+}

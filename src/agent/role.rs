@@ -1,0 +1,176 @@
+//! The node's life: prepared before anything runs, handed to the supervisor, joined to its network when the API knows it.
+
+use std::{ffi::OsString, fs, io, net::IpAddr, path::PathBuf, time::Duration};
+
+use k3s_components::{Components, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet};
+use k3s_config::{
+    agent::NodeConfig,
+    network::{ClusterNetwork, Overlay},
+};
+use k3s_controllers::{NodeAddresses, NodeMetadata, annotate, wait_pod_cidr};
+use k3s_network::{Conntrack, HostPlan, Warning};
+use k3s_pki::files;
+use k3s_supervise::{
+    GraphError, Supervisor,
+    capability::{Capabilities, Capability},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{Error, api, cgroup, images, network, resolv_conf};
+
+/// What a node is made from.
+#[derive(Debug)]
+pub struct Request {
+    /// What the user asked for, with the node's whole name.
+    pub config: NodeConfig,
+    /// The cluster's address plan.
+    pub network: ClusterNetwork,
+    /// The node's own addresses, the primary first; never empty.
+    pub ips: Vec<IpAddr>,
+    /// Where state lies.
+    pub paths: Paths,
+    /// The programs.
+    pub components: Components,
+    /// The folder of images that come with the package.
+    pub packaged_images: Option<PathBuf>,
+    /// Whether kube-proxy runs (`--disable-kube-proxy` not given).
+    pub kube_proxy: bool,
+    /// Whether our node controller sets its addresses (`--disable-cloud-controller` not given).
+    pub cloud_controller: bool,
+    /// klog verbosity for children.
+    pub verbosity: u8,
+}
+
+/// A node that is ready to start: the host is prepared and every file is in place.
+#[derive(Debug)]
+pub struct NodeRole {
+    node: Node,
+    paths: Paths,
+    launches: Vec<Launch>,
+    image_folders: Vec<PathBuf>,
+    warnings: Vec<Warning>,
+}
+
+impl NodeRole {
+    /// Prepares the host and writes what the programs read.
+    pub async fn prepare(request: Request) -> Result<Self, Error> {
+        let Request { config, network, ips, paths, components, packaged_images, kube_proxy: with_proxy, .. } = request;
+        let host = k3s_network::prepare(&HostPlan {
+            cluster_cidrs: network.cluster_cidrs.clone(),
+            filter_bridges: with_proxy || network.overlay == Overlay::Vxlan,
+            conntrack: Conntrack::default(),
+        })
+        .await;
+        let cgroup_v2 = cgroup::is_unified().map_err(Error::file("/sys/fs/cgroup"))?;
+        let capabilities = Capabilities::current().map_err(Error::file("/proc/self/status"))?;
+        let node = Node {
+            resolv_conf: resolv_conf::choose(config.resolv_conf.as_deref(), &paths.agent_etc("resolv.conf"))?,
+            proxy_mode: match host.proxy_mode {
+                k3s_network::ProxyMode::Nftables => ProxyMode::Nftables,
+                k3s_network::ProxyMode::Iptables => ProxyMode::Iptables,
+            },
+            cgroup_driver: cgroup::driver(cgroup_v2),
+            may_lower_oom_score: capabilities.has(Capability::SysResource),
+            cgroup_v2,
+            shim_cgroup: None,
+            cloud_provider_external: request.cloud_controller,
+            verbosity: request.verbosity,
+            config,
+            network,
+            ips,
+        };
+        let mut launches = vec![launch_containerd(&node, &paths, &components)?, kubelet(&node, &paths, &components)];
+        launches.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components)));
+        for file in launches.iter().flat_map(|launch| &launch.files) {
+            if let Some(dir) = file.path.parent() {
+                files::create_directory(dir, 0o700)?;
+            }
+            files::write(&file.path, file.content.as_bytes(), files::PRIVATE)?;
+        }
+        for dir in [paths.agent().join("pod-manifests"), paths.agent().join("containerd"), paths.images()] {
+            files::create_directory(&dir, 0o700)?;
+        }
+        network::install_cni(&node, &paths)?;
+        let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
+        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings })
+    }
+
+    /// Hands the programs to the supervisor.
+    pub fn start(&self, supervisor: &Supervisor) -> Result<(), GraphError> {
+        supervisor.gate("images")?;
+        for Warning { key, sentence } in &self.warnings {
+            supervisor.warn(key, sentence.as_str());
+        }
+        supervisor.start(self.launches.iter().map(|launch| launch.program.clone()))
+    }
+
+    /// Does the node's own part until it is done or `shutdown` falls: imports images, tells the API the node's addresses, and joins
+    /// the pod network as soon as the API has given it a range. What fails is told in the status and tried again.
+    pub async fn run(&self, supervisor: &Supervisor, shutdown: CancellationToken) -> Result<(), Error> {
+        let gate = supervisor.gate("images").ok();
+        let import = async {
+            if let Some(gate) = &gate {
+                images::import(&self.image_folders, &self.paths, supervisor, gate).await;
+            }
+            Ok(())
+        };
+        let work = async { tokio::try_join!(import, self.introduce(supervisor), self.join(supervisor)).map(drop) };
+        shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
+    }
+
+    /// Tells the API what only the node knows of itself.
+    async fn introduce(&self, supervisor: &Supervisor) -> Result<(), Error> {
+        if supervisor.ready("kube-apiserver").await.is_err() {
+            return Ok(());
+        }
+        let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
+        let config = &self.node.config;
+        let addresses = self.node.cloud_provider_external.then(|| NodeAddresses {
+            internal_ips: self.node.ips.clone(),
+            external_ips: config.external_ips.clone(),
+            internal_dns: config.internal_dns.clone(),
+            external_dns: config.external_dns.clone(),
+            hostname: hostname(&config.name),
+        });
+        let metadata = NodeMetadata { labels: config.labels.clone(), addresses, arguments: None };
+        annotate(client, &config.name, &metadata).await;
+        Ok(())
+    }
+
+    async fn join(&self, supervisor: &Supervisor) -> Result<(), Error> {
+        if supervisor.ready("kube-apiserver").await.is_err() {
+            return Ok(());
+        }
+        let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
+        let ranges = wait_pod_cidr(client, &self.node.config.name).await?;
+        let mut pause = Duration::from_millis(500);
+        while let Err(error) = network::join(&self.node, ranges.clone()).await {
+            warn!(%error, "The pod network cannot be joined; trying again.");
+            supervisor.warn("pod-network", format!("Pods cannot be reached: {error}."));
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
+        supervisor.clear("pod-network");
+        Ok(())
+    }
+}
+
+fn launch_containerd(node: &Node, paths: &Paths, components: &Components) -> Result<Launch, Error> {
+    let path = paths.agent_etc("containerd/config-v3.toml.tmpl");
+    let template = match fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(Error::File { path, source }),
+    };
+    let pause = node.config.pause_image.as_deref().unwrap_or(images::PAUSE);
+    let inherited = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin"));
+    containerd(node, paths, components, pause, template.as_deref(), &inherited)
+        .map_err(|source| Error::Template { path, source })
+}
+
+/// The host's name, unless it says nothing: k3s' rule for the annotation.
+fn hostname(node: &str) -> String {
+    let own = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if own.is_empty() || own.contains("localhost") { node.to_owned() } else { own }
+}

@@ -1,0 +1,105 @@
+//! kube-apiserver: on loopback, one port above the front, with the datastore on a unix socket.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use k3s_config::server::ServerConfig;
+use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
+
+use crate::{
+    Paths,
+    launch::{Flags, Launch},
+    libexec::Components,
+};
+
+/// TLS 1.2 suites that k3s offers where the user names none; 1.3's are always on.
+const CIPHER_SUITES: &str = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,\
+TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,\
+TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256";
+
+/// kube-apiserver for `config`, advertised to the cluster at `advertise`.
+pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, advertise: IpAddr) -> Launch {
+    let network = &config.network;
+    let issuer = format!("https://kubernetes.default.svc.{}", network.cluster_domain);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.apiserver_port()));
+
+    let mut flags = Flags::default();
+    flags
+        .set("storage-backend", "etcd3")
+        // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
+        .set("etcd-servers", "unix://kine.sock")
+        // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
+        .set("etcd-healthcheck-timeout", "10s")
+        .path("cert-dir", paths.tls("temporary-certs"))
+        .set("allow-privileged", true)
+        .set("enable-bootstrap-token-auth", true)
+        .set("service-account-issuer", &issuer)
+        .set("api-audiences", format!("{issuer},k3s"))
+        .path("service-account-signing-key-file", paths.tls("service.current.key"))
+        .path("service-account-key-file", paths.tls("service.key"))
+        .list("service-cluster-ip-range", &network.service_cidrs)
+        .set("service-node-port-range", format!("{}-{}", network.node_ports.first, network.node_ports.last))
+        .set("advertise-address", advertise)
+        .set("advertise-port", config.advertise_port)
+        .set("secure-port", address.port())
+        .set("bind-address", address.ip())
+        .path("tls-cert-file", paths.tls("serving-kube-apiserver.crt"))
+        .path("tls-private-key-file", paths.tls("serving-kube-apiserver.key"))
+        .set("tls-cipher-suites", CIPHER_SUITES)
+        .path("client-ca-file", paths.tls("client-ca.crt"))
+        .path("kubelet-certificate-authority", paths.tls("server-ca.crt"))
+        .path("kubelet-client-certificate", paths.tls("client-kube-apiserver.crt"))
+        .path("kubelet-client-key", paths.tls("client-kube-apiserver.key"))
+        .set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
+        .path("requestheader-client-ca-file", paths.tls("request-header-ca.crt"))
+        .set("requestheader-allowed-names", "system:auth-proxy")
+        .set("requestheader-extra-headers-prefix", "X-Remote-Extra-")
+        .set("requestheader-group-headers", "X-Remote-Group")
+        .set("requestheader-username-headers", "X-Remote-User")
+        .path("proxy-client-cert-file", paths.tls("client-auth-proxy.crt"))
+        .path("proxy-client-key-file", paths.tls("client-auth-proxy.key"))
+        .set("enable-admission-plugins", "NodeRestriction")
+        .set("profiling", false)
+        .verbosity(config.verbosity);
+    let user = &config.args.kube_apiserver;
+    if user.value_of("authentication-config").is_none() {
+        flags.set("anonymous-auth", false);
+    }
+    if user.value_of("authorization-config").is_none() {
+        flags.set("authorization-mode", "Node,RBAC");
+    }
+
+    let ask = |path: &str| Probe::Https {
+        address,
+        path: path.to_owned(),
+        ca: paths.tls("server-ca.crt"),
+        identity: Some((paths.tls("client-supervisor.crt"), paths.tls("client-supervisor.key"))),
+    };
+    Launch {
+        files: Vec::new(),
+        program: Program {
+            name: "kube-apiserver".into(),
+            executable: found.path("kube-apiserver"),
+            arg0: "kube-apiserver".into(),
+            args: flags.merged(user),
+            env: BTreeMap::new(),
+            working_dir: Some(paths.server()),
+            after: vec!["datastore".into()],
+            readiness: ask("/readyz"),
+            // Not /readyz nor the datastore's own check: a store that is away for a while is no reason to restart.
+            liveness: Some(Liveness {
+                probe: ask("/livez?exclude=etcd"),
+                interval: Duration::from_secs(20),
+                timeout: Duration::from_secs(15),
+                failures: 6,
+            }),
+            stop: Stop { timeout: Duration::from_secs(20), ..Stop::default() },
+            resources: Resources { cpu_weight: 200, ..Resources::default() },
+            oom_score_adj: Some(-500),
+            log_file: None,
+        },
+    }
+}

@@ -1,0 +1,57 @@
+//! A program together with the files it reads.
+
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+
+use k3s_config::args::ComponentArgs;
+use k3s_supervise::program::Program;
+
+/// Everything one component needs: files first, then the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Written before the program starts, and only where their content differs.
+    pub files: Vec<File>,
+    /// What the supervisor runs.
+    pub program: Program,
+}
+
+/// A configuration file of ours for a component.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Where it goes; its directory is made with mode 0700.
+    pub path: PathBuf,
+    /// The whole content.
+    pub content: String,
+}
+
+/// Default flags of a component, before the user's arguments.
+#[derive(Debug, Default)]
+pub(crate) struct Flags(BTreeMap<String, String>);
+
+impl Flags {
+    pub(crate) fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
+        self.0.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// A list as Kubernetes' flags take it: with commas.
+    pub(crate) fn list<T: ToString>(&mut self, name: &str, values: &[T]) -> &mut Self {
+        self.set(name, values.iter().map(T::to_string).collect::<Vec<_>>().join(","))
+    }
+
+    pub(crate) fn path(&mut self, name: &str, value: PathBuf) -> &mut Self {
+        self.set(name, value.display())
+    }
+
+    /// klog's verbosity, left out at its default.
+    pub(crate) fn verbosity(&mut self, level: u8) -> &mut Self {
+        if level > 0 {
+            self.set("v", level);
+        }
+        self
+    }
+
+    /// The command line: our defaults with the user's arguments merged in as k3s does.
+    pub(crate) fn merged(self, user: &ComponentArgs) -> Vec<OsString> {
+        user.merge(self.0).into_iter().map(OsString::from).collect()
+    }
+}

@@ -1,0 +1,72 @@
+//! Where state lies: k3s' own layout, so that its directories are taken over as they are.
+
+use std::path::{Path, PathBuf};
+
+/// The directories of one server or agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    data: PathBuf,
+    run: PathBuf,
+}
+
+impl Paths {
+    /// State below `data` (`--data-dir`), sockets and other things that a boot may lose below `run` (`/run/k3s`).
+    pub fn new(data: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
+        Self { data: data.into(), run: run.into() }
+    }
+
+    /// The data directory itself.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The run directory itself.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// `<data>/server`.
+    pub fn server(&self) -> PathBuf {
+        self.data.join("server")
+    }
+
+    /// `<data>/server/tls/<name>`.
+    pub fn tls(&self, name: &str) -> PathBuf {
+        self.server().join("tls").join(name)
+    }
+
+    /// `<data>/server/cred/<name>`.
+    pub fn cred(&self, name: &str) -> PathBuf {
+        self.server().join("cred").join(name)
+    }
+
+    /// `<data>/agent`.
+    pub fn agent(&self) -> PathBuf {
+        self.data.join("agent")
+    }
+
+    /// `<data>/agent/etc/<name>`.
+    pub fn agent_etc(&self, name: &str) -> PathBuf {
+        self.agent().join("etc").join(name)
+    }
+
+    /// The datastore's socket, `<data>/server/kine.sock` as in k3s.
+    pub fn datastore_socket(&self) -> PathBuf {
+        self.server().join("kine.sock")
+    }
+
+    /// `<run>/containerd/containerd.sock`.
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.run.join("containerd/containerd.sock")
+    }
+
+    /// `<run>/status.sock`, where `k3s status` asks.
+    pub fn status_socket(&self) -> PathBuf {
+        self.run.join("status.sock")
+    }
+
+    /// `<data>/agent/images`, where users drop archives to import.
+    pub fn images(&self) -> PathBuf {
+        self.agent().join("images")
+    }
+}

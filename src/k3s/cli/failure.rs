@@ -1,0 +1,61 @@
+//! How a verb fails: one sentence and an exit code from sysexits.h.
+
+use std::{error::Error, fmt, process::ExitCode};
+
+/// The command line was wrong.
+pub(crate) const USAGE: u8 = 64;
+/// A service or program that is needed is not there.
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// Something that should not happen did.
+pub(crate) const SOFTWARE: u8 = 70;
+/// The operating system said no.
+pub(crate) const OS_ERROR: u8 = 71;
+
+/// What went wrong and what to do, for a person, and a number for scripts.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    sentence: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, sentence: impl Into<String>) -> Self {
+        Self { code, sentence: sentence.into() }
+    }
+
+    /// An error with its causes, each once: a cause that its parent's text already tells is left out.
+    pub(crate) fn from_error(code: u8, error: &dyn Error) -> Self {
+        let mut sentence = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !sentence.contains(&text) {
+                sentence = format!("{sentence}: {text}");
+            }
+            cause = error.source();
+        }
+        Self { code, sentence }
+    }
+
+    /// Help and version are no failures; everything else is shortened to its first sentence.
+    pub(crate) fn from_clap(error: &clap::Error) -> Result<ExitCode, Self> {
+        if error.exit_code() == 0 || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            // Nothing to do for a reader that closed the pipe.
+            let _ = error.print();
+            return if error.exit_code() == 0 { Ok(ExitCode::SUCCESS) } else { Ok(USAGE.into()) };
+        }
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        Err(Self::new(USAGE, format!("{line}; see k3s --help")))
+    }
+
+    pub(crate) fn code(&self) -> ExitCode {
+        self.code.into()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}

@@ -1,0 +1,113 @@
+//! The command line: one file per verb.
+
+mod agent;
+mod check_config;
+mod completion;
+mod crictl;
+mod ctr;
+mod datastore;
+mod environment;
+mod failure;
+mod kubectl;
+mod runtime;
+mod server;
+mod signals;
+mod status;
+mod upstream;
+
+use std::{ffi::OsString, path::Path, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use k3s_config::Role;
+
+pub(crate) use failure::Failure;
+
+use crate::version;
+
+/// Lightweight Kubernetes for machines nobody can reach.
+#[derive(Debug, Parser)]
+#[command(name = "k3s", disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    /// Print the version
+    #[arg(short = 'v', long)]
+    version: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Verbs with flags of their own pass them on untouched: each parses them where it lives.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a server: control plane, datastore and, unless told otherwise, a node
+    #[command(disable_help_flag = true)]
+    Server(PassedOn),
+    /// Run a node that joins a server
+    #[command(disable_help_flag = true)]
+    Agent(PassedOn),
+    /// Run kubectl as this server's administrator
+    #[command(disable_help_flag = true)]
+    Kubectl(PassedOn),
+    /// Run ctr against this node's containerd, in the namespace of its pods
+    #[command(disable_help_flag = true)]
+    Ctr(PassedOn),
+    /// Run a crictl found in PATH against this node's containerd
+    #[command(disable_help_flag = true)]
+    Crictl(PassedOn),
+    /// Show what each component does and what is being waited for
+    Status(status::Options),
+    /// Check a configuration and this machine, and change nothing
+    #[command(disable_help_flag = true)]
+    CheckConfig(PassedOn),
+    /// Print a shell's completion script
+    Completion(completion::Options),
+    /// Run the datastore alone
+    #[command(subcommand)]
+    Datastore(datastore::Verb),
+}
+
+#[derive(Debug, clap::Args)]
+struct PassedOn {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    args: Vec<OsString>,
+}
+
+/// Runs the verb that `args` (with the program's own name first) ask for; under the names of its links it is that program.
+pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let called = args.first().map(Path::new).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let rest = || args.iter().skip(1).cloned().collect();
+    match called.as_deref() {
+        Some("kubectl") => return kubectl::run(rest()),
+        Some("ctr") => return ctr::run(rest()),
+        Some("crictl") => return crictl::run(rest()),
+        _ => {}
+    }
+    if args.get(1).is_some_and(|arg| arg == "--version" || arg == "-v") {
+        println!("{}", version::text());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return Failure::from_clap(&error),
+    };
+    match cli.verb {
+        Verb::Server(PassedOn { args }) => server::run(args),
+        Verb::Agent(PassedOn { args }) => agent::run(args),
+        Verb::Kubectl(PassedOn { args }) => kubectl::run(args),
+        Verb::Ctr(PassedOn { args }) => ctr::run(args),
+        Verb::Crictl(PassedOn { args }) => crictl::run(args),
+        Verb::Status(options) => status::run(&options),
+        Verb::CheckConfig(PassedOn { args }) => check_config::run(args),
+        Verb::Completion(options) => completion::run(&options),
+        Verb::Datastore(verb) => datastore::run(verb),
+    }
+}
+
+/// The whole command tree with the flags of server and agent, for completion scripts.
+fn command() -> clap::Command {
+    let mut command = <Cli as clap::CommandFactory>::command();
+    for role in [Role::Server, Role::Agent] {
+        let verb = k3s_config::command(role);
+        command = command.mut_subcommand(verb.get_name().to_owned(), |_| verb);
+    }
+    command
+}

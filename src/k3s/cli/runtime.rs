@@ -1,0 +1,31 @@
+//! The asynchronous runtime and the log of a long-running verb.
+
+use std::{future::Future, io};
+
+use tracing_subscriber::EnvFilter;
+
+use super::failure::{Failure, OS_ERROR};
+
+/// Runs a verb to its end. Two workers: our own work is small, and each more costs memory.
+pub(super) fn run<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("k3s")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(OS_ERROR, format!("the runtime cannot start: {error}")))?;
+    // rustls wants one provider for the whole process; a second call would find it set already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    runtime.block_on(verb)
+}
+
+/// Logs to standard error: INFO and above, or what `K3S_LOG` asks for; `debug` adds our own details.
+pub(super) fn log(debug: bool) {
+    let default = if debug {
+        "info,k3s=debug,k3s_server=debug,k3s_agent=debug,k3s_supervise=debug,k3s_datastore=debug,k3s_network=debug,k3s_controllers=debug,k3s_oci=debug,k3s_pki=debug"
+    } else {
+        "info"
+    };
+    let filter = EnvFilter::try_from_env("K3S_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(io::stderr).init();
+}

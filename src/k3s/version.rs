@@ -1,0 +1,9 @@
+//! What this program calls itself.
+
+/// The Kubernetes it supervises. Tools recognise the layout of k3s by `+k3s`; `docs/adr/0003-version.md` says why it is there.
+pub(crate) const KUBERNETES: &str = "v1.36.3+k3s1";
+
+/// The text of `k3s --version`.
+pub(crate) fn text() -> String {
+    format!("k3s version {KUBERNETES}\nk3s-rs version {}", env!("CARGO_PKG_VERSION"))
+}

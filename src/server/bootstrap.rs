@@ -1,0 +1,149 @@
+//! What has to be there before the first program starts: sockets, a lock, certificates, tokens, kubeconfigs.
+
+use std::{
+    fs::{DirBuilder, File, TryLockError},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use k3s_components::Paths;
+use k3s_config::{secret::Secret, server::ServerConfig};
+use k3s_identity::TokenFiles;
+use k3s_pki::{AgentPki, AgentRequest, ClientCa, HostName, San, ServerPki, ServerRequest, UserKubeconfig};
+use tokio::net::TcpListener;
+use tracing::info;
+
+use crate::{
+    Error,
+    front::{CurrentCertificate, Upstream},
+};
+
+/// Where kubectl and people look for the administrator's kubeconfig.
+const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
+
+/// Who this server is on the network.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// The node's whole name.
+    pub(crate) name: String,
+    /// Its addresses, the primary first; never empty.
+    pub(crate) ips: Vec<IpAddr>,
+}
+
+impl Host {
+    /// Settles name and addresses, and puts the name into the node's configuration. Draws the node's id and password at the first start.
+    pub(crate) async fn of(config: &mut ServerConfig, paths: &Paths) -> Result<Self, Error> {
+        let given = config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
+        let ips = k3s_agent::own_addresses(given).await?;
+        let name = match &mut config.node {
+            Some(node) => {
+                node.name = k3s_agent::node_name(node, paths)?;
+                node.name.clone()
+            }
+            None => config.node_name.clone(),
+        };
+        Ok(Self { name, ips })
+    }
+}
+
+/// The front's socket; that kube-apiserver's port is free is checked with it.
+pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> {
+    let bind = async |address: SocketAddr| {
+        TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+    };
+    drop(bind((Ipv4Addr::LOCALHOST, config.apiserver_port()).into()).await?);
+    bind((config.bind_address, config.https_listen_port).into()).await
+}
+
+/// Keeps a second server off the same directory for as long as the file is open; the kernel lets go of it with the process.
+pub(crate) fn lock(paths: &Paths) -> Result<File, Error> {
+    let dir = paths.server();
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(Error::file(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: paths.data().to_path_buf() }),
+        Err(TryLockError::Error(source)) => Err(Error::File { path, source }),
+    }
+}
+
+/// Makes, keeps or renews everything that a server proves itself with.
+pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<ServerPki, Error> {
+    let now = SystemTime::now();
+    let node_name = name(&host.name)?;
+    let pki = ServerPki::ensure(
+        &paths.server(),
+        &ServerRequest {
+            tls_sans: config.tls_sans.iter().map(|text| san(text)).collect::<Result<_, _>>()?,
+            node_name: node_name.clone(),
+            node_ips: host.ips.clone(),
+            advertise_address: config.advertise_address,
+            service_ip: config.network.kubernetes_service_ip(),
+            cluster_domain: name(&config.network.cluster_domain)?,
+            apiserver_port: config.apiserver_port(),
+            now,
+        },
+    )?;
+    let tokens = TokenFiles::ensure(
+        &paths.server(),
+        config.token.as_ref().map(Secret::expose),
+        config.agent_token.as_ref().map(Secret::expose),
+        pki.server_ca.bundle(),
+    )?;
+    info!(path = %tokens.path.display(), "Other nodes join with the token in this file.");
+    if let Some(node) = &config.node {
+        AgentPki::ensure(
+            &paths.agent(),
+            &AgentRequest {
+                node_name,
+                node_ips: host.ips.iter().chain(&node.external_ips).copied().collect(),
+                apiserver: pki.apiserver_url(),
+                now,
+            },
+            &pki,
+        )?;
+    }
+    let reached_at =
+        if config.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.bind_address };
+    UserKubeconfig {
+        path: &config.kubeconfig.path,
+        default_path: Path::new(KUBECONFIG),
+        mode: config.kubeconfig.mode,
+        group: config.kubeconfig.group.as_deref(),
+        front: (reached_at, config.https_listen_port).into(),
+    }
+    .write(&pki)?;
+    info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");
+    Ok(pki)
+}
+
+/// What the front shows its clients, checks them by, and shows kube-apiserver.
+pub(crate) fn front_tls(
+    config: &ServerConfig,
+    pki: &ServerPki,
+) -> Result<(Arc<CurrentCertificate>, Arc<ClientCa>, Upstream), Error> {
+    let unusable = |path: &Path, why: String| Error::Certificate { path: path.to_path_buf(), why };
+    let certificate = pki.front_certificate(&[], SystemTime::now())?.certified_key();
+    let client_ca = ClientCa::new(pki.client_ca.bundle())
+        .map_err(|error| unusable(&pki.client_ca.files().certificate, error.to_string()))?;
+    let proxy = &pki.client_auth_proxy;
+    let read = |path: &Path| std::fs::read(path).map_err(Error::file(path));
+    let proxy_certificate = CurrentCertificate::from_pem(&read(&proxy.certificate)?, &read(&proxy.key)?)
+        .map_err(|error| unusable(&proxy.certificate, error.to_string()))?;
+    let address = (Ipv4Addr::LOCALHOST, config.apiserver_port()).into();
+    let upstream = Upstream::new(address, pki.server_ca.bundle(), Arc::new(proxy_certificate))
+        .map_err(|error| unusable(&pki.server_ca.files().certificate, error.to_string()))?;
+    Ok((Arc::new(CurrentCertificate::new(certificate)), Arc::new(client_ca), upstream))
+}
+
+fn name(text: &str) -> Result<HostName, Error> {
+    text.parse().map_err(|source| Error::Name { text: text.to_owned(), source: Box::new(source) })
+}
+
+fn san(text: &str) -> Result<San, Error> {
+    text.parse().map_err(|source| Error::Name { text: text.to_owned(), source: Box::new(source) })
+}

@@ -1,0 +1,48 @@
+//! The controllers that run in a server's own process, from the moment the API answers.
+
+use k3s_components::Paths;
+use k3s_config::server::{Addon, ServerConfig};
+use k3s_controllers::{Addons, NodeController, Variables, run_node_hosts};
+use k3s_supervise::Supervisor;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Error, bootstrap::Host};
+
+/// Cluster DNS, packed with us.
+const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
+
+/// Runs them until `shutdown`.
+pub(crate) async fn run(
+    config: &ServerConfig,
+    paths: &Paths,
+    host: &Host,
+    supervisor: &Supervisor,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let addons = Addons {
+        folder: paths.server().join("manifests"),
+        disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
+        variables: Variables {
+            cluster_dns: config.network.cluster_dns.clone(),
+            cluster_domain: config.network.cluster_domain.clone(),
+            system_default_registry: config.system_default_registry.clone(),
+            coredns_image: COREDNS.to_owned(),
+        },
+    }
+    .stage()?;
+    if supervisor.ready("kube-apiserver").await.is_err() {
+        return Ok(());
+    }
+    let client = k3s_agent::client(&paths.cred("supervisor.kubeconfig")).await?;
+    let nodes = NodeController {
+        initialises: !config.disabled.cloud_controller,
+        own_node: config.node.is_some().then(|| host.name.clone()),
+    };
+    let hosts = async {
+        if !config.disabled_addons.contains(&Addon::Coredns) {
+            run_node_hosts(client.clone(), shutdown.clone()).await;
+        }
+    };
+    tokio::join!(nodes.run(client.clone(), shutdown.clone()), hosts, addons.run(client.clone(), shutdown.clone()));
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! What keeps a server from coming up, and with which exit code it says so.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use k3s_supervise::{GraphError, notify::NotifyError};
+
+/// A server that cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port that has to be ours is taken, or its address is not this host's.
+    #[error("cannot listen on {address} ({source}): {}", remedy(source))]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file or directory of the server's could not be made or read.
+    #[error("{} cannot be used ({source}): the data directory has to be writable and have free space; choose another with --data-dir", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another server runs on the same directory.
+    #[error("another k3s server runs on {}: stop it, or choose another --data-dir", path.display())]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// A name or address that no certificate can hold.
+    #[error("{text} cannot stand on a certificate: {source}")]
+    Name {
+        /// As it was given.
+        text: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Certificates, keys or kubeconfigs.
+    #[error(transparent)]
+    Pki(#[from] k3s_pki::Error),
+    /// Tokens or the node's identity.
+    #[error(transparent)]
+    Identity(#[from] k3s_identity::Error),
+    /// A certificate of ours that TLS does not take.
+    #[error("{}: {why}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The datastore could not open, or stopped by itself.
+    #[error(transparent)]
+    Datastore(#[from] k3s_datastore::Error),
+    /// The node's part.
+    #[error(transparent)]
+    Node(#[from] k3s_agent::Error),
+    /// The packaged manifests.
+    #[error(transparent)]
+    Manifests(#[from] k3s_controllers::StageError),
+    /// The service manager's socket.
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
+    /// The thread that forks children.
+    #[error("no thread can be started for the components ({0}): the system is out of processes")]
+    Thread(io::Error),
+    /// A program waits for something that nothing makes.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+impl Error {
+    /// The process's exit code, after sysexits.h.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen { .. } => 69,
+            Self::File { .. } | Self::Manifests(_) => 73,
+            Self::Locked { .. } => 75,
+            Self::Name { .. } | Self::Pki(_) | Self::Identity(_) | Self::Certificate { .. } | Self::Node(_) => 78,
+            Self::Datastore(_) => 74,
+            Self::Notify(_) | Self::Thread(_) => 71,
+            Self::Graph(_) => 70,
+        }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { path, source }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop the program that has it, or choose another --https-listen-port",
+        io::ErrorKind::AddrNotAvailable => "give an address of this host as --bind-address",
+        _ => "choose another --bind-address or --https-listen-port",
+    }
+}
