@@ -4,13 +4,15 @@
 //! them follow watches: idle, they do nothing. When the API does not answer they try again, ever more slowly; none of them fails for it.
 
 mod addons;
+#[cfg(test)]
+mod against_an_api;
 mod backoff;
 mod node;
 mod node_annotations;
 mod node_hosts;
 mod pod_cidr;
 
-pub use addons::{Addons, StageError, Staged, Variables};
+pub use addons::{Addons, Variables};
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::run as run_node_hosts;

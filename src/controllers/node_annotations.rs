@@ -64,69 +64,77 @@ pub struct NodeArguments {
     pub hash: String,
 }
 
-/// Waits until the node called `name` is registered and writes `metadata` to it; nothing is written where nothing differs.
+/// Writes `metadata` to the node called `name` each time it registers, which is once unless someone deletes its object: then kubelet
+/// makes a new one, which nobody else would initialise. What an administrator changes later stays, as in k3s.
 ///
-/// Kubelet's own credentials suffice. It is tried until the API takes it or refuses the content for good (a label that is not
-/// allowed): that is logged and gives up, as kubelet itself runs on.
+/// Lives until dropped. Kubelet's own credentials suffice. Nothing is written where nothing differs.
 pub async fn annotate(client: Client, name: &str, metadata: &NodeMetadata) {
     let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
     let objects: Api<Node> = Api::all(client);
-    let params = PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() };
-    let mut backoff = Backoff::default();
-    loop {
-        let node = registered(nodes.clone(), name).await;
-        let Some(patch) = metadata.patch(&node) else { return };
-        match objects.patch_metadata(name, &params, &Patch::Merge(patch)).await {
-            Ok(_) => return info!(node = name, "Wrote this node's addresses and labels."),
-            Err(error) if Failure::of(&error) == Failure::Refused => {
-                return warn!(
-                    node = name, %error,
-                    "The API refuses this node's labels or annotations, so pods may not be scheduled here: correct --node-label."
-                );
-            }
-            Err(error) => debug!(node = name, %error, "This node could not be annotated; trying again."),
+    let mut events = pin!(watch_object(nodes, name).backoff(Backoff::default()));
+    let mut written = None;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Some(node)) if written == node.uid() => {}
+            Ok(Some(node)) if write(&objects, &node, metadata).await => written = node.uid(),
+            Ok(_) => {}
+            Err(error) => log_broken_watch("this node", &error),
         }
-        backoff.wait().await;
     }
 }
 
-/// The node's metadata, as soon as it is there.
-async fn registered(nodes: Api<PartialObjectMeta<Node>>, name: &str) -> PartialObjectMeta<Node> {
-    let mut events = pin!(watch_object(nodes, name).backoff(Backoff::default()));
+/// Writes `metadata` to `node`, however long the API takes; says whether that is settled, which it is not if the object went.
+async fn write(nodes: &Api<Node>, node: &PartialObjectMeta<Node>, metadata: &NodeMetadata) -> bool {
+    let Some(patch) = metadata.patch(node).map(Patch::Merge) else { return true };
+    let name = node.name_any();
+    let params = PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() };
+    let mut backoff = Backoff::default();
     loop {
-        match events.next().await {
-            Some(Ok(Some(node))) => return node,
-            Some(Ok(None)) | None => {}
-            Some(Err(error)) => log_broken_watch("this node", &error),
+        let Err(error) = nodes.patch_metadata(&name, &params, &patch).await else {
+            info!(node = name, "Wrote this node's addresses and labels.");
+            return true;
+        };
+        match Failure::of(&error) {
+            Failure::Outdated => return false,
+            Failure::Refused => {
+                warn!(
+                    node = name, %error,
+                    "The API refuses this node's labels or annotations, so pods may not be scheduled here: correct --node-label."
+                );
+                return true;
+            }
+            Failure::Passing => debug!(node = name, %error, "This node could not be annotated; trying again."),
         }
+        backoff.wait().await;
     }
 }
 
 impl NodeMetadata {
     /// The merge patch that makes `node` say this, if it does not.
     fn patch(&self, node: &PartialObjectMeta<Node>) -> Option<Value> {
-        let labels = differing(node.labels(), self.labels.iter().map(|(key, value)| (&**key, value.clone())));
+        let labels = self.labels.iter().map(|(key, value)| (key.as_str(), Some(value.clone())));
+        let labels = differing(node.labels(), labels);
         let annotations = differing(node.annotations(), self.annotations());
         (!labels.is_empty() || !annotations.is_empty())
             .then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
     }
 
-    /// An empty value stands for one that is to go.
-    fn annotations(&self) -> impl Iterator<Item = (&'static str, String)> {
+    /// `None` for those that are not to be there.
+    fn annotations(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
         let addresses = self.addresses.iter().flat_map(|addresses| {
             [
                 (key::INTERNAL_IP, joined(&addresses.internal_ips)),
                 (key::EXTERNAL_IP, joined(&addresses.external_ips)),
                 (key::INTERNAL_DNS, joined(&addresses.internal_dns)),
                 (key::EXTERNAL_DNS, joined(&addresses.external_dns)),
-                (key::HOSTNAME, addresses.hostname.clone()),
+                (key::HOSTNAME, Some(addresses.hostname.clone())),
             ]
         });
         let arguments = self.arguments.iter().flat_map(|arguments| {
             [
-                (key::ARGS, arguments.args.clone()),
-                (key::ENV, arguments.env.clone()),
-                (key::CONFIG_HASH, arguments.hash.clone()),
+                (key::ARGS, Some(arguments.args.clone())),
+                (key::ENV, Some(arguments.env.clone())),
+                (key::CONFIG_HASH, Some(arguments.hash.clone())),
             ]
         });
         addresses.chain(arguments)
@@ -135,26 +143,14 @@ impl NodeMetadata {
 
 fn differing<'a>(
     present: &BTreeMap<String, String>,
-    wanted: impl Iterator<Item = (&'a str, String)>,
+    wanted: impl Iterator<Item = (&'a str, Option<String>)>,
 ) -> Map<String, Value> {
-    let mut changes = Map::new();
-    for (key, value) in wanted {
-        match present.get(key) {
-            Some(present) if *present == value => {}
-            None if value.is_empty() && key.starts_with("k3s.io/") => {}
-            Some(_) if value.is_empty() && key.starts_with("k3s.io/") => {
-                changes.insert(key.into(), Value::Null);
-            }
-            _ => {
-                changes.insert(key.into(), value.into());
-            }
-        }
-    }
-    changes
+    let differing = wanted.filter(|(key, wanted)| present.get(*key) != wanted.as_ref());
+    differing.map(|(key, wanted)| (key.to_owned(), wanted.map_or(Value::Null, Value::String))).collect()
 }
 
-fn joined<T: ToString>(list: &[T]) -> String {
-    list.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+fn joined<T: ToString>(list: &[T]) -> Option<String> {
+    (!list.is_empty()).then(|| list.iter().map(T::to_string).collect::<Vec<_>>().join(","))
 }
 
 #[cfg(test)]

@@ -14,36 +14,40 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Staged, stage::Manifest};
+use super::{
+    Addons,
+    packaged::{PACKAGED, Packaged},
+    stage::Task,
+};
 use crate::backoff::{Backoff, Failure};
 
 /// The owner of what packaged manifests say, in server-side apply.
 const FIELD_MANAGER: &str = "k3s";
 
-impl Staged {
-    /// Applies and deletes, in order, until all is done or `shutdown` falls. What fails is tried again and does not hold up the rest.
+impl Addons {
+    /// Stages and applies every packaged manifest, or deletes it, in order, until all is done or `shutdown` falls. What fails is
+    /// tried again and does not hold up the rest. The client needs to be an administrator's.
     ///
     /// Applying what is there already writes nothing. Fields that packaged manifests do not name (replicas, say) stay with whoever
     /// set them; those they do name are taken back from anyone, as k3s does.
-    pub async fn run(self, client: Client, shutdown: CancellationToken) {
+    pub async fn run(&self, client: Client, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.deploy(client)).await;
     }
 
-    async fn deploy(self, client: Client) {
+    async fn deploy(&self, client: Client) {
         let mut cluster = Cluster { client, kinds: HashMap::new() };
-        let mut todo: Vec<Todo> = self.delete.into_iter().map(|manifest| Todo::new(Aim::Absent, manifest)).collect();
-        todo.extend(self.apply.into_iter().map(|manifest| Todo::new(Aim::Present, manifest)));
+        let mut deployments: Vec<_> = PACKAGED.iter().map(|packaged| Deployment::new(self, packaged)).collect();
         let mut backoff = Backoff::default();
         loop {
-            let before = todo.iter().map(Todo::left).sum::<usize>();
-            for todo in &mut todo {
-                todo.advance(&mut cluster).await;
+            let before = deployments.iter().map(Deployment::left).sum::<usize>();
+            for deployment in &mut deployments {
+                deployment.advance(&mut cluster).await;
             }
-            todo.retain(|todo| !todo.is_done());
-            if todo.is_empty() {
+            deployments.retain(|deployment| deployment.left() > 0);
+            if deployments.is_empty() {
                 return;
             }
-            if todo.iter().map(Todo::left).sum::<usize>() < before {
+            if deployments.iter().map(Deployment::left).sum::<usize>() < before {
                 backoff = Backoff::default();
             }
             backoff.wait().await;
@@ -51,76 +55,93 @@ impl Staged {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Aim {
-    Present,
-    Absent,
-}
-
-/// What is left of one manifest.
-struct Todo {
-    aim: Aim,
-    manifest: Manifest,
-    /// Refusals told already, so that trying again is quiet.
+/// One manifest on its way: staged, then object by object.
+struct Deployment<'a> {
+    addons: &'a Addons,
+    packaged: &'static Packaged,
+    /// `None` until it is staged.
+    task: Option<Task>,
+    /// Failures told already, so that trying again is quiet.
     told: HashSet<String>,
-    done: bool,
 }
 
-impl Todo {
-    fn new(aim: Aim, mut manifest: Manifest) -> Self {
-        if aim == Aim::Absent {
-            // What came last stands on what came first.
-            manifest.objects.reverse();
-        }
-        Self { aim, manifest, told: HashSet::new(), done: false }
+impl<'a> Deployment<'a> {
+    fn new(addons: &'a Addons, packaged: &'static Packaged) -> Self {
+        Self { addons, packaged, task: None, told: HashSet::new() }
     }
 
+    /// How much there is to do; more than the objects while the file is to do too.
     fn left(&self) -> usize {
-        self.manifest.objects.len() + usize::from(!self.done)
-    }
-
-    fn is_done(&self) -> bool {
-        self.done
+        match &self.task {
+            None => usize::from(u16::MAX),
+            Some(Task::Nothing) => 0,
+            Some(Task::Apply(objects) | Task::Delete(objects)) => objects.len() + 1,
+        }
     }
 
     async fn advance(&mut self, cluster: &mut Cluster) {
+        let task = match self.task.take().map_or_else(|| self.addons.stage(self.packaged), Ok) {
+            Ok(task) => task,
+            Err(error) => {
+                let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                if self.told.insert(format!("{error}: {why}")) {
+                    warn!(%error, why, "A packaged manifest could not be staged; trying again.");
+                }
+                return;
+            }
+        };
+        let path = self.addons.path(self.packaged);
+        self.task = Some(match task {
+            Task::Nothing => Task::Nothing,
+            Task::Apply(objects) => match self.each(objects, async |object| cluster.apply(object).await).await {
+                left if left.is_empty() => {
+                    info!(path = %path.display(), "Applied a packaged manifest.");
+                    Task::Nothing
+                }
+                left => Task::Apply(left),
+            },
+            Task::Delete(objects) => match self.each(objects, async |object| cluster.delete(object).await).await {
+                left if left.is_empty() => match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        if self.told.insert(error.to_string()) {
+                            warn!(path = %path.display(), %error, "The manifest of a disabled add-on could not be deleted; trying again.");
+                        }
+                        Task::Delete(left)
+                    }
+                    _ => {
+                        info!(path = %path.display(), "Deleted the objects of a disabled add-on.");
+                        Task::Nothing
+                    }
+                },
+                left => Task::Delete(left),
+            },
+        });
+    }
+
+    /// Does `work` with each object and returns those it failed with.
+    async fn each(
+        &mut self,
+        objects: Vec<DynamicObject>,
+        mut work: impl AsyncFnMut(&DynamicObject) -> kube::Result<()>,
+    ) -> Vec<DynamicObject> {
         let mut failed = Vec::new();
-        for object in std::mem::take(&mut self.manifest.objects) {
-            let result = match self.aim {
-                Aim::Present => cluster.apply(&object).await,
-                Aim::Absent => cluster.delete(&object).await,
-            };
-            if let Err(error) = result {
+        for object in objects {
+            if let Err(error) = work(&object).await {
                 self.tell(&object, &error);
                 failed.push(object);
             }
         }
-        self.manifest.objects = failed;
-        if !self.manifest.objects.is_empty() {
-            return;
-        }
-        let path = self.manifest.path.display();
-        match self.aim {
-            Aim::Present => info!(%path, "Applied a packaged manifest."),
-            Aim::Absent => match fs::remove_file(&self.manifest.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return warn!(%path, %error, "The manifest of a disabled add-on could not be deleted; trying again.");
-                }
-                _ => info!(%path, "Deleted the objects of a disabled add-on."),
-            },
-        }
-        self.done = true;
+        failed
     }
 
     fn tell(&mut self, object: &DynamicObject, error: &kube::Error) {
         let kind = object.types.as_ref().map_or("", |types| &types.kind);
         let name = object.metadata.name.as_deref().unwrap_or_default();
-        let path = self.manifest.path.display();
-        let told = format!("{kind} {name}: {error}");
-        if Failure::of(error) == Failure::Refused && self.told.insert(told) {
-            warn!(%path, kind, name, %error, "The API refuses an object of a packaged manifest; trying again.");
+        let manifest = self.packaged.path;
+        if Failure::of(error) == Failure::Refused && self.told.insert(format!("{kind} {name}: {error}")) {
+            warn!(manifest, kind, name, %error, "The API refuses an object of a packaged manifest; trying again.");
         } else {
-            debug!(%path, kind, name, %error, "An object of a packaged manifest is not in place yet.");
+            debug!(manifest, kind, name, %error, "An object of a packaged manifest is not in place yet.");
         }
     }
 }

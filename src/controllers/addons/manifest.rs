@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// Why a text is no manifest.
 #[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
+pub(super) enum ManifestError {
     /// It is not YAML.
     #[error("it is not YAML: {0}")]
     Yaml(String),

@@ -17,7 +17,6 @@ mod stage;
 use std::{collections::BTreeSet, path::PathBuf};
 
 pub use packaged::Variables;
-pub use stage::{StageError, Staged};
 
 /// The packaged add-ons of one server.
 #[derive(Debug, Clone)]

@@ -24,16 +24,15 @@ pub struct Variables {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's DNS domain.
     pub cluster_domain: String,
-    /// The registry of all packaged images, without a slash at its end; their own if `None`.
+    /// Where all packaged images come from instead of their own registry, without a slash at its end (`--system-default-registry`).
     pub system_default_registry: Option<String>,
-    /// The image of coredns, without a registry.
+    /// The image of coredns, with its registry.
     pub coredns_image: String,
 }
 
 impl Packaged {
     /// The manifest with its variables filled in.
     pub(super) fn render(&self, variables: &Variables) -> String {
-        let registry = variables.system_default_registry.as_deref();
         let dns = &variables.cluster_dns;
         let first_dns = dns.first().map(IpAddr::to_string).unwrap_or_default();
         let list = dns.iter().map(|ip| format!("\"{ip}\"")).collect::<Vec<_>>().join(",");
@@ -42,12 +41,23 @@ impl Packaged {
             ("CLUSTER_DNS_LIST", format!("[{list}]")),
             ("CLUSTER_DNS_IPFAMILYPOLICY", if dns.len() > 1 { "RequireDualStack" } else { "SingleStack" }.into()),
             ("CLUSTER_DOMAIN", variables.cluster_domain.clone()),
-            ("SYSTEM_DEFAULT_REGISTRY", registry.map(|registry| format!("{registry}/")).unwrap_or_default()),
-            ("COREDNS_IMAGE", variables.coredns_image.clone()),
+            ("COREDNS_IMAGE", variables.image(&variables.coredns_image)),
         ];
         values
             .into_iter()
             .fold(self.text.to_owned(), |text, (name, value)| text.replace(&format!("%{{{name}}}%"), &value))
+    }
+}
+
+impl Variables {
+    /// `image` from where it is to come.
+    fn image(&self, image: &str) -> String {
+        let Some(registry) = &self.system_default_registry else { return image.to_owned() };
+        let name = match image.split_once('/') {
+            Some((host, name)) if host.contains(['.', ':']) || host == "localhost" => name,
+            _ => image,
+        };
+        format!("{registry}/{name}")
     }
 }
 
@@ -61,7 +71,7 @@ mod tests {
             cluster_dns: vec!["10.43.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
             system_default_registry: None,
-            coredns_image: "k3s-rs/coredns:1.15.0".into(),
+            coredns_image: "docker.io/k3s-rs/coredns:1.15.0".into(),
         }
     }
 
@@ -91,7 +101,7 @@ mod tests {
         let (service, image, corefile) = coredns(&variables());
         assert_eq!(service["clusterIPs"], serde_json::json!(["10.43.0.10"]));
         assert_eq!(service["ipFamilyPolicy"], "SingleStack");
-        assert_eq!(image, "k3s-rs/coredns:1.15.0");
+        assert_eq!(image, "docker.io/k3s-rs/coredns:1.15.0");
         assert!(corefile.as_str().unwrap().contains("kubernetes cluster.local in-addr.arpa"));
 
         let mut dual = variables();

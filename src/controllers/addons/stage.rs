@@ -13,25 +13,22 @@ use tracing::info;
 use super::{
     Addons,
     manifest::{self, ManifestError},
-    packaged::{PACKAGED, Packaged},
+    packaged::Packaged,
 };
 
-/// What is to be done in the cluster, once there is one.
-#[derive(Debug, Default)]
-pub struct Staged {
-    pub(super) apply: Vec<Manifest>,
-    pub(super) delete: Vec<Manifest>,
-}
-
+/// What one manifest asks of the cluster.
 #[derive(Debug)]
-pub(super) struct Manifest {
-    pub(super) path: PathBuf,
-    pub(super) objects: Vec<DynamicObject>,
+pub(super) enum Task {
+    Nothing,
+    /// The objects are to be as the manifest says.
+    Apply(Vec<DynamicObject>),
+    /// The objects are to go, in this order, and then the file.
+    Delete(Vec<DynamicObject>),
 }
 
 /// Why a packaged manifest could not be staged.
 #[derive(Debug, thiserror::Error)]
-pub enum StageError {
+pub(super) enum StageError {
     /// The folder or a file in it.
     #[error("the packaged manifest {} could not be {doing}", .path.display())]
     File {
@@ -42,11 +39,8 @@ pub enum StageError {
         /// Why not.
         source: io::Error,
     },
-    /// The file of a disabled add-on cannot be read as a manifest, so what it put into the cluster is not known.
-    #[error(
-        "{} belongs to a disabled add-on, but its objects cannot be told: repair it, or delete its objects and it by hand",
-        .path.display()
-    )]
+    /// It cannot be read as a manifest, so what it puts or put into the cluster is not known.
+    #[error("the packaged manifest {} is damaged: delete it, and its objects too if its add-on is disabled", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -56,19 +50,27 @@ pub enum StageError {
 }
 
 impl Addons {
-    /// Brings the folder up to date: wanted manifests are written where their content differs, those of disabled add-ons are read
-    /// for what has to be deleted. Folders get mode 0700, files 0600.
-    pub fn stage(&self) -> Result<Staged, StageError> {
-        let mut staged = Staged::default();
-        for packaged in PACKAGED {
-            let path = self.folder.join(packaged.path);
-            if self.disables(packaged) {
-                staged.delete.extend(applied_before(path)?);
-            } else if !is_skipped(&path) {
-                staged.apply.push(self.write(packaged, path)?);
-            }
+    /// Where `packaged` is staged.
+    pub(super) fn path(&self, packaged: &Packaged) -> PathBuf {
+        self.folder.join(packaged.path)
+    }
+
+    /// Brings `packaged`'s file up to date: written if it is wanted and its content differs, read for what has to be deleted if its
+    /// add-on is disabled. Folders get mode 0700, files 0600.
+    pub(super) fn stage(&self, packaged: &Packaged) -> Result<Task, StageError> {
+        let path = self.path(packaged);
+        if self.disables(packaged) {
+            return applied_before(path);
         }
-        Ok(staged)
+        if is_skipped(&path) {
+            return Ok(Task::Nothing);
+        }
+        let text = packaged.render(&self.variables);
+        if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
+            write(&path, &text).map_err(|source| StageError::File { path: path.clone(), doing: "written", source })?;
+            info!(path = %path.display(), "Staged a packaged manifest.");
+        }
+        manifest::parse(&text).map(Task::Apply).map_err(|source| StageError::Unreadable { path, source })
     }
 
     /// An add-on is named by its file without the extension, or by a folder of it.
@@ -76,34 +78,17 @@ impl Addons {
         let path = Path::new(packaged.path).with_extension("");
         path.ancestors().any(|part| part.to_str().is_some_and(|name| self.disabled.contains(name)))
     }
-
-    fn write(&self, packaged: &Packaged, path: PathBuf) -> Result<Manifest, StageError> {
-        let text = packaged.render(&self.variables);
-        let objects = manifest::parse(&text).map_err(|source| StageError::Unreadable { path: path.clone(), source })?;
-        match fs::read(&path) {
-            Ok(present) if present == text.as_bytes() => {}
-            _ => {
-                write(&path, &text).map_err(|source| StageError::File {
-                    path: path.clone(),
-                    doing: "written",
-                    source,
-                })?;
-                info!(path = %path.display(), "Staged a packaged manifest.");
-            }
-        }
-        Ok(Manifest { path, objects })
-    }
 }
 
-/// A file that is there was applied, by us or by a k3s before us.
-fn applied_before(path: PathBuf) -> Result<Option<Manifest>, StageError> {
+/// A file that is there was applied, by us or by a k3s before us. What came last in it stands on what came first.
+fn applied_before(path: PathBuf) -> Result<Task, StageError> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Task::Nothing),
         Err(source) => return Err(StageError::File { path, doing: "read", source }),
     };
     match manifest::parse(&text) {
-        Ok(objects) => Ok(Some(Manifest { path, objects })),
+        Ok(objects) => Ok(Task::Delete(objects.into_iter().rev().collect())),
         Err(source) => Err(StageError::Unreadable { path, source }),
     }
 }
@@ -130,7 +115,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::addons::Variables;
+    use crate::addons::{Variables, packaged::PACKAGED};
 
     fn addons(folder: &Path, disabled: &[&str]) -> Addons {
         Addons {
@@ -140,47 +125,49 @@ mod tests {
                 cluster_dns: vec!["10.43.0.10".parse().unwrap()],
                 cluster_domain: "cluster.local".into(),
                 system_default_registry: None,
-                coredns_image: "k3s-rs/coredns:1.15.0".into(),
+                coredns_image: "docker.io/k3s-rs/coredns:1.15.0".into(),
             },
         }
     }
 
-    fn names(manifests: &[Manifest]) -> Vec<&str> {
-        manifests.iter().map(|manifest| manifest.path.file_name().unwrap().to_str().unwrap()).collect()
+    fn stage(addons: &Addons) -> Vec<(&'static str, Task)> {
+        PACKAGED.iter().map(|packaged| (packaged.path, addons.stage(packaged).unwrap())).collect()
     }
 
     #[test]
     fn manifests_are_staged_once_for_root_alone() {
         let root = tempfile::tempdir().unwrap();
         let addons = addons(root.path(), &[]);
-        assert_eq!(names(&addons.stage().unwrap().apply), ["coredns.yaml", "rolebindings.yaml", "runtimes.yaml"]);
+        assert!(stage(&addons).iter().all(|(_, task)| matches!(task, Task::Apply(_))));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let coredns = addons.folder.join("coredns.yaml");
         assert_eq!((mode(&addons.folder), mode(&coredns)), (0o700, 0o600));
         let written = fs::metadata(&coredns).unwrap().modified().unwrap();
-        addons.stage().unwrap();
+        stage(&addons);
         assert_eq!(
             fs::metadata(&coredns).unwrap().modified().unwrap(),
             written,
             "the same content is not written again"
         );
         fs::write(&coredns, "changed: by hand").unwrap();
-        addons.stage().unwrap();
+        stage(&addons);
         assert!(fs::read_to_string(&coredns).unwrap().contains("kube-dns"), "packaged files are ours, as in k3s");
     }
 
     #[test]
     fn a_disabled_addon_is_deleted_if_it_was_ever_there() {
         let root = tempfile::tempdir().unwrap();
-        assert!(addons(root.path(), &["coredns"]).stage().unwrap().delete.is_empty());
-        addons(root.path(), &[]).stage().unwrap();
-        let staged = addons(root.path(), &["coredns"]).stage().unwrap();
+        let [coredns, ..] = PACKAGED else { unreachable!() };
+        let disabled = addons(root.path(), &["coredns"]);
+        assert!(matches!(disabled.stage(coredns).unwrap(), Task::Nothing));
+        stage(&addons(root.path(), &[]));
+        let Task::Delete(objects) = disabled.stage(coredns).unwrap() else { panic!("nothing is deleted") };
+        let kinds: Vec<_> = objects.iter().map(|object| object.types.as_ref().unwrap().kind.as_str()).collect();
         assert_eq!(
-            (names(&staged.apply), names(&staged.delete)),
-            (vec!["rolebindings.yaml", "runtimes.yaml"], vec!["coredns.yaml"])
+            kinds,
+            ["Deployment", "Service", "ConfigMap", "ClusterRoleBinding", "ClusterRole", "ServiceAccount"]
         );
-        assert_eq!(staged.delete[0].objects.len(), 6);
-        assert!(staged.delete[0].path.exists(), "it goes after its objects");
+        assert!(disabled.path(coredns).exists(), "it goes after its objects");
     }
 
     #[test]
@@ -189,17 +176,17 @@ mod tests {
         let addons = addons(root.path(), &[]);
         fs::create_dir_all(&addons.folder).unwrap();
         fs::write(addons.folder.join("coredns.yaml.skip"), "").unwrap();
-        assert_eq!(names(&addons.stage().unwrap().apply), ["rolebindings.yaml", "runtimes.yaml"]);
+        assert!(matches!(stage(&addons)[0], ("coredns.yaml", Task::Nothing)));
         assert!(!addons.folder.join("coredns.yaml").exists());
     }
 
     #[test]
-    fn a_disabled_addon_that_cannot_be_read_is_named() {
+    fn a_damaged_manifest_of_a_disabled_addon_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let addons = addons(root.path(), &["runtimes"]);
+        let addons = addons(root.path(), &["coredns"]);
         fs::create_dir_all(&addons.folder).unwrap();
-        fs::write(addons.folder.join("runtimes.yaml"), "a: [").unwrap();
-        let error = addons.stage().unwrap_err().to_string();
-        assert!(error.contains("runtimes.yaml belongs to a disabled add-on"), "{error}");
+        fs::write(addons.folder.join("coredns.yaml"), "a: [").unwrap();
+        let error = addons.stage(&PACKAGED[0]).unwrap_err().to_string();
+        assert!(error.contains("coredns.yaml is damaged: delete it"), "{error}");
     }
 }
