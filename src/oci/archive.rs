@@ -184,3 +184,76 @@ fn append<W: Write>(
 ) -> io::Result<()> {
     tar.append_data(&mut header(kind, mode, size), path, content.take(size))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(files: BTreeMap<PathBuf, Node>) -> Image {
+        Image {
+            name: "example/a:1".parse().unwrap(),
+            platform: Platform { architecture: "amd64".into(), os: "linux".into() },
+            config: Config {
+                entrypoint: vec!["/bin/a".into()],
+                exposed_ports: ["53/udp".into()].into(),
+                ..Config::default()
+            },
+            files,
+        }
+    }
+
+    #[test]
+    fn the_same_image_is_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let pack = |name: &str| {
+            let program = folder.path().join(name);
+            std::fs::write(&program, "program").unwrap();
+            let files = BTreeMap::from([
+                ("/bin/a".into(), Node::Copy(program, 0o755)),
+                ("/bin/b".into(), Node::Link("a".into())),
+                ("/tmp".into(), Node::Folder(0o1777)),
+            ]);
+            let mut archive = Vec::new();
+            let digest = image(files).pack(&mut archive).unwrap();
+            (archive, digest)
+        };
+        assert_eq!(pack("one"), pack("two"), "neither the file's name nor its time nor its owner is in the archive");
+    }
+
+    #[test]
+    fn a_layer_has_each_entry_after_its_folder_and_nothing_of_the_host() {
+        let files = BTreeMap::from([("/a/b/c".into(), Node::Text("text".into())), ("/a".into(), Node::Folder(0o700))]);
+        let (gzip, diff_id) = image(files).layer().unwrap();
+        let mut tar = Vec::new();
+        flate2::read::GzDecoder::new(&gzip[..]).read_to_end(&mut tar).unwrap();
+        assert_eq!(diff_id, Digest::of(&tar));
+        let mut archive = tar::Archive::new(&tar[..]);
+        let entries: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let header = entry.header();
+                assert_eq!((header.mtime().unwrap(), header.uid().unwrap(), header.gid().unwrap()), (0, 0, 0));
+                (entry.path().unwrap().display().to_string(), header.mode().unwrap())
+            })
+            .collect();
+        let expected = [("a", 0o700), ("a/b", 0o755), ("a/b/c", 0o644)];
+        assert_eq!(entries, expected.map(|(path, mode)| (path.to_owned(), mode)));
+    }
+
+    #[test]
+    fn the_configuration_is_written_as_the_specification_says() {
+        let config = Config { exposed_ports: ["53/udp".into()].into(), user: "1:1".into(), ..Config::default() };
+        assert_eq!(serde_json::to_string(&config).unwrap(), r#"{"User":"1:1","ExposedPorts":{"53/udp":{}}}"#);
+    }
+
+    #[test]
+    fn wrong_files_are_named() {
+        let refusal = |path: &str, node| image([(path.into(), node)].into()).pack(io::sink()).unwrap_err().to_string();
+        assert_eq!(refusal("bin/a", Node::Folder(0o755)), "bin/a is not an absolute path below /");
+        assert_eq!(refusal("/", Node::Folder(0o755)), "/ is not an absolute path below /");
+        let missing = refusal("/bin/a", Node::Copy("/nonexistent/a".into(), 0o755));
+        assert_eq!(missing, "cannot read /nonexistent/a, which belongs into the image");
+    }
+}

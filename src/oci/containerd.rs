@@ -256,3 +256,28 @@ fn optional<T>(response: Result<Response<T>, Status>) -> Result<Option<T>, Statu
 fn failed(action: impl Fn() -> String) -> impl Fn(Status) -> RpcError {
     move |status| RpcError { action: action(), status: Box::new(status) }
 }
+
+/// What tests do to containerd behind the importer's back.
+#[cfg(test)]
+impl Containerd {
+    /// Ending a lease synchronously ends with a garbage collection.
+    pub(crate) async fn collect_garbage(&self) {
+        let lease = self.lease().await.unwrap();
+        let delete = request(DeleteRequest { id: lease.0, sync: true }, None);
+        LeasesClient::new(self.0.clone()).delete(delete).await.unwrap();
+    }
+
+    pub(crate) async fn strip_labels(&self, image: &Image) {
+        let update = UpdateImageRequest {
+            image: Some(Image { labels: HashMap::new(), ..image.clone() }),
+            update_mask: Some(FieldMask { paths: vec!["labels".to_owned()] }),
+            ..UpdateImageRequest::default()
+        };
+        ImagesClient::new(self.0.clone()).update(request(update, None)).await.unwrap();
+    }
+
+    pub(crate) async fn remove_content(&self, digest: &Digest) {
+        let delete = containerd_client::services::v1::DeleteContentRequest { digest: digest.to_string() };
+        ContentClient::new(self.0.clone()).delete(request(delete, None)).await.unwrap();
+    }
+}

@@ -500,3 +500,213 @@ fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     buffer[..read].copy_from_slice(&start);
     Ok(read)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+    use std::io::Write as _;
+    use std::path::PathBuf;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Config, Node, Platform};
+
+    /// An archive as the packer makes it, with a layer longer than a document and a piece.
+    pub(crate) fn packed(name: &str) -> Vec<u8> {
+        // Text that gzip cannot shrink much: the digests of numbers.
+        let noise: String = (0..40_000_u32).map(|number| Digest::of(&number.to_le_bytes()).hex()).collect();
+        let image = crate::Image {
+            name: name.parse().unwrap(),
+            platform: Platform { architecture: "amd64".into(), os: "linux".into() },
+            config: Config { entrypoint: vec!["/a".into()], ..Config::default() },
+            files: [(PathBuf::from("/a"), Node::Text(noise))].into(),
+        };
+        let mut archive = Vec::new();
+        image.pack(&mut archive).unwrap();
+        archive
+    }
+
+    /// A tar of files; content `-> path` makes a symbolic link.
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            if let Some(target) = content.strip_prefix(b"-> ") {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_size(0);
+                tar.append_link(&mut header, path, std::str::from_utf8(target).unwrap()).unwrap();
+            } else {
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, path, *content).unwrap();
+            }
+        }
+        tar.into_inner().unwrap()
+    }
+
+    /// What `docker save` of two images wrote before version 25: they share a layer, by a link.
+    pub(crate) fn saved() -> Vec<u8> {
+        let (layer, other) = (tar(&[("a", b"a")]), tar(&[("b", b"b")]));
+        let config = |layers: &[&[u8]]| {
+            let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
+            let config = json!({"Env": null, "Cmd": ["/a"]});
+            json!({"architecture": "amd64", "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": diff_ids}})
+                .to_string()
+        };
+        let (one, two) = (config(&[&layer]), config(&[&layer, &other]));
+        let table = json!([
+            {"Config": "one.json", "RepoTags": ["one:1"], "Layers": ["1/layer.tar"]},
+            {"Config": "two.json", "RepoTags": ["two:1", "two:2"], "Layers": ["2/layer.tar", "3/layer.tar"]},
+            {"Config": "one.json", "RepoTags": null, "Layers": ["1/layer.tar"]},
+        ]);
+        tar(&[
+            ("1/layer.tar", &layer),
+            ("2/layer.tar", b"-> ../1/layer.tar"),
+            ("3/layer.tar", &other),
+            ("one.json", one.as_bytes()),
+            ("two.json", two.as_bytes()),
+            ("manifest.json", table.to_string().as_bytes()),
+        ])
+    }
+
+    fn descriptor(media_type: &str, content: &[u8]) -> Value {
+        json!({"mediaType": media_type, "digest": Digest::of(content), "size": content.len()})
+    }
+
+    /// A layout whose image is an index of two platforms, of which one is in the archive.
+    fn multi_platform(missing_layer: bool) -> Vec<u8> {
+        let (config, layer) = (br#"{"rootfs":{"type":"layers","diff_ids":[]}}"#, b"layer");
+        let manifest = json!({
+            "config": descriptor(media_type::CONFIG, config),
+            "layers": [descriptor(media_type::LAYER, layer), descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar", b"x")],
+        });
+        let manifest = manifest.to_string();
+        let platforms = json!({"manifests": [descriptor(media_type::MANIFEST, b"other"), descriptor(media_type::MANIFEST, manifest.as_bytes())]});
+        let platforms = platforms.to_string();
+        let mut target = descriptor(media_type::INDEX, platforms.as_bytes());
+        target["annotations"] = json!({"org.opencontainers.image.ref.name": "example.org/a:1"});
+        let index = json!({"manifests": [target, descriptor(media_type::MANIFEST, b"nameless")]}).to_string();
+        let blob = |content: &[u8]| format!("./{BLOBS}{}", Digest::of(content).hex());
+        let mut files = vec![
+            (blob(config), &config[..]),
+            (blob(manifest.as_bytes()), manifest.as_bytes()),
+            (blob(platforms.as_bytes()), platforms.as_bytes()),
+            ("./index.json".to_owned(), index.as_bytes()),
+            ("./oci-layout".to_owned(), crate::layout::LAYOUT.as_bytes()),
+        ];
+        if !missing_layer {
+            files.push((blob(layer), layer));
+        }
+        tar(&files.iter().map(|(path, content)| (path.as_str(), *content)).collect::<Vec<_>>())
+    }
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(content).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    fn images_in(archive: &[u8]) -> Result<Vec<Image>, ArchiveError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), archive).unwrap();
+        images(file.path())
+    }
+
+    fn refusal(archive: &[u8]) -> String {
+        images_in(archive).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_the_packer_wrote_is_read_however_it_is_compressed() {
+        let archive = packed("example/a:1");
+        for archive in [zstd::encode_all(&archive[..], 1).unwrap(), gzip(&archive), archive] {
+            let images = images_in(&archive).unwrap();
+            let [image] = &images[..] else { panic!("{images:?}") };
+            assert_eq!(image.name.as_str(), "docker.io/example/a:1");
+            let [config, layer, manifest] = &image.blobs[..] else { panic!("{image:?}") };
+            assert_eq!(manifest.digest, image.target.digest);
+            let children: Vec<_> = manifest.children.iter().map(|child| child.digest).collect();
+            assert_eq!(children, [config.digest, layer.digest]);
+            assert!(
+                layer.size > MAX_DOCUMENT,
+                "the test wants a layer that is not taken for a document: {}",
+                layer.size
+            );
+        }
+    }
+
+    #[test]
+    fn wanted_entries_are_streamed_and_only_those() {
+        let archive = packed("a");
+        for archive in [gzip(&archive), archive] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), archive).unwrap();
+            let layer = images(file.path()).unwrap().swap_remove(0).blobs.swap_remove(1);
+            let Source::Entry(path) = layer.source else { panic!("{layer:?}") };
+            let (sender, mut pieces) = mpsc::channel(100);
+            stream(file.path(), [path.clone()].into(), &sender).unwrap();
+            assert!(matches!(pieces.try_recv(), Ok(Piece::Start(started)) if started == path));
+            let mut content = Vec::new();
+            while let Ok(Piece::Data(data)) = pieces.try_recv() {
+                assert!(data.len() <= PIECE);
+                content.extend(data);
+            }
+            assert_eq!(Digest::of(&content), layer.digest);
+        }
+    }
+
+    #[test]
+    fn what_docker_saved_gets_manifests() {
+        let images = images_in(&saved()).unwrap();
+        let names: Vec<_> = images.iter().map(|image| image.name.as_str()).collect();
+        assert_eq!(names, ["docker.io/library/one:1", "docker.io/library/two:1", "docker.io/library/two:2"]);
+        let blobs = &images[1].blobs;
+        assert_eq!(blobs.len(), 4, "a configuration, two layers and a manifest");
+        assert!(
+            matches!(&blobs[1].source, Source::Entry(path) if path == "1/layer.tar"),
+            "through the link: {blobs:?}"
+        );
+        assert!(matches!(&blobs[3].source, Source::Made(manifest) if Digest::of(manifest) == images[1].target.digest));
+    }
+
+    #[test]
+    fn an_index_may_name_platforms_that_were_not_saved() {
+        let images = images_in(&multi_platform(false)).unwrap();
+        let [image] = &images[..] else { panic!("{images:?}") };
+        assert_eq!((image.name.as_str(), image.blobs.len()), ("example.org/a:1", 4));
+        assert_eq!(image.blobs[3].digest, image.target.digest);
+        assert_eq!(image.blobs[3].children.len(), 1);
+        assert!(refusal(&multi_platform(true)).ends_with(" is missing in it"));
+    }
+
+    #[test]
+    fn broken_archives_are_refused_with_the_reason() {
+        let good = packed("a");
+        let mut damaged = good.clone();
+        let config = damaged.windows(12).position(|text| text == br#""Entrypoint""#).unwrap();
+        damaged[config + 1] = b'X';
+        let nameless = String::from_utf8_lossy(&multi_platform(false)).replace("ref.name", "ref.nome");
+        let zstd = zstd::encode_all(&good[..], 1).unwrap();
+        for (archive, reason) in [
+            (
+                &b"no archive, but long enough for the five hundred and twelve bytes of a header".repeat(10)[..],
+                "not readable as a tar",
+            ),
+            (&[][..], "neither index.json"),
+            (&good[..good.len() / 2], "not readable as a tar"),
+            (&zstd[..zstd.len() / 2], "not readable as a tar"),
+            (&gzip(&good)[..100_000], "not readable as a tar"),
+            (&damaged, "is damaged"),
+            (&tar(&[("index.json", b"{}"), ("oci-layout", b"{}")]), "index.json is not an OCI index"),
+            (&tar(&[("manifest.json", b"{}")]), "manifest.json is not docker's table of contents"),
+            (&tar(&[("manifest.json", br#"[{"Config":"a","RepoTags":["a"],"Layers":[]}]"#)]), "a is missing in it"),
+            (&tar(&[("a", b"b")]), "neither index.json"),
+            (nameless.as_bytes(), "none of its images has a name"),
+            (b"BZh91AY", "compress it with zstd or gzip"),
+        ] {
+            let refusal = refusal(archive);
+            assert!(refusal.contains(reason), "{refusal}; expected: {reason}");
+        }
+    }
+}

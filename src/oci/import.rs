@@ -349,3 +349,150 @@ fn read_list(list: &Path) -> Result<Vec<ImageName>, Error> {
 fn ends_with(path: &Path, ending: &str) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().ends_with(ending.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::{Child, Command, Stdio};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::contents::tests::{packed, saved};
+
+    #[test]
+    fn sources_are_archives_and_lists_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.tar.zst", "a.tgz", "c.txt", "notes.md", ".cache.json"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join("folder.tar")).unwrap();
+        let found = sources(folder.path()).unwrap();
+        assert_eq!(found, ["a.tgz", "b.tar.zst", "c.txt"].map(|name| folder.path().join(name)));
+        assert!(sources(&folder.path().join("absent")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_list_names_images_line_by_line() {
+        let list = tempfile::NamedTempFile::new().unwrap();
+        fs::write(list.path(), "# tools\nbusybox:1.36\n\n  ghcr.io/a/b:1 # pinned\r\n").unwrap();
+        let names = read_list(list.path()).unwrap();
+        assert_eq!(
+            names.iter().map(ImageName::as_str).collect::<Vec<_>>(),
+            ["docker.io/library/busybox:1.36", "ghcr.io/a/b:1"]
+        );
+        fs::write(list.path(), "a\nB C\n").unwrap();
+        let error = read_list(list.path()).unwrap_err().to_string();
+        assert!(error.starts_with("line 2 of ") && error.contains("\"B C\" is not an image name"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_absent_containerd_is_named() {
+        let error = Importer::connect(Path::new("/nonexistent/containerd.sock")).await.unwrap_err().to_string();
+        assert_eq!(error, "containerd does not answer on /nonexistent/containerd.sock");
+    }
+
+    /// A containerd of its own in a temporary folder.
+    struct Daemon {
+        child: Child,
+        folder: TempDir,
+    }
+
+    impl Daemon {
+        fn start() -> Self {
+            let libexec = std::env::var("K3S_LIBEXEC").expect("K3S_LIBEXEC names the folder of containerd");
+            let folder = tempfile::tempdir().unwrap();
+            let path = |name: &str| folder.path().join(name).display().to_string();
+            let config = format!(
+                "version = 3\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+                 \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
+                path("root"),
+                path("state"),
+                path("containerd.sock"),
+                path("containerd.sock.ttrpc"),
+            );
+            fs::write(path("config.toml"), config).unwrap();
+            let ready = UnixDatagram::bind(path("notify.sock")).unwrap();
+            let child = Command::new(Path::new(&libexec).join("containerd"))
+                .args(["--config", &path("config.toml")])
+                .env("NOTIFY_SOCKET", path("notify.sock"))
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let daemon = Self { child, folder };
+            let mut message = [0; 256];
+            let length = ready.recv(&mut message).unwrap();
+            assert!(message[..length].starts_with(b"READY=1"));
+            daemon
+        }
+
+        fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+            let path = self.folder.path().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        }
+
+        async fn importer(&self) -> Importer {
+            Importer::connect(&self.folder.path().join("containerd.sock")).await.unwrap()
+        }
+    }
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    fn texts(names: &[ImageName]) -> Vec<&str> {
+        names.iter().map(ImageName::as_str).collect()
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root and the component containerd: run with K3S_LIBEXEC set"]
+    async fn archives_come_into_a_real_containerd_once_and_stay() {
+        let daemon = Daemon::start();
+        let importer = daemon.importer().await;
+        let archive = packed("example/a:1");
+        let sources = [
+            daemon.write("a.tar", &archive),
+            daemon.write("b.tar", &archive[..archive.len() / 2]),
+            daemon.write("c.tar.zst", &zstd::encode_all(&saved()[..], 1).unwrap()),
+            daemon.write("d.tar", &archive),
+            daemon.write("e.txt", b"one:1\nabsent:1\n"),
+        ];
+        let report = importer.import(&sources).await;
+        let all =
+            ["docker.io/example/a:1", "docker.io/library/one:1", "docker.io/library/two:1", "docker.io/library/two:2"];
+        assert_eq!(texts(&report.imported), all);
+        assert_eq!(texts(&report.present), ["docker.io/example/a:1", "docker.io/library/one:1"], "d.tar and e.txt");
+        assert_eq!(texts(&report.wanted), ["docker.io/library/absent:1"]);
+        let [Error::Archive { path, .. }] = &report.failed[..] else { panic!("{:?}", report.failed) };
+        assert_eq!(path, &sources[1]);
+
+        // Nothing is collected: neither what a tag refers to, nor what only a manifest refers to.
+        importer.0.collect_garbage().await;
+        let again = importer.import(&sources[..1]).await;
+        assert_eq!((texts(&again.present), again.imported.len()), (vec![all[0]], 0));
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root and the component containerd: run with K3S_LIBEXEC set"]
+    async fn lost_content_and_lost_pins_are_repaired() {
+        let daemon = Daemon::start();
+        let importer = daemon.importer().await;
+        let sources = [daemon.write("a.tar", &packed("a"))];
+        assert_eq!(importer.import(&sources).await.imported.len(), 1);
+        let name: ImageName = "a".parse().unwrap();
+
+        let image = importer.0.image(&name).await.unwrap().unwrap();
+        importer.0.strip_labels(&image).await;
+        assert_eq!(importer.import(&sources).await.present, [name.clone()]);
+        assert_eq!(importer.0.image(&name).await.unwrap().unwrap().labels, image.labels);
+
+        let layer = contents::images(&sources[0]).unwrap().swap_remove(0).blobs[1].digest;
+        importer.0.remove_content(&layer).await;
+        assert_eq!(importer.import(&sources).await.imported, [name]);
+        assert!(importer.0.content_labels(&layer).await.unwrap().is_some());
+    }
+}
