@@ -17,6 +17,10 @@
 //! - [`listen`], [`datastore`]: how the rest of the program uses all that.
 
 mod cache;
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod crash;
 mod datastore;
 mod error;
 mod etcd;

@@ -159,6 +159,7 @@ impl WatchStream {
         let watch_id = if request.watch_id == 0 { self.unused_id() } else { request.watch_id };
         let interest = Interest { keys, puts: !request.filters.contains(&0), deletes: !request.filters.contains(&1) };
         let start = Revision(request.start_revision);
+        let compacted = self.service.store.state().compacted;
         let (id, published) = self.service.store.hub().watch(interest.clone(), start, Arc::clone(&self.wake));
         let progress = request.progress_notify.then_some(Revision::ZERO);
         if progress.is_some() && self.tick.is_none() {
@@ -171,6 +172,9 @@ impl WatchStream {
             created: true,
             ..WatchResponse::default()
         });
+        if start > Revision::ZERO && start < compacted {
+            self.cancel_compacted(watch_id, compacted);
+        }
     }
 
     fn unused_id(&mut self) -> i64 {
