@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
+    path::Path,
 };
 
 use kube::{
@@ -93,29 +94,36 @@ impl<'a> Deployment<'a> {
         let path = self.addons.path(self.packaged);
         self.task = Some(match task {
             Task::Nothing => Task::Nothing,
-            Task::Apply(objects) => match self.each(objects, async |object| cluster.apply(object).await).await {
-                left if left.is_empty() => {
+            Task::Apply(objects) => {
+                let left = self.each(objects, async |object| cluster.apply(object).await).await;
+                if left.is_empty() {
                     info!(path = %path.display(), "Applied a packaged manifest.");
                     Task::Nothing
+                } else {
+                    Task::Apply(left)
                 }
-                left => Task::Apply(left),
-            },
-            Task::Delete(objects) => match self.each(objects, async |object| cluster.delete(object).await).await {
-                left if left.is_empty() => match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        if self.told.insert(error.to_string()) {
-                            warn!(path = %path.display(), %error, "The manifest of a disabled add-on could not be deleted; trying again.");
-                        }
-                        Task::Delete(left)
-                    }
-                    _ => {
-                        info!(path = %path.display(), "Deleted the objects of a disabled add-on.");
-                        Task::Nothing
-                    }
-                },
-                left => Task::Delete(left),
-            },
+            }
+            Task::Delete(objects) => {
+                let left = self.each(objects, async |object| cluster.delete(object).await).await;
+                if left.is_empty() && self.forget(&path) { Task::Nothing } else { Task::Delete(left) }
+            }
         });
+    }
+
+    /// Deletes the file, and with it the memory of having applied; says whether it is gone.
+    fn forget(&mut self, path: &Path) -> bool {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                if self.told.insert(error.to_string()) {
+                    warn!(path = %path.display(), %error, "The manifest of a disabled add-on could not be deleted; trying again.");
+                }
+                false
+            }
+            _ => {
+                info!(path = %path.display(), "Deleted the objects of a disabled add-on.");
+                true
+            }
+        }
     }
 
     /// Does `work` with each object and returns those it failed with.
