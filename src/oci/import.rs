@@ -487,7 +487,7 @@ mod tests {
 
         let image = importer.0.image(&name).await.unwrap().unwrap();
         importer.0.strip_labels(&image).await;
-        assert_eq!(importer.import(&sources).await.present, [name.clone()]);
+        assert_eq!(texts(&importer.import(&sources).await.present), [name.as_str()]);
         assert_eq!(importer.0.image(&name).await.unwrap().unwrap().labels, image.labels);
 
         let layer = contents::images(&sources[0]).unwrap().swap_remove(0).blobs[1].digest;

@@ -1,6 +1,7 @@
 //! One upstream program (or a family in one binary) as `nix/components/<name>/` declares it: a pinned Go module and a
 //! `component.json`. The flake reads the same files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -174,6 +175,22 @@ impl Component {
         Ok(output)
     }
 
+    /// Runs the tests of the component's own code. Returns whether there are any.
+    pub(crate) fn test(&self) -> Result<bool> {
+        let files = digest::files(&self.folder)?;
+        let packages: BTreeSet<_> = files
+            .iter()
+            .filter(|file| is_test(file))
+            .filter_map(|file| file.parent())
+            .map(|folder| Path::new(".").join(folder))
+            .collect();
+        if packages.is_empty() {
+            return Ok(false);
+        }
+        succeed(self.go().current_dir(&self.folder).args(["test", "-trimpath"]).args(packages))?;
+        Ok(true)
+    }
+
     /// The hash of everything that decides over the bytes.
     fn inputs(&self) -> Result<String> {
         let mut inputs = Inputs::default();
@@ -197,9 +214,10 @@ impl Component {
         Ok(inputs.hex()[..16].to_owned())
     }
 
-    /// The component's own files, without generated ones.
+    /// The component's own files that the build reads: neither generated ones nor tests.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = digest::files(&self.folder)?;
+        files.retain(|file| !is_test(file));
         if let Some(generated) = &self.declaration.generated {
             files.retain(|file| !file.starts_with(generated));
         }
@@ -228,6 +246,10 @@ impl Component {
         }
         command
     }
+}
+
+fn is_test(file: &Path) -> bool {
+    file.to_string_lossy().ends_with("_test.go")
 }
 
 /// A folder that goes when it is dropped.

@@ -10,6 +10,9 @@ use crate::component::Component;
 pub(crate) struct Args {
     /// The components to build, in this order; all of them if none is named.
     names: Vec<String>,
+    /// Run the tests of our own Go code instead.
+    #[arg(long)]
+    test: bool,
 }
 
 /// Prints one line a component: name, version, seconds, and the folder of its programs.
@@ -19,6 +22,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         names => names.iter().map(|name| Component::named(name)).collect::<Result<_>>()?,
     };
     for component in components {
+        if args.test {
+            component.test().with_context(|| format!("Tests of the component {} fail", component.name()))?;
+            continue;
+        }
         print!("{:<12} {:<9} ", component.name(), component.version());
         std::io::stdout().flush()?;
         let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
