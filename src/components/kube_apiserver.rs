@@ -43,7 +43,8 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .list("service-cluster-ip-range", &network.service_cidrs)
         .set("service-node-port-range", format!("{}-{}", network.node_ports.first, network.node_ports.last))
         .set("advertise-address", advertise)
-        .set("advertise-port", config.advertise_port)
+        // It would publish its own port, which only loopback reaches; we publish the front's.
+        .set("endpoint-reconciler-type", "none")
         .set("secure-port", address.port())
         .set("bind-address", address.ip())
         .path("tls-cert-file", paths.tls("serving-kube-apiserver.crt"))

@@ -37,6 +37,10 @@ pub fn kube_controller_manager(config: &ServerConfig, paths: &Paths, found: &Com
         .list("service-cluster-ip-range", &config.network.service_cidrs)
         .set("configure-cloud-routes", false)
         .set("use-service-account-credentials", true)
+        // Every controller gets a service account and a token before it starts: at the default of 20 requests a second the last of
+        // them, which give nodes their pod ranges, would start after five seconds.
+        .set("kube-api-qps", 200)
+        .set("kube-api-burst", 400)
         // One server: nobody to elect against, and a lease renewed every two seconds is wear.
         .set("leader-elect", false)
         .set("bind-address", "127.0.0.1")

@@ -6,6 +6,7 @@
 mod addons;
 #[cfg(test)]
 mod against_an_api;
+mod api_endpoints;
 mod backoff;
 mod node;
 mod node_annotations;
@@ -13,6 +14,7 @@ mod node_hosts;
 mod pod_cidr;
 
 pub use addons::{Addons, Variables};
+pub use api_endpoints::publish_api_endpoint;
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::run as run_node_hosts;

@@ -47,6 +47,12 @@ impl Host {
         };
         Ok(Self { name, ips })
     }
+
+    /// The address that the API is published at: as configured, else where the outside reaches the node, else its own.
+    pub(crate) fn advertised(&self, config: &ServerConfig) -> IpAddr {
+        let external = config.node.as_ref().and_then(|node| node.external_ips.first().copied());
+        config.advertise_address.or(external).unwrap_or(self.ips[0])
+    }
 }
 
 /// The front's socket; that kube-apiserver's port is free is checked with it.
@@ -81,7 +87,7 @@ pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> 
             tls_sans: config.tls_sans.iter().map(|text| san(text)).collect::<Result<_, _>>()?,
             node_name: node_name.clone(),
             node_ips: host.ips.clone(),
-            advertise_address: config.advertise_address,
+            advertise_address: Some(host.advertised(config)),
             service_ip: config.network.kubernetes_service_ip(),
             cluster_domain: name(&config.network.cluster_domain)?,
             apiserver_port: config.apiserver_port(),

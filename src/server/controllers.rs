@@ -2,7 +2,7 @@
 
 use k3s_components::Paths;
 use k3s_config::server::{Addon, ServerConfig};
-use k3s_controllers::{Addons, NodeController, Variables, run_node_hosts};
+use k3s_controllers::{Addons, NodeController, Variables, publish_api_endpoint, run_node_hosts};
 use k3s_supervise::Supervisor;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +28,7 @@ pub(crate) async fn run(
             system_default_registry: config.system_default_registry.clone(),
             coredns_image: COREDNS.to_owned(),
         },
-    }
-    .stage()?;
+    };
     if supervisor.ready("kube-apiserver").await.is_err() {
         return Ok(());
     }
@@ -43,6 +42,12 @@ pub(crate) async fn run(
             run_node_hosts(client.clone(), shutdown.clone()).await;
         }
     };
-    tokio::join!(nodes.run(client.clone(), shutdown.clone()), hosts, addons.run(client.clone(), shutdown.clone()));
+    let endpoint = (host.advertised(config), config.advertise_port).into();
+    tokio::join!(
+        publish_api_endpoint(client.clone(), endpoint, shutdown.clone()),
+        nodes.run(client.clone(), shutdown.clone()),
+        hosts,
+        addons.run(client.clone(), shutdown.clone()),
+    );
     Ok(())
 }

@@ -57,9 +57,6 @@ pub enum Error {
     /// The node's part.
     #[error(transparent)]
     Node(#[from] k3s_agent::Error),
-    /// The packaged manifests.
-    #[error(transparent)]
-    Manifests(#[from] k3s_controllers::StageError),
     /// The service manager's socket.
     #[error(transparent)]
     Notify(#[from] NotifyError),
@@ -76,7 +73,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Listen { .. } => 69,
-            Self::File { .. } | Self::Manifests(_) => 73,
+            Self::File { .. } => 73,
             Self::Locked { .. } => 75,
             Self::Name { .. } | Self::Pki(_) | Self::Identity(_) | Self::Certificate { .. } | Self::Node(_) => 78,
             Self::Datastore(_) => 74,

@@ -133,8 +133,7 @@ pub async fn run(mut config: ServerConfig, package: Package, shutdown: Cancellat
 }
 
 fn control_plane(config: &ServerConfig, paths: &Paths, components: &Components, host: &Host) -> Vec<Program> {
-    let advertise = config.advertise_address.unwrap_or(host.ips[0]);
-    let mut launches = vec![kube_apiserver(config, paths, components, advertise)];
+    let mut launches = vec![kube_apiserver(config, paths, components, host.advertised(config))];
     if !config.disabled.controller_manager {
         launches.push(kube_controller_manager(config, paths, components));
     }

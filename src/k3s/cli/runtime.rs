@@ -1,6 +1,9 @@
 //! The asynchronous runtime and the log of a long-running verb.
 
-use std::{future::Future, io};
+use std::{
+    future::Future,
+    io::{self, IsTerminal},
+};
 
 use tracing_subscriber::EnvFilter;
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -36,9 +36,9 @@ const HEADERS: usize = 128 << 10;
 /// Streams of one connection; kube-apiserver's limit.
 const STREAMS: u32 = 100;
 /// What a client may send on a stream ahead of kube-apiserver's reading, bytes.
-const STREAM_WINDOW: u32 = 64 << 10;
+const STREAM_WINDOW: u32 = 32 << 10;
 /// What of an answer waits here for a client to read it, bytes.
-const SEND_BUFFER: usize = 64 << 10;
+const SEND_BUFFER: usize = 32 << 10;
 
 /// Serves the connection until it ends; on `shutdown`, until the requests on it have ended.
 pub(super) async fn serve(
@@ -65,16 +65,25 @@ pub(super) async fn serve(
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
     let peer = Arc::new(Peer::new(address, chain));
 
+    // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
+    // kube-apiserver, which cannot tell them from others on our connections to it.
+    let drain = shutdown.child_token();
+    let refused = drain.clone();
     let requests = Requests(Arc::new(watch::Sender::new(0)));
     let active = requests.0.subscribe();
     let service_tasks = tasks.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (gateway, peer, tasks) = (gateway.clone(), peer.clone(), service_tasks.clone());
         let running = requests.begin();
-        async move {
+        let drain = refused.clone();
+        // Boxed: the task of a watch is as large as this future, and outlives it by hours.
+        Box::pin(async move {
             let response = gateway.answer(request, &peer, &tasks).await;
+            if is_http2 && response.status() == StatusCode::UNAUTHORIZED {
+                drain.cancel();
+            }
             Ok::<_, Infallible>(response.map(|answer| body::keep(answer, running)))
-        }
+        })
     });
 
     let io = TokioIo::new(stream);
@@ -87,7 +96,7 @@ pub(super) async fn serve(
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(HEADERS as u32)
             .serve_connection(io, service);
-        drive(connection, http2::Connection::graceful_shutdown, active, shutdown).await
+        drive(connection, http2::Connection::graceful_shutdown, active, drain).await
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -95,19 +104,19 @@ pub(super) async fn serve(
             .max_buf_size(HEADERS)
             .serve_connection(io, service)
             .with_upgrades();
-        drive(connection, http1::UpgradeableConnection::graceful_shutdown, active, shutdown).await
+        drive(connection, http1::UpgradeableConnection::graceful_shutdown, active, drain).await
     };
     if let Err(error) = ended {
         debug!(%address, %error, "A connection broke off.");
     }
 }
 
-/// Runs the connection, and drains it when it is idle or shutdown begins.
+/// Runs the connection, and drains it when it is idle or `drain` says so: what runs ends, nothing new begins.
 async fn drive<C: Future>(
     connection: C,
-    drain: impl Fn(Pin<&mut C>),
+    begin_drain: impl Fn(Pin<&mut C>),
     mut active: watch::Receiver<usize>,
-    shutdown: CancellationToken,
+    drain: CancellationToken,
 ) -> C::Output {
     let mut connection = pin!(connection);
     let mut draining = false;
@@ -115,11 +124,11 @@ async fn drive<C: Future>(
         let idle = *active.borrow_and_update() == 0;
         tokio::select! {
             ended = &mut connection => return ended,
-            () = shutdown.cancelled(), if !draining => draining = true,
+            () = drain.cancelled(), if !draining => draining = true,
             () = tokio::time::sleep(IDLE), if idle && !draining => draining = true,
             Ok(()) = active.changed() => continue,
         }
-        drain(connection.as_mut());
+        begin_drain(connection.as_mut());
     }
 }
 

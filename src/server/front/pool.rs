@@ -38,7 +38,7 @@ use super::{
 };
 
 /// What kube-apiserver may send on a stream ahead of its client's reading, bytes.
-const STREAM_WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = 64 << 10;
 /// What kube-apiserver may send on a connection: all its streams' windows, those included that have ended here only.
 const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 /// What of a request waits here until kube-apiserver reads it, bytes.
