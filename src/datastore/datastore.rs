@@ -33,14 +33,22 @@ pub struct Options {
     pub reserve: u64,
     /// Bytes of values to keep in memory.
     pub value_cache: usize,
+    /// Bytes of recent events to keep in memory: a watcher that is further behind reads the file.
+    pub ring: usize,
     /// How often a watcher that asked for progress notifications gets one, if there is progress.
     pub progress_interval: Duration,
 }
 
 impl Options {
-    /// The defaults for a file: 32 MiB reserve, 2 MiB of values, progress every 5 s as k3s has it.
+    /// The defaults for a file: 32 MiB reserve, 2 MiB of values, 1 MiB of events, progress every 5 s as k3s has it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), reserve: 32 << 20, value_cache: 2 << 20, progress_interval: Duration::from_secs(5) }
+        Self {
+            path: path.into(),
+            reserve: 32 << 20,
+            value_cache: 2 << 20,
+            ring: 1 << 20,
+            progress_interval: Duration::from_secs(5),
+        }
     }
 }
 
@@ -85,14 +93,7 @@ impl Datastore {
         let (log, recovered, readers) = opening.await.map_err(|_| Error::Closed)??;
         let (revision, compacted) = (recovered.head, recovered.compacted);
         let (commands, queue) = mpsc::channel(QUEUE);
-        let store = Arc::new(Store::new(
-            options.path.clone(),
-            recovered,
-            readers,
-            commands,
-            options.value_cache,
-            options.progress_interval,
-        ));
+        let store = Arc::new(Store::new(&options, recovered, readers, commands));
         let writer = Writer::new(Arc::clone(&store), log, queue, options.reserve);
         let thread = thread::Builder::new()
             .name("datastore".to_owned())
@@ -124,6 +125,11 @@ impl Datastore {
             () = self.stopping.cancelled() => shutdown_or_close.cancel(),
         }
         serving.await
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// The file that is served.

@@ -12,7 +12,7 @@
 //!
 //! - [`index`], [`range`], [`txn`], [`watch`], [`lease`]: what is true, without any I/O.
 //! - [`log`]: the rows, and kine's way to write them.
-//! - [`store`], [`writer`]: who holds what, and in which order it changes.
+//! - [`store`], [`writer`], [`follow`]: who holds what, and in which order it changes.
 //! - [`etcd`]: messages and services on the wire.
 //! - [`listen`], [`datastore`]: how the rest of the program uses all that.
 
@@ -24,11 +24,14 @@ mod crash;
 mod datastore;
 mod error;
 mod etcd;
+mod follow;
 mod index;
 mod key;
 mod lease;
 mod listen;
 mod log;
+#[cfg(test)]
+mod model;
 mod range;
 mod revision;
 mod store;

@@ -12,23 +12,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::ValueCache;
+use crate::datastore::Options;
 use crate::error::{Error, RequestError};
-use crate::index::{Change, Entry, Index};
+use crate::index::Index;
 use crate::key::Key;
 use crate::lease::{self, LeaseState, Lessor};
 use crate::log::sqlite::{Reader, Recovered, Size};
 use crate::range::{Page, Range};
 use crate::revision::{LeaseId, Revision};
 use crate::txn::{Txn, TxnReply};
-use crate::watch::{Hub, Interest};
+use crate::watch::Hub;
 use crate::writer::Command;
 
-/// Bytes of events that watchers find without reading the log.
-const RING_BYTES: usize = 1 << 20;
 /// A result up to this part of the cache goes into it; larger ones would only push everything else out.
 const CACHED_RESULT_PART: usize = 4;
-/// Rows whose values a backlog reads at once.
-const BACKLOG_CHUNK: usize = 16;
 
 /// What is published. Rows above `published` may be in the index already: the writer is about to commit them, and no
 /// read looks that far.
@@ -50,7 +47,7 @@ pub(crate) struct Removals {
 
 impl Removals {
     /// Whether a row that was there at `before` may be missing now.
-    fn explain(self, before: Self) -> bool {
+    pub(crate) fn explain(self, before: Self) -> bool {
         self.under_way || self != before
     }
 }
@@ -80,23 +77,12 @@ struct Readers {
     count: u32,
 }
 
-/// What a watcher reads from the log when the ring has gone past it.
-#[derive(Debug)]
-pub(crate) enum Backlog {
-    /// Changes with their values; everything up to and including `through` is among them.
-    Changes { changes: Vec<(Change, Bytes)>, through: Revision },
-    /// The start is older than what the log still has.
-    Compacted(Revision),
-}
-
 impl Store {
     pub(crate) fn new(
-        path: PathBuf,
+        options: &Options,
         recovered: Recovered,
         readers: Vec<Reader>,
         commands: mpsc::Sender<Command>,
-        cache_bytes: usize,
-        progress_interval: Duration,
     ) -> Self {
         let Recovered { index, head, compacted, leases } = recovered;
         let now = Instant::now();
@@ -111,18 +97,18 @@ impl Store {
         let count = u32::try_from(readers.len()).unwrap_or(u32::MAX);
         Self {
             state: RwLock::new(State { index, published: head, compacted, removals: Removals::default() }),
-            hub: Mutex::new(Hub::new(head, RING_BYTES)),
+            hub: Mutex::new(Hub::new(head, options.ring)),
             lessor: Mutex::new(lessor),
-            cache: Mutex::new(ValueCache::new(cache_bytes)),
-            cache_bytes,
+            cache: Mutex::new(ValueCache::new(options.value_cache)),
+            cache_bytes: options.value_cache,
             lessor_changed: Notify::new(),
             readers: Readers { permits: Arc::new(Semaphore::new(readers.len())), idle: Mutex::new(readers), count },
             commands,
             failure: OnceLock::new(),
             stopped: CancellationToken::new(),
             no_space: AtomicBool::new(false),
-            path,
-            progress_interval,
+            path: options.path.clone(),
+            progress_interval: options.progress_interval,
             opened: now,
         }
     }
@@ -238,62 +224,6 @@ impl Store {
         self.lessor_changed.notify_one();
     }
 
-    /// The oldest changes from a revision on that a watcher wants: at most `limit`, and about `bytes` of values.
-    pub(crate) async fn backlog(
-        &self,
-        interest: &Interest,
-        from: Revision,
-        limit: usize,
-        bytes: usize,
-    ) -> Result<Backlog, RequestError> {
-        'again: loop {
-            let (found, end, removals) = {
-                let state = self.state();
-                if from < state.compacted {
-                    return Ok(Backlog::Compacted(state.compacted));
-                }
-                let found = state.index.changes(&interest.keys, from, state.published, limit);
-                let end = match found.last() {
-                    Some(last) if found.len() == limit => last.entry.modified,
-                    _ => state.published,
-                };
-                (found, end, state.removals)
-            };
-            let wanted: Vec<_> = found.into_iter().filter(|c| interest.matches(&c.key, &c.entry)).collect();
-            let mut changes: Vec<(Change, Bytes)> = Vec::new();
-            let mut size = 0;
-            for chunk in wanted.chunks(BACKLOG_CHUNK) {
-                if size >= bytes
-                    && let Some((last, _)) = changes.last()
-                {
-                    let through = last.entry.modified;
-                    return Ok(Backlog::Changes { changes, through });
-                }
-                match self.with_values(chunk).await? {
-                    Some(chunk) => {
-                        size += chunk.iter().map(|(_, value)| value.len()).sum::<usize>();
-                        changes.extend(chunk);
-                    }
-                    None if self.state().removals.explain(removals) => continue 'again,
-                    None => return Err(self.lost_row()),
-                }
-            }
-            return Ok(Backlog::Changes { changes, through: end });
-        }
-    }
-
-    /// Changes with their values, deletes with none; `None` if compaction has deleted one of the rows.
-    async fn with_values(&self, changes: &[Change]) -> Result<Option<Vec<(Change, Bytes)>>, RequestError> {
-        let live = changes.iter().filter(|change| !change.entry.is_tombstone());
-        let rows = live.map(|change| (change.key.clone(), change.entry.modified)).collect();
-        let mut values = self.values(rows).await?.into_iter();
-        let with_value = |change: &Change| {
-            let value = if change.entry.is_tombstone() { Bytes::new() } else { values.next()?? };
-            Some((change.clone(), value))
-        };
-        Ok(changes.iter().map(with_value).collect())
-    }
-
     /// The values of live rows, in their order, from the cache or else from the log; `None` where compaction has
     /// deleted the row.
     pub(crate) async fn values(&self, rows: Vec<(Key, Revision)>) -> Result<Vec<Option<Bytes>>, RequestError> {
@@ -316,12 +246,6 @@ impl Store {
             values[i] = value;
         }
         Ok(values)
-    }
-
-    /// The value of what a key was before a change; `None` if compaction has deleted it.
-    pub(crate) async fn previous_value(&self, key: &Key, entry: Entry) -> Result<Option<Bytes>, RequestError> {
-        let mut values = self.values(vec![(key.clone(), entry.modified)]).await?;
-        Ok(values.pop().flatten())
     }
 
     pub(crate) async fn size(&self) -> Result<Size, RequestError> {
@@ -391,7 +315,7 @@ impl Store {
         RequestError::Stopped(reason.to_string())
     }
 
-    fn lost_row(&self) -> RequestError {
+    pub(crate) fn lost_row(&self) -> RequestError {
         RequestError::Storage(format!("a row of {} is gone that should be there", self.path.display()))
     }
 

@@ -312,7 +312,10 @@ impl Writer {
     /// What a failure of the log means: the answer to whoever asked, and whether writing can go on.
     fn absorb(&mut self, error: Error) -> (RequestError, Result<(), Error>) {
         self.log.rollback();
-        if sqlite::is_full(&error) {
+        if sqlite::is_busy(&error) {
+            warn!(path = %self.store.path.display(), "Another program locks the database; a write was refused.");
+            (RequestError::Storage(error.to_string()), Ok(()))
+        } else if sqlite::is_full(&error) {
             warn!(path = %self.store.path.display(), "The file system is full; writes are refused.");
             self.store.no_space.store(true, Ordering::Relaxed);
             (RequestError::NoSpace, Ok(()))

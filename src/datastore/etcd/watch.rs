@@ -17,16 +17,11 @@ use tonic::{Status, Streaming};
 use super::Service;
 use super::messages::{self, WatchCreateRequest, WatchRequest, WatchRequestKind, WatchResponse};
 use crate::error::RequestError;
-use crate::index::Entry;
-use crate::key::{Key, KeyRange};
-use crate::range::KeyValue;
+use crate::follow::{Delivery, Step};
+use crate::key::KeyRange;
 use crate::revision::Revision;
-use crate::store::Backlog;
-use crate::watch::{Due, Interest, WatcherId};
+use crate::watch::{Interest, WatcherId};
 
-/// Events and, about, bytes of values in one message.
-const EVENTS: usize = 256;
-const BYTES: usize = 256 << 10;
 /// The watch id of messages that are about no watcher, or about all.
 const NO_WATCHER: i64 = -1;
 
@@ -192,49 +187,23 @@ impl WatchStream {
         let mut compacted = Vec::new();
         let mut any = false;
         for (&watch_id, watcher) in &mut self.watchers {
-            let due = store.hub().next(watcher.id, EVENTS, BYTES);
-            let (events, through) = match due {
-                Due::Nothing => continue,
-                Due::Events(events) => {
-                    let mut messages = Vec::with_capacity(events.len());
-                    for event in &events {
-                        let value = event.value.clone();
-                        messages.push(
-                            watcher.message(&self.service, &event.key, event.entry, value, event.previous).await?,
-                        );
+            match store.follow(watcher.id, &watcher.interest, watcher.prev_kv).await? {
+                Step::UpToDate => continue,
+                Step::Compacted(revision) => compacted.push((watch_id, revision)),
+                Step::Changes { changes, .. } if changes.is_empty() => {}
+                Step::Changes { changes, through } => {
+                    if let Some(told) = &mut watcher.progress {
+                        *told = through;
                     }
-                    (messages, events.last().map_or(Revision::ZERO, |last| last.entry.modified))
+                    let header = self.service.header(through);
+                    let events = changes.into_iter().map(Into::into).collect();
+                    self.ready.push_back(WatchResponse { header, watch_id, events, ..WatchResponse::default() });
                 }
-                Due::Log { from } => match store.backlog(&watcher.interest, from, EVENTS, BYTES).await? {
-                    Backlog::Compacted(revision) => {
-                        compacted.push((watch_id, revision));
-                        continue;
-                    }
-                    Backlog::Changes { changes, through } => {
-                        let mut messages = Vec::with_capacity(changes.len());
-                        for (change, value) in changes {
-                            let message =
-                                watcher.message(&self.service, &change.key, change.entry, value, change.previous);
-                            messages.push(message.await?);
-                        }
-                        store.hub().advance(watcher.id, through);
-                        (messages, through)
-                    }
-                },
-            };
+            }
             any = true;
-            if events.is_empty() {
-                continue;
-            }
-            if let Some(told) = &mut watcher.progress {
-                *told = through;
-            }
-            let header = self.service.header(through);
-            self.ready.push_back(WatchResponse { header, watch_id, events, ..WatchResponse::default() });
         }
         for (watch_id, revision) in compacted {
             self.cancel_compacted(watch_id, revision);
-            any = true;
         }
         Ok(any)
     }
@@ -284,27 +253,13 @@ impl WatchStream {
     }
 }
 
-impl Watcher {
-    async fn message(
-        &self,
-        service: &Service,
-        key: &Key,
-        entry: Entry,
-        value: Bytes,
-        previous: Option<Entry>,
-    ) -> Result<messages::Event, Status> {
-        let prev_kv = match previous.filter(|_| self.prev_kv) {
-            None => None,
-            Some(previous) => {
-                let value = service.store.previous_value(key, previous).await?;
-                value.map(|value| KeyValue { key: key.clone(), entry: previous, value }.into())
-            }
-        };
-        Ok(messages::Event {
-            kind: i32::from(entry.is_tombstone()),
-            kv: Some(KeyValue { key: key.clone(), entry, value }.into()),
-            prev_kv,
-        })
+impl From<Delivery> for messages::Event {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            kind: i32::from(delivery.kv.entry.is_tombstone()),
+            kv: Some(delivery.kv.into()),
+            prev_kv: delivery.previous.map(Into::into),
+        }
     }
 }
 

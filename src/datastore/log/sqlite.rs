@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
 use tracing::{info, warn};
 
 use super::kine;
@@ -492,8 +492,19 @@ impl Reader {
 
 /// Whether an error says that there is no room on the file system.
 pub(crate) fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Sqlite { source, .. }
-        if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    code(error) == Some(ErrorCode::DiskFull)
+}
+
+/// Whether an error says that somebody else holds the database's lock; it passes.
+pub(crate) fn is_busy(error: &Error) -> bool {
+    code(error) == Some(ErrorCode::DatabaseBusy)
+}
+
+fn code(error: &Error) -> Option<ErrorCode> {
+    match error {
+        Error::Sqlite { source, .. } => source.sqlite_error_code(),
+        _ => None,
+    }
 }
 
 /// A name in the table: text where it can be, as kine compares text.
@@ -556,9 +567,9 @@ fn configure(connection: &Connection, path: &Path) -> Result<i64, Error> {
         connection.query_row("PRAGMA page_size", [], |row| row.get(0))
     };
     set().map_err(|source: rusqlite::Error| match source.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::NotADatabase) => Error::NotADatabase(path.to_owned()),
-        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Error::InUse(path.to_owned()),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt) => damaged(path, &source),
+        Some(ErrorCode::NotADatabase) => Error::NotADatabase(path.to_owned()),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path.to_owned()),
+        Some(ErrorCode::DatabaseCorrupt) => damaged(path, &source),
         _ => at("open", path)(source),
     })
 }
@@ -611,8 +622,8 @@ fn migrate(connection: &Connection, path: &Path) -> Result<bool, Error> {
         connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0))
     };
     run().map(|mode| mode == 2).map_err(|source| match source.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Error::InUse(path.to_owned()),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt) => damaged(path, &source),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path.to_owned()),
+        Some(ErrorCode::DatabaseCorrupt) => damaged(path, &source),
         _ => at("prepare", path)(source),
     })
 }
