@@ -17,7 +17,7 @@ pub enum Error {
     },
     /// One of our own files could not be replaced.
     #[error(transparent)]
-    Replace(#[from] k3s_pki::files::FileError),
+    Replace(#[from] k3s_files::FileError),
     /// The user's containerd template.
     #[error("{} {source}", path.display())]
     Template {
@@ -41,9 +41,6 @@ pub enum Error {
     /// Pods' way out of the cluster.
     #[error(transparent)]
     Nat(#[from] k3s_network::NatError),
-    /// The pod range, as the CNI plugin reads it.
-    #[error(transparent)]
-    SubnetEnv(#[from] k3s_network::SubnetEnvError),
     /// The pod range, as the API told it.
     #[error(transparent)]
     PodCidr(#[from] k3s_controllers::PodCidrError),

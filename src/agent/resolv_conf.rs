@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k3s_pki::files::{self, FileError};
+use k3s_files::{self as files, FileError};
 
 /// The host's own, and systemd-resolved's real one where the host's names only its stub.
 const CANDIDATES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];

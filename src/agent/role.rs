@@ -9,7 +9,7 @@ use k3s_config::{
 };
 use k3s_controllers::{NodeAddresses, NodeMetadata, annotate, wait_pod_cidr};
 use k3s_network::{Conntrack, HostPlan, Warning};
-use k3s_pki::files;
+use k3s_files as files;
 use k3s_supervise::{
     GraphError, Supervisor,
     capability::{Capabilities, Capability},

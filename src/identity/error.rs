@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use k3s_pki::{Unreadable, files::FileError};
+use k3s_files::FileError;
+use k3s_pki::Unreadable;
 
 use crate::token::TokenError;
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k3s_pki::files::{self, PRIVATE};
+use k3s_files::{self as files, PRIVATE};
 use tracing::warn;
 
 use crate::{

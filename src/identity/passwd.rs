@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, fmt, path::Path};
 
-use k3s_pki::files::{self, PRIVATE};
+use k3s_files::{self as files, PRIVATE};
 
 use crate::{error::Error, token::Password};
 

@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
-use k3s_pki::files::{self, PRIVATE};
+use k3s_files::{self as files, PRIVATE};
 
 use crate::{
     error::Error,

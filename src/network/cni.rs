@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use k3s_files::{self as files, FileError};
 use serde_json::{Value, json};
 
-use crate::{atomic_file::write_if_changed, host::ProxyMode};
+use crate::host::ProxyMode;
 
 /// Its name in the CNI configuration folder, as k3s has it.
 const FILE_NAME: &str = "10-flannel.conflist";
@@ -46,13 +47,8 @@ pub enum CniError {
         reason: String,
     },
     /// Our copy cannot be written.
-    #[error("the CNI configuration {} cannot be written", .path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Write(#[from] FileError),
 }
 
 impl CniConfig {
@@ -65,7 +61,7 @@ impl CniConfig {
             Self::File(path) => users(path)?,
         };
         let path = folder.join(FILE_NAME);
-        write_if_changed(&path, &content, 0o600).map_err(|source| CniError::Write { path, source })
+        Ok(files::create_directory(folder, 0o700).and_then(|()| files::write(&path, &content, files::PRIVATE))?)
     }
 }
 

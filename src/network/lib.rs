@@ -4,7 +4,6 @@
 //! running pods notice nothing. What is ours is named, and each part that outlives the process can be removed again.
 
 mod address;
-mod atomic_file;
 mod cni;
 mod command;
 mod host;
@@ -21,4 +20,4 @@ pub use command::CommandError;
 pub use host::{Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, prepare};
 pub use nat::{NatError, PodNat};
 pub use netlink::NetlinkError;
-pub use subnet_env::{SubnetEnv, SubnetEnvError};
+pub use subnet_env::SubnetEnv;

@@ -1,15 +1,9 @@
 //! `subnet.env`: what the `flannel` CNI plugin reads to hand addresses to pods.
 
-use std::{
-    fmt::Write as _,
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write as _, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
-
-use crate::atomic_file::write_if_changed;
+use k3s_files::{self as files, FileError};
 
 /// The node's part of the pod network, in flannel's own file format (`/run/flannel/subnet.env`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,21 +16,13 @@ pub struct SubnetEnv {
     pub mtu: u32,
 }
 
-/// The file could not be written.
-#[derive(Debug, thiserror::Error)]
-#[error("{} could not be written: pods get no address until it is", .path.display())]
-pub struct SubnetEnvError {
-    /// The file.
-    pub path: PathBuf,
-    /// Why.
-    pub source: io::Error,
-}
-
 impl SubnetEnv {
     /// Writes the file at `path`, whole or not at all; says whether it changed.
-    pub fn write(&self, path: &Path) -> Result<bool, SubnetEnvError> {
-        write_if_changed(path, self.text().as_bytes(), 0o644)
-            .map_err(|source| SubnetEnvError { path: path.into(), source })
+    pub fn write(&self, path: &Path) -> Result<bool, FileError> {
+        if let Some(folder) = path.parent() {
+            files::create_directory(folder, 0o755)?;
+        }
+        files::write(path, self.text().as_bytes(), 0o644)
     }
 
     fn text(&self) -> String {

@@ -11,7 +11,6 @@ mod certificate;
 mod chain;
 mod client_auth;
 mod error;
-pub mod files;
 mod front;
 pub mod hex;
 mod key;
@@ -23,6 +22,8 @@ pub mod renewal;
 mod san;
 mod server;
 mod tbs;
+
+use k3s_files as files;
 
 pub use agent::{AgentPki, AgentRequest};
 pub use authority::CertificateAuthority;

@@ -1,12 +1,8 @@
 //! Packaged manifests on disk.
 
-use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use k3s_files::{self as files, FileError};
 use kube::core::DynamicObject;
 use tracing::info;
 
@@ -30,15 +26,8 @@ pub(super) enum Task {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StageError {
     /// The folder or a file in it.
-    #[error("the packaged manifest {} could not be {doing}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        doing: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It cannot be read as a manifest, so what it puts or put into the cluster is not known.
     #[error("the packaged manifest {} is damaged: delete it, and its objects too if its add-on is disabled", .path.display())]
     Unreadable {
@@ -66,8 +55,10 @@ impl Addons {
             return Ok(Task::Nothing);
         }
         let text = packaged.render(&self.variables);
-        if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
-            write(&path, &text).map_err(|source| StageError::File { path: path.clone(), doing: "written", source })?;
+        if let Some(folder) = path.parent() {
+            files::create_directory(folder, 0o700)?;
+        }
+        if files::write(&path, text.as_bytes(), files::PRIVATE)? {
             info!(path = %path.display(), "Staged a packaged manifest.");
         }
         manifest::parse(&text).map(Task::Apply).map_err(|source| StageError::Unreadable { path, source })
@@ -82,12 +73,8 @@ impl Addons {
 
 /// A file that is there was applied, by us or by a k3s before us. What came last in it stands on what came first.
 fn applied_before(path: PathBuf) -> Result<Task, StageError> {
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Task::Nothing),
-        Err(source) => return Err(StageError::File { path, doing: "read", source }),
-    };
-    match manifest::parse(&text) {
+    let Some(text) = files::read(&path)? else { return Ok(Task::Nothing) };
+    match manifest::parse(&String::from_utf8_lossy(&text)) {
         Ok(objects) => Ok(Task::Delete(objects.into_iter().rev().collect())),
         Err(source) => Err(StageError::Unreadable { path, source }),
     }
@@ -99,20 +86,9 @@ fn is_skipped(path: &Path) -> bool {
     Path::new(&mark).exists()
 }
 
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    // Hidden, as the user's files in this folder are manifests too.
-    let temporary = folder.join(format!(".{}.tmp", path.file_name().unwrap_or_default().to_string_lossy()));
-    let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_data()?;
-    fs::rename(temporary, path)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
     use crate::addons::{Variables, packaged::PACKAGED};
