@@ -174,3 +174,77 @@ impl std::fmt::Debug for Datastore {
         f.debug_struct("Datastore").field("path", &self.store.path).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::error::RequestError;
+    use crate::key::{Key, KeyRange};
+    use crate::revision::LeaseId;
+    use crate::txn::{Delete, Op, Put, Txn};
+
+    fn put(key: &'static str) -> Txn {
+        let (value, lease) = (Some(Bytes::from_static(b"v")), Some(LeaseId::NONE));
+        Txn::of(Op::Put(Put { key: Key::from_static(key.as_bytes()), value, lease, return_previous: false }))
+    }
+
+    fn delete(key: &'static str) -> Txn {
+        let keys = KeyRange::One(Key::from_static(key.as_bytes()));
+        Txn::of(Op::Delete(Delete { keys, return_previous: false }))
+    }
+
+    #[tokio::test]
+    async fn a_nearly_full_disk_refuses_writes_but_not_deletes() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options::new(directory.path().join("state.db"));
+        let roomy = Datastore::open(options.clone()).await.unwrap();
+        roomy.store().txn(put("a")).await.unwrap();
+        roomy.close().await.unwrap();
+
+        let tight = Datastore::open(Options { reserve: u64::MAX, ..options }).await.unwrap();
+        assert_eq!(tight.store().txn(put("b")).await.unwrap_err(), RequestError::NoSpace);
+        assert!(tight.status().no_space);
+        assert_eq!(tight.store().txn(delete("a")).await.unwrap().revision, Revision(3));
+        tight.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_foreign_writer_stops_the_store_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let datastore = Datastore::open(Options::new(&path)).await.unwrap();
+        datastore.store().txn(put("a")).await.unwrap();
+        let foreign = rusqlite::Connection::open(&path).unwrap();
+        foreign.execute("UPDATE kine SET old_value = 'x'", []).unwrap();
+        let refused = datastore.store().txn(put("a")).await.unwrap_err();
+        assert!(refused.to_string().contains("changed by another program"), "{refused}");
+        assert!(matches!(datastore.stopped().await, Error::ForeignWriter(_)));
+        assert!(matches!(datastore.store().txn(put("a")).await, Err(RequestError::Stopped(_))));
+        assert!(matches!(datastore.close().await, Err(Error::ForeignWriter(_))));
+    }
+
+    #[tokio::test]
+    async fn a_locked_database_refuses_one_write_and_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let datastore = Datastore::open(Options::new(&path)).await.unwrap();
+        let foreign = rusqlite::Connection::open(&path).unwrap();
+        foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(matches!(datastore.store().txn(put("a")).await, Err(RequestError::Storage(_))));
+        foreign.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(datastore.store().txn(put("a")).await.unwrap().revision, Revision(2));
+        datastore.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_closed_store_answers_and_closes_again_as_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let datastore = Datastore::open(Options::new(directory.path().join("state.db"))).await.unwrap();
+        datastore.close().await.unwrap();
+        assert!(matches!(datastore.store().txn(put("a")).await, Err(RequestError::Stopped(_))));
+        assert!(matches!(datastore.close().await, Err(Error::Closed)));
+        assert!(matches!(datastore.stopped().await, Error::Closed));
+    }
+}

@@ -14,9 +14,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
 use tracing::{info, warn};
@@ -30,6 +31,8 @@ use crate::txn::Row;
 
 /// Format of our own tables and columns, in `PRAGMA user_version`; kine leaves it zero.
 const FORMAT: i64 = 1;
+/// How long to wait for somebody else who locks the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Size of the write-ahead log at which it is copied into the table, in bytes.
 const WAL_BYTES: i64 = 4 << 20;
 /// Free pages are given back to the file system when they are more than this part of the file…
@@ -117,12 +120,15 @@ impl SqliteLog {
         let unclean = fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(at("open", path))?;
-        let page_size = configure(&connection, path)?;
+        // Until it is known to be sound nothing is moved into the file, not even at its closing.
+        hold_back_checkpoint(&connection, path, true)?;
+        check_format(&connection, path)?;
         if unclean {
             info!(path = %path.display(), "The datastore was not stopped properly; checking its integrity.");
             check_integrity(&connection, path)?;
         }
-        let incremental = migrate(&connection, path)?;
+        let page_size = configure(&connection).map_err(unusable("configure", path))?;
+        let incremental = migrate(&connection, path).map_err(unusable("prepare", path))?;
         let mut log = Self {
             connection,
             path: path.to_owned(),
@@ -135,8 +141,9 @@ impl SqliteLog {
             in_transaction: false,
             _lock: lock,
         };
-        let recovered = log.recover().map_err(at("read", path))??;
+        let recovered = log.recover().map_err(unusable("read", path))??;
         log.data_version = log.read_data_version()?;
+        hold_back_checkpoint(&log.connection, path, false)?;
         Ok((log, recovered))
     }
 
@@ -380,12 +387,13 @@ impl SqliteLog {
                     continue;
                 }
                 let before = index.newest(&key).filter(|entry| !created && !entry.is_tombstone());
-                let stored: Option<Vec<u8>> = row.get(9)?;
+                let in_value = || match row.get_ref(9) {
+                    Ok(ValueRef::Blob(value) | ValueRef::Text(value)) => kine::version_in_value(&key, value),
+                    _ => None,
+                };
                 let version = match row.get::<_, Option<i64>>(7)? {
                     Some(version) => version,
-                    None => stored
-                        .and_then(|stored| kine::version_in_value(&key, &stored))
-                        .unwrap_or_else(|| before.map_or(0, |entry| entry.version) + 1),
+                    None => in_value().unwrap_or_else(|| before.map_or(0, |entry| entry.version) + 1),
                 };
                 let lease = match row.get::<_, Option<i64>>(8)? {
                     Some(lease) => LeaseId(lease),
@@ -551,81 +559,86 @@ fn prepare_files(path: &Path) -> Result<File, Error> {
     Ok(lock)
 }
 
-/// Sets up the connection, and the file if it is new. Returns the page size.
-fn configure(connection: &Connection, path: &Path) -> Result<i64, Error> {
-    let set = || {
-        // Page size and vacuum mode are only heard by a file that is still empty.
-        connection.pragma_update(None, "page_size", 1024)?;
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-        connection.pragma_update(None, "journal_size_limit", 2 * WAL_BYTES)?;
-        connection.pragma_update(None, "cache_size", -1024)?;
-        connection.pragma_update(None, "temp_store", "MEMORY")?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        connection.query_row("PRAGMA page_size", [], |row| row.get(0))
+fn hold_back_checkpoint(connection: &Connection, path: &Path, held: bool) -> Result<(), Error> {
+    let held = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, held);
+    held.map(drop).map_err(at("configure", path))
+}
+
+/// Refuses a file that is no database, or one that a newer program has written.
+fn check_format(connection: &Connection, path: &Path) -> Result<(), Error> {
+    let read = || {
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0))
     };
-    set().map_err(|source: rusqlite::Error| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => Error::NotADatabase(path.to_owned()),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path.to_owned()),
-        Some(ErrorCode::DatabaseCorrupt) => damaged(path, &source),
-        _ => at("open", path)(source),
-    })
+    match read().map_err(unusable("read", path))? {
+        found if found > FORMAT => Err(Error::Newer { path: path.to_owned(), found, known: FORMAT }),
+        _ => Ok(()),
+    }
 }
 
 fn check_integrity(connection: &Connection, path: &Path) -> Result<(), Error> {
-    match connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)) {
-        Ok(finding) if finding == "ok" => Ok(()),
-        Ok(finding) => Err(Error::Damaged { path: path.to_owned(), finding }),
-        Err(source) => Err(damaged(path, &source)),
+    let check = || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    match check().map_err(unusable("check", path))? {
+        finding if finding == "ok" => Ok(()),
+        finding => Err(Error::Damaged { path: path.to_owned(), finding }),
     }
 }
 
-fn damaged(path: &Path, source: &rusqlite::Error) -> Error {
-    Error::Damaged { path: path.to_owned(), finding: source.to_string() }
+/// Sets up the connection, and the file if it is new. Returns the page size.
+fn configure(connection: &Connection) -> rusqlite::Result<i64> {
+    // Page size and vacuum mode are only heard by a file that is still empty.
+    connection.pragma_update(None, "page_size", 1024)?;
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "journal_size_limit", 2 * WAL_BYTES)?;
+    connection.pragma_update(None, "cache_size", -1024)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.query_row("PRAGMA page_size", [], |row| row.get(0))
 }
 
 /// Brings the tables to our form; keeps everything that kine needs. Returns whether the file can shrink by itself.
-fn migrate(connection: &Connection, path: &Path) -> Result<bool, Error> {
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(at("read", path))?;
-    if found > FORMAT {
-        return Err(Error::Newer { path: path.to_owned(), found, known: FORMAT });
+fn migrate(connection: &Connection, path: &Path) -> rusqlite::Result<bool> {
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute_batch(CREATE_TABLE)?;
+    for column in ["version", "lease_id"] {
+        let there: bool = transaction.query_row(
+            "SELECT EXISTS (SELECT 1 FROM pragma_table_info('kine') WHERE name = ?1)",
+            [column],
+            |row| row.get(0),
+        )?;
+        if !there {
+            transaction.execute_batch(&format!("ALTER TABLE kine ADD COLUMN {column} INTEGER"))?;
+        }
     }
-    let run = || {
-        let transaction = connection.unchecked_transaction()?;
-        transaction.execute_batch(CREATE_TABLE)?;
-        for column in ["version", "lease_id"] {
-            let there: bool = transaction.query_row(
-                "SELECT EXISTS (SELECT 1 FROM pragma_table_info('kine') WHERE name = ?1)",
-                [column],
-                |row| row.get(0),
-            )?;
-            if !there {
-                transaction.execute_batch(&format!("ALTER TABLE kine ADD COLUMN {column} INTEGER"))?;
-            }
-        }
-        let indexes: Vec<String> = transaction
-            .prepare("SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'kine' AND sql IS NOT NULL")?
-            .query_map([], |row| row.get(0))?
-            .collect::<rusqlite::Result<_>>()?;
-        for index in &indexes {
-            transaction.execute_batch(&format!("DROP INDEX \"{}\"", index.replace('"', "\"\"")))?;
-        }
-        if !indexes.is_empty() {
-            info!(path = %path.display(), indexes = indexes.len(), "Took over a database of kine's; dropped its indexes.");
-        }
-        if found != FORMAT {
-            transaction.pragma_update(None, "user_version", FORMAT)?;
-        }
-        transaction.commit()?;
-        connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0))
-    };
-    run().map(|mode| mode == 2).map_err(|source| match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path.to_owned()),
-        Some(ErrorCode::DatabaseCorrupt) => damaged(path, &source),
-        _ => at("prepare", path)(source),
-    })
+    let indexes: Vec<String> = transaction
+        .prepare("SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'kine' AND sql IS NOT NULL")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for index in &indexes {
+        transaction.execute_batch(&format!("DROP INDEX \"{}\"", index.replace('"', "\"\"")))?;
+    }
+    if !indexes.is_empty() {
+        info!(path = %path.display(), indexes = indexes.len(), "Took over a database of kine's; dropped its indexes.");
+    }
+    let format: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if format != FORMAT {
+        transaction.pragma_update(None, "user_version", FORMAT)?;
+    }
+    transaction.commit()?;
+    connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0)).map(|mode| mode == 2)
+}
+
+/// What a failure to open means.
+fn unusable(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Error {
+    let path = path.to_owned();
+    move |source| match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => Error::NotADatabase(path),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path),
+        Some(ErrorCode::DatabaseCorrupt) => Error::Damaged { path, finding: source.to_string() },
+        _ => Error::Sqlite { action, path, source: Arc::new(source) },
+    }
 }
 
 fn value(connection: &Connection, key: &Key, revision: Revision) -> rusqlite::Result<Option<Bytes>> {
@@ -659,4 +672,223 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Erro
 /// Seconds since 1970 by the system's clock.
 fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// What kine 0.16 executes when it starts.
+    const KINE_SCHEMA: &str = "
+        CREATE TABLE IF NOT EXISTS kine (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, created INTEGER, deleted INTEGER,
+            create_revision INTEGER, prev_revision INTEGER, lease INTEGER, value BLOB, old_value BLOB);
+        CREATE INDEX IF NOT EXISTS kine_name_index ON kine (name);
+        CREATE INDEX IF NOT EXISTS kine_name_id_index ON kine (name, id);
+        CREATE INDEX IF NOT EXISTS kine_id_deleted_index ON kine (id, deleted);
+        CREATE INDEX IF NOT EXISTS kine_prev_revision_index ON kine (prev_revision);
+        CREATE UNIQUE INDEX IF NOT EXISTS kine_name_prev_revision_uindex ON kine (name, prev_revision);
+        CREATE INDEX IF NOT EXISTS kine_id_compact_rev_key_with_prev_revision_index ON kine (id, name, prev_revision)
+            WHERE name != 'compact_rev_key' AND prev_revision != 0;";
+
+    /// A database as kine leaves it in mid-life: compacted to 5, with a gap, a lease, and apiserver's compact key.
+    fn kines_database() -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let kine = Connection::open(&path).unwrap();
+        kine.pragma_update(None, "journal_mode", "WAL").unwrap();
+        kine.execute_batch(KINE_SCHEMA).unwrap();
+        kine.execute_batch(
+            "INSERT INTO kine VALUES
+                (1, 'compact_rev_key', 1, 0, 0, 5, 0, x'', NULL),
+                (2, '/registry/health', 1, 0, 0, 0, 0, '{\"health\":\"true\"}', NULL),
+                (5, '/registry/a', 0, 0, 3, 4, 0, 'a3', 'a2'),
+                (6, '/registry/a', 0, 0, 3, 5, 0, 'a4', 'a3'),
+                (7, 'gap-7', 0, 1, 0, 0, 0, NULL, NULL),
+                (8, 'compact_rev_key_apiserver', 1, 0, 0, 0, 0, '1|0', NULL),
+                (9, 'compact_rev_key_apiserver', 0, 0, 8, 8, 0, '2|5', '1|0'),
+                (10, '/registry/events/e', 1, 0, 0, 0, 3600, 'event', NULL),
+                (11, '/registry/b', 1, 0, 0, 0, 0, 'b1', NULL),
+                (12, '/registry/b', 0, 1, 0, 11, 0, NULL, 'b1'),
+                (13, '/registry/b', 1, 0, 0, 12, 0, 'b2', NULL),
+                (20, '/registry/last', 1, 0, 0, 0, 0, '', NULL);
+             DELETE FROM kine WHERE id = 20;",
+        )
+        .unwrap();
+        (directory, path)
+    }
+
+    fn key(name: &str) -> Key {
+        Key::copy_from_slice(name.as_bytes())
+    }
+
+    #[test]
+    fn a_database_of_kines_opens_as_it_is() {
+        let (_directory, path) = kines_database();
+        let (log, Recovered { index, head, compacted, leases }) = SqliteLog::open(&path).unwrap();
+        // The deleted row 20 was given out: sqlite_sequence knows.
+        assert_eq!((head, compacted), (Revision(20), Revision(5)));
+        let live: Vec<_> = index
+            .live(head)
+            .map(|(key, e)| {
+                (String::from_utf8_lossy(key).into_owned(), e.created.0, e.modified.0, e.version, e.lease.0)
+            })
+            .collect();
+        let expected = [
+            ("/registry/a", 3, 6, 2, 0),
+            ("/registry/b", 13, 13, 1, 0),
+            ("/registry/events/e", 10, 10, 1, 10),
+            ("/registry/health", 2, 2, 1, 0),
+            ("compact_rev_key", 8, 9, 2, 0),
+        ];
+        assert_eq!(live, expected.map(|(key, c, m, v, l)| (key.to_owned(), c, m, v, l)));
+        assert_eq!(leases, [StoredLease { id: LeaseId(10), ttl: 3600, remaining: None }]);
+        assert_eq!(log.value(&key("compact_rev_key"), Revision(9)).unwrap().unwrap(), "5");
+        assert_eq!(log.gaps, [7]);
+        log.close().unwrap();
+    }
+
+    #[test]
+    fn kine_can_go_on_with_what_was_written() {
+        let (_directory, path) = kines_database();
+        let (mut log, recovered) = SqliteLog::open(&path).unwrap();
+        let entry = Entry { modified: Revision(21), created: Revision(3), version: 3, lease: LeaseId(99) };
+        let update =
+            Row { key: key("/registry/a"), entry, previous: Revision(6), value: Some(Bytes::from_static(b"a5")) };
+        log.append(&update, 60).unwrap();
+        let delete =
+            Row { key: key("/registry/b"), entry: Entry::tombstone(Revision(22)), previous: Revision(13), value: None };
+        log.append(&delete, 0).unwrap();
+        log.set_compacted(Revision(13)).unwrap();
+        log.commit(Revision(22)).unwrap();
+        let removal = recovered.index.superseded(None, Revision(13), log.newest_row(), 100);
+        log.delete(&removal.revisions, Revision(13)).unwrap();
+        log.commit(Revision::ZERO).unwrap();
+        log.close().unwrap();
+
+        let kine = Connection::open(&path).unwrap();
+        kine.execute_batch(KINE_SCHEMA).unwrap();
+        let mut rows = kine
+            .prepare(
+                "SELECT id || ' ' || name || ' ' || created || deleted || ' ' || create_revision || ' '
+                     || prev_revision || ' ' || lease || ' ' || COALESCE(value, 'NULL') FROM kine ORDER BY id",
+            )
+            .unwrap();
+        let rows: Vec<String> = rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(
+            rows,
+            [
+                "1 compact_rev_key 10 0 13 0 ",
+                "2 /registry/health 10 0 0 0 {\"health\":\"true\"}",
+                "6 /registry/a 00 3 5 0 a4",
+                "9 compact_rev_key_apiserver 00 8 8 0 2|5",
+                "10 /registry/events/e 10 0 0 3600 event",
+                "13 /registry/b 10 0 12 0 b2",
+                "21 /registry/a 00 3 6 60 a5",
+                "22 /registry/b 01 0 13 0 NULL",
+            ]
+        );
+        kine.execute("INSERT INTO kine (name, created, deleted) VALUES ('/registry/c', 1, 0)", []).unwrap();
+        assert_eq!(kine.last_insert_rowid(), 23);
+    }
+
+    #[test]
+    fn a_new_file_is_private_and_begins_at_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server/db/state.db");
+        let (log, recovered) = SqliteLog::open(&path).unwrap();
+        assert_eq!((recovered.head, recovered.compacted), (Revision(1), Revision::ZERO));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(&beside(&path, "-wal")), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        assert!(log.incremental && log.page_size == 1024);
+        log.close().unwrap();
+        assert!(!beside(&path, "-wal").exists());
+    }
+
+    #[test]
+    fn a_second_opener_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let _first = SqliteLog::open(&path).unwrap();
+        assert!(matches!(SqliteLog::open(&path), Err(Error::InUse(_))));
+    }
+
+    #[test]
+    fn a_foreign_writer_is_noticed_before_the_next_commit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let (mut log, _) = SqliteLog::open(&path).unwrap();
+        log.put_lease(LeaseId(1), 60, true).unwrap();
+        log.commit(Revision::ZERO).unwrap();
+        let foreign = Connection::open(&path).unwrap();
+        foreign.execute("UPDATE kine SET value = 'x'", []).unwrap();
+        assert!(matches!(log.put_lease(LeaseId(2), 60, true), Err(Error::ForeignWriter(_))));
+        log.rollback();
+        assert!(matches!(log.put_lease(LeaseId(2), 60, true), Err(Error::ForeignWriter(_))));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_named_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let refused = |path: &Path| SqliteLog::open(path).map(drop).unwrap_err();
+
+        fs::write(&path, "this is no database, but long enough to have a header ".repeat(20)).unwrap();
+        let before = fs::read(&path).unwrap();
+        assert!(matches!(refused(&path), Error::NotADatabase(_)));
+        assert!(fs::read(&path).unwrap() == before);
+
+        fs::remove_file(&path).unwrap();
+        SqliteLog::open(&path).unwrap().0.close().unwrap();
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        assert!(matches!(refused(&path), Error::Newer { found: 2, known: 1, .. }));
+
+        let under_a_file = path.join("state.db");
+        let text = refused(&under_a_file).to_string();
+        assert!(text.contains("state.db"), "{text}");
+    }
+
+    #[test]
+    fn damage_is_found_after_an_unclean_stop() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let (mut log, _) = SqliteLog::open(&path).unwrap();
+        for revision in 2..200 {
+            let entry =
+                Entry { modified: Revision(revision), created: Revision(revision), version: 1, lease: LeaseId::NONE };
+            let value = Some(Bytes::from(vec![b'v'; 700]));
+            let row = Row { key: key(&format!("/k{revision}")), entry, previous: Revision::ZERO, value };
+            log.append(&row, 0).unwrap();
+        }
+        log.commit(Revision(199)).unwrap();
+        log.query("PRAGMA wal_checkpoint(TRUNCATE)", 0).unwrap();
+        log.put_lease(LeaseId(1), 60, true).unwrap();
+        log.commit(Revision::ZERO).unwrap();
+
+        // As a crash leaves it: copied while it was open. Then a page rots.
+        let crashed = directory.path().join("crashed.db");
+        let mut bytes = fs::read(&path).unwrap();
+        let page = bytes.len() / 2 / 1024 * 1024;
+        bytes[page..page + 1024].fill(0xa5);
+        fs::write(&crashed, &bytes).unwrap();
+        fs::copy(beside(&path, "-wal"), beside(&crashed, "-wal")).unwrap();
+        match SqliteLog::open(&crashed) {
+            Err(Error::Damaged { path, .. }) => assert_eq!(path, crashed),
+            other => panic!("should have found the damage, not {:?}", other.map(|(_, recovered)| recovered)),
+        }
+        assert!(fs::read(&crashed).unwrap() == bytes, "a damaged file is left as it is");
+
+        // The same without damage opens, with the last commit that was only in the write-ahead log.
+        let sound = directory.path().join("sound.db");
+        fs::copy(&path, &sound).unwrap();
+        fs::copy(beside(&path, "-wal"), beside(&sound, "-wal")).unwrap();
+        let (_, recovered) = SqliteLog::open(&sound).unwrap();
+        assert_eq!((recovered.head, recovered.leases.len()), (Revision(199), 1));
+    }
 }
