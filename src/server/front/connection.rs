@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -19,11 +19,16 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{net::TcpStream, sync::watch};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{body, gateway::Gateway, peer::Peer, tasks::Tasks};
+use super::{
+    body::{self, Body},
+    gateway::Gateway,
+    peer::Peer,
+    tasks::Tasks,
+};
 
 /// For the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -32,7 +37,7 @@ const REQUEST_HEADERS: Duration = Duration::from_secs(32);
 /// Without requests, a connection ends after this: as kube-apiserver's.
 const IDLE: Duration = Duration::from_secs(90);
 /// All headers of a request, bytes.
-const HEADERS: usize = 128 << 10;
+const HEADERS: u32 = 128 << 10;
 /// Streams of one connection; kube-apiserver's limit.
 const STREAMS: u32 = 100;
 /// What a client may send on a stream ahead of kube-apiserver's reading, bytes.
@@ -40,93 +45,112 @@ const STREAM_WINDOW: u32 = 32 << 10;
 /// What of an answer waits here for a client to read it, bytes.
 const SEND_BUFFER: usize = 32 << 10;
 
-/// Serves the connection until it ends; on `shutdown`, until the requests on it have ended.
-pub(super) async fn serve(
-    stream: TcpStream,
-    address: SocketAddr,
-    acceptor: TlsAcceptor,
-    gateway: Arc<Gateway>,
-    tasks: Tasks,
-    shutdown: CancellationToken,
-) {
-    if let Err(error) = configure(&stream) {
-        return debug!(%address, %error, "A client was gone at once.");
-    }
-    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
-    let stream = match shutdown.run_until_cancelled(handshake).await {
-        Some(Ok(Ok(stream))) => stream,
-        Some(Ok(Err(error))) => return debug!(%address, %error, "A TLS handshake failed."),
-        Some(Err(_)) => return debug!(%address, "A client did not finish its TLS handshake in time."),
-        None => return,
-    };
+/// What all connections share.
+pub(super) struct Context {
+    pub(super) acceptor: TlsAcceptor,
+    pub(super) gateway: Gateway,
+    pub(super) tasks: Tasks,
+    pub(super) shutdown: CancellationToken,
+}
 
+/// What the requests of one connection share.
+struct Client {
+    peer: Peer,
+    /// Requests whose answers have not ended.
+    running: watch::Sender<usize>,
+    /// Asks for what runs to end and nothing new to begin.
+    drain: CancellationToken,
+}
+
+/// A request until its answer has ended.
+struct Running(Arc<Client>);
+
+/// Serves the connection until it ends; on shutdown, until the requests on it have ended.
+pub(super) async fn serve(stream: TcpStream, address: SocketAddr, context: Arc<Context>) {
+    let Some(stream) = handshake(stream, address, &context).await else { return };
     let session = stream.get_ref().1;
     let is_http2 = session.alpn_protocol() == Some(b"h2");
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
-    let peer = Arc::new(Peer::new(address, chain));
-
-    // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
-    // kube-apiserver, which cannot tell them from others on our connections to it.
-    let drain = shutdown.child_token();
-    let refused = drain.clone();
-    let requests = Requests(Arc::new(watch::Sender::new(0)));
-    let active = requests.0.subscribe();
-    let service_tasks = tasks.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (gateway, peer, tasks) = (gateway.clone(), peer.clone(), service_tasks.clone());
-        let running = requests.begin();
-        let drain = refused.clone();
-        // Boxed: the task of a watch is as large as this future, and outlives it by hours.
-        Box::pin(async move {
-            let response = gateway.answer(request, &peer, &tasks).await;
-            if is_http2 && response.status() == StatusCode::UNAUTHORIZED {
-                drain.cancel();
-            }
-            Ok::<_, Infallible>(response.map(|answer| body::keep(answer, running)))
-        })
+    let client = Arc::new(Client {
+        peer: Peer::new(address, chain),
+        running: watch::Sender::new(0),
+        drain: context.shutdown.child_token(),
     });
 
     let io = TokioIo::new(stream);
+    let service = {
+        let (context, client) = (context.clone(), client.clone());
+        // Boxed: the task of a watch is as large as this future, and outlives it by hours.
+        service_fn(move |request| Box::pin(answer(request, context.clone(), Running::begin(&client))))
+    };
     let ended = if is_http2 {
-        let connection = http2::Builder::new(tasks)
+        let connection = http2::Builder::new(context.tasks.clone())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(STREAMS * STREAM_WINDOW)
             .max_concurrent_streams(STREAMS)
             .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(HEADERS as u32)
+            .max_header_list_size(HEADERS)
             .serve_connection(io, service);
-        drive(connection, http2::Connection::graceful_shutdown, active, drain).await
+        drive(pin!(connection), http2::Connection::graceful_shutdown, &client).await
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST_HEADERS)
-            .max_buf_size(HEADERS)
+            .max_buf_size(HEADERS as usize)
             .serve_connection(io, service)
             .with_upgrades();
-        drive(connection, http1::UpgradeableConnection::graceful_shutdown, active, drain).await
+        drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, &client).await
     };
     if let Err(error) = ended {
         debug!(%address, %error, "A connection broke off.");
     }
 }
 
-/// Runs the connection, and drains it when it is idle or `drain` says so: what runs ends, nothing new begins.
+async fn handshake(stream: TcpStream, address: SocketAddr, context: &Context) -> Option<TlsStream<TcpStream>> {
+    if let Err(error) = configure(&stream) {
+        debug!(%address, %error, "A client was gone at once.");
+        return None;
+    }
+    let handshake = tokio::time::timeout(HANDSHAKE, context.acceptor.accept(stream));
+    match context.shutdown.run_until_cancelled(handshake).await? {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => debug!(%address, %error, "A TLS handshake failed."),
+        Err(_) => debug!(%address, "A client did not finish its TLS handshake in time."),
+    }
+    None
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    context: Arc<Context>,
+    running: Running,
+) -> Result<Response<Body>, Infallible> {
+    let version = request.version();
+    let response = context.gateway.answer(request, &running.0.peer, &context.tasks).await;
+    // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
+    // kube-apiserver, which cannot tell them from others on our connections to it.
+    if version == Version::HTTP_2 && response.status() == StatusCode::UNAUTHORIZED {
+        running.0.drain.cancel();
+    }
+    Ok(response.map(|answer| body::keep(answer, running)))
+}
+
+/// Runs the connection, and drains it when it is idle or asked to.
 async fn drive<C: Future>(
-    connection: C,
+    mut connection: Pin<&mut C>,
     begin_drain: impl Fn(Pin<&mut C>),
-    mut active: watch::Receiver<usize>,
-    drain: CancellationToken,
+    client: &Client,
 ) -> C::Output {
-    let mut connection = pin!(connection);
+    let mut running = client.running.subscribe();
     let mut draining = false;
     loop {
-        let idle = *active.borrow_and_update() == 0;
+        let idle = *running.borrow_and_update() == 0;
         tokio::select! {
             ended = &mut connection => return ended,
-            () = drain.cancelled(), if !draining => draining = true,
+            () = client.drain.cancelled(), if !draining => draining = true,
             () = tokio::time::sleep(IDLE), if idle && !draining => draining = true,
-            Ok(()) = active.changed() => continue,
+            Ok(()) = running.changed() => continue,
         }
         begin_drain(connection.as_mut());
     }
@@ -142,23 +166,15 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Counts the requests whose answers have not ended.
-#[derive(Debug, Clone)]
-struct Requests(Arc<watch::Sender<usize>>);
-
-impl Requests {
-    fn begin(&self) -> Running {
-        self.0.send_modify(|running| *running += 1);
-        Running(self.clone())
+impl Running {
+    fn begin(client: &Arc<Client>) -> Self {
+        client.running.send_modify(|running| *running += 1);
+        Self(client.clone())
     }
 }
 
-/// A request until its answer has ended.
-#[derive(Debug)]
-struct Running(Requests);
-
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.0.send_modify(|running| *running -= 1);
+        self.0.running.send_modify(|running| *running -= 1);
     }
 }

@@ -134,7 +134,7 @@ impl From<PoolError> for Status {
     fn from(error: PoolError) -> Self {
         debug!(%error, source = error.source(), "A request has no answer.");
         match error {
-            PoolError::Unreachable(_) | PoolError::Unsent(_) => Self::unavailable("apiserver not ready"),
+            PoolError::Unreachable(_) | PoolError::Untouched(_) => Self::unavailable("apiserver not ready"),
             PoolError::Stopping => Self::unavailable(error.to_string()),
             PoolError::Unanswered(_) => Self::bad_gateway(error.to_string()),
         }

@@ -9,7 +9,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{CurrentCertificate, Front, connection, gateway::Gateway, tasks::Tasks};
+use super::{
+    CurrentCertificate, Front,
+    connection::{self, Context},
+    gateway::Gateway,
+    tasks::Tasks,
+};
 
 /// After shutdown begins, what is left of requests may take this long; watches never end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -19,25 +24,22 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Serves clients until `shutdown`, then drains: clients are told to go, requests in flight get 2 s, the rest is cut.
 /// Returns when nothing of it is left.
 pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationToken) {
-    let acceptor = TlsAcceptor::from(Arc::new(tls(front.certificate.clone())));
     let tasks = Tasks::default();
     // Nothing runs on unseen when the caller gives this future up.
     let _cut = tasks.cut_on_drop();
-    let gateway = Arc::new(Gateway::new(front));
+    let context = Arc::new(Context {
+        acceptor: TlsAcceptor::from(Arc::new(tls(front.certificate.clone()))),
+        gateway: Gateway::new(front),
+        tasks: tasks.clone(),
+        shutdown: shutdown.clone(),
+    });
     if let Ok(address) = listener.local_addr() {
         info!(%address, "Serving the Kubernetes API.");
     }
 
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, address)) => tasks.spawn(connection::serve(
-                stream,
-                address,
-                acceptor.clone(),
-                gateway.clone(),
-                tasks.clone(),
-                shutdown.clone(),
-            )),
+            Ok((stream, address)) => tasks.spawn(connection::serve(stream, address, context.clone())),
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 warn!(%error, "Cannot accept connections.");
@@ -47,7 +49,7 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationTo
     }
     drop(listener);
     tasks.end(GRACE).await;
-    gateway.close().await;
+    context.gateway.close().await;
 }
 
 /// Certificates of clients are asked for and not required; possession of their keys is always verified.

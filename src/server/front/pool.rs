@@ -7,6 +7,7 @@
 //! no other.
 
 use std::{
+    error::Error as _,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -84,10 +85,10 @@ pub(super) enum PoolError {
     /// It was not sent: there is no connection.
     #[error(transparent)]
     Unreachable(Arc<Unreachable>),
-    /// It was not sent: the connection closed before.
+    /// It was not sent, or kube-apiserver said that it did not look at it.
     #[error("kube-apiserver closed the connection")]
-    Unsent(#[source] hyper::Error),
-    /// It was sent.
+    Untouched(#[source] hyper::Error),
+    /// kube-apiserver may have acted on it.
     #[error("kube-apiserver ended the request without an answer")]
     Unanswered(#[source] hyper::Error),
     /// It was not sent: the front stops.
@@ -134,15 +135,17 @@ impl Pool {
             if unsent.is_some() || sender.is_closed() {
                 self.shared.slots().remove(lease.id);
             }
-            let again = match (failed, unsent) {
-                (None, Some(unsent)) => Some(unsent),
-                (None, None) => harmless.take().map(|parts| Request::from_parts(parts, body::empty())),
-                (Some(_), Some(_)) => return Err(PoolError::Unsent(error.into_error())),
-                (Some(_), None) => None,
-            };
-            debug!(error = %error.error(), again = again.is_some(), "A request to kube-apiserver failed.");
-            request = again.ok_or_else(|| PoolError::Unanswered(error.into_error()))?;
-            failed = Some(lease.id);
+            let untouched = unsent.is_some() || is_untouched(error.error());
+            let again = unsent.or_else(|| Some(Request::from_parts(harmless.take()?, body::empty())));
+            match again {
+                Some(again) if failed.is_none() => {
+                    debug!(error = %error.error(), "A request to kube-apiserver failed and is sent again.");
+                    request = again;
+                    failed = Some(lease.id);
+                }
+                _ if untouched => return Err(PoolError::Untouched(error.into_error())),
+                _ => return Err(PoolError::Unanswered(error.into_error())),
+            }
         }
     }
 
@@ -277,12 +280,27 @@ fn harmless(request: &Request<Body>) -> Option<request::Parts> {
     })
 }
 
+/// Whether kube-apiserver said that it did not look at the request: its goodbye crossed it, or it had no room.
+fn is_untouched(error: &hyper::Error) -> bool {
+    let error = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    error.filter(|error| error.is_remote()).is_some_and(|error| match error.reason() {
+        Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+        Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+        _ => false,
+    })
+}
+
 const _: () = assert!(LIMIT < 80, "kube-apiserver allows 100 streams, and those reset here end there a little later");
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
-    use crate::front::testing::{ApiServer, Ca, connector, soon};
+    use crate::front::testing::{ApiServer, Ca, acceptor, connector, soon};
 
     async fn get(pool: &Pool, path: &str) -> Response<Body> {
         let request = Request::get(format!("https://kubernetes{path}")).version(http::Version::HTTP_2);
@@ -312,5 +330,25 @@ mod tests {
         api.connected(1).await;
         drop(pool);
         api.connected(0).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_goodbye_crossed_was_not_acted_on() {
+        let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = Pool::new(connector(listener.local_addr().unwrap(), &server_ca, None), Duration::ZERO);
+        let acceptor = acceptor(&server_ca, &request_header_ca);
+        let leaving = tokio::spawn(async move {
+            loop {
+                let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+                // SETTINGS, and GOAWAY with NO_ERROR that counts no stream as seen.
+                stream.write_all(b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0").await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        let request = Request::post("https://kubernetes/api").version(http::Version::HTTP_2);
+        let error = soon(pool.send(request.body(body::full("once")).unwrap())).await.unwrap_err();
+        assert!(matches!(error, PoolError::Untouched(_)), "{error:?}");
+        leaving.abort();
     }
 }

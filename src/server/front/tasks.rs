@@ -16,14 +16,14 @@ pub(super) struct Tasks {
 
 impl Tasks {
     /// Runs `task` until it ends or all are cut.
+    ///
+    /// Boxed: each future around it would hold it twice, once as its argument and once as what it awaits.
     pub(super) fn spawn<F>(&self, task: F)
     where
         F: Future + Send + 'static,
-        F::Output: Send,
+        F::Output: Send + 'static,
     {
-        self.tracker.spawn(self.cut.clone().run_until_cancelled_owned(async move {
-            task.await;
-        }));
+        self.tracker.spawn(self.cut.clone().run_until_cancelled_owned(Box::pin(task)));
     }
 
     /// Waits until every task has ended, and cuts those that have not after `grace`.
@@ -49,7 +49,7 @@ impl Tasks {
 impl<F> hyper::rt::Executor<F> for Tasks
 where
     F: Future + Send + 'static,
-    F::Output: Send,
+    F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
         self.spawn(task);

@@ -181,24 +181,10 @@ struct Running {
 
 impl ApiServer {
     pub(crate) async fn start(server_ca: &Ca, request_header_ca: &Ca) -> Self {
-        let provider = Arc::new(default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(request_header_ca.roots()), provider.clone())
-                .allow_unauthenticated()
-                .build()
-                .unwrap();
-        let leaf = server_ca.server();
-        let mut tls = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![leaf.der()], leaf.private_key())
-            .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut server = Self {
             address: listener.local_addr().unwrap(),
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            acceptor: acceptor(server_ca, request_header_ca),
             shared: Arc::default(),
             running: None,
         };
@@ -308,6 +294,24 @@ impl ApiServer {
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await;
         }
     }
+}
+
+/// kube-apiserver's side of handshakes.
+pub(crate) fn acceptor(server_ca: &Ca, request_header_ca: &Ca) -> TlsAcceptor {
+    let provider = Arc::new(default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(request_header_ca.roots()), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    let leaf = server_ca.server();
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![leaf.der()], leaf.private_key())
+        .unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(tls))
 }
 
 /// Something that is counted while it lasts.

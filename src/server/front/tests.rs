@@ -59,6 +59,15 @@ async fn a_verified_certificate_is_vouched_for_on_the_trusted_connection() {
 }
 
 #[tokio::test]
+async fn strangers_get_one_request_a_connection() {
+    let setup = Setup::start().await;
+    let foreign = Ca::new("client-ca").client("system:admin", None);
+    let client = setup.http2(Some(&foreign)).await;
+    assert_eq!(client.get("/api").await.status(), 401);
+    soon(client.running).await.unwrap();
+}
+
+#[tokio::test]
 async fn without_a_certificate_requests_speak_for_themselves() {
     let setup = Setup::start().await;
     let client = setup.http2(None).await;
@@ -75,12 +84,14 @@ async fn without_a_certificate_requests_speak_for_themselves() {
 #[tokio::test]
 async fn a_foreign_certificate_is_refused_unless_a_token_speaks() {
     let setup = Setup::start().await;
-    let client = setup.http2(Some(&Ca::new("client-ca").client("system:admin", Some("system:masters")))).await;
+    let foreign = Ca::new("client-ca").client("system:admin", Some("system:masters"));
+    let client = setup.http2(Some(&foreign)).await;
     let refused = client.get("/api").await;
     assert_eq!(refused.status(), 401);
     let status = text(refused).await;
     assert!(status.contains(r#""reason":"Unauthorized""#) && status.contains("unknown authority"), "{status}");
 
+    let client = setup.http2(Some(&foreign)).await;
     assert_eq!(client.get_with("/api", &[("authorization", "Bearer abc")]).await.status(), 200);
     assert!(!setup.api.last().trusted);
     assert_eq!(client.get("/ping").await.status(), 200, "public for everybody");
