@@ -65,15 +65,16 @@ pub async fn run(mut config: ServerConfig, package: Package, shutdown: Cancellat
 
     let (api_ready, ready) = watch::channel(false);
     let front = Front { certificate, client_ca, upstream, ready, routes: Routes::new(&paths.server()) };
-    // Ends what serves others; the datastore's own listener outlives kube-apiserver, which waits for it when it stops.
-    let serving = CancellationToken::new();
+    // On stop the front goes first: kube-apiserver waits for its watches to end. The datastore goes last: kube-apiserver hangs without.
+    let fronting = CancellationToken::new();
+    let telling = CancellationToken::new();
     let storing = CancellationToken::new();
     let servers = async {
         tokio::join!(
-            front::serve(listener, front, serving.clone()),
-            status::serve(status_socket, supervisor.clone(), serving.clone()),
-            notifier.follow(supervisor.subscribe(), serving.clone()),
-            notifier.watchdog(&supervisor, serving.clone()),
+            front::serve(listener, front, fronting.clone()),
+            status::serve(status_socket, supervisor.clone(), telling.clone()),
+            notifier.follow(supervisor.subscribe(), telling.clone()),
+            notifier.watchdog(&supervisor, telling.clone()),
         )
     };
     let work = async {
@@ -115,11 +116,12 @@ pub async fn run(mut config: ServerConfig, package: Package, shutdown: Cancellat
         }
         notifier.stopping();
         notifier.extend_timeout(STOP);
+        fronting.cancel();
         let report = supervisor.stop().await;
         if !report.killed.is_empty() {
             warn!(components = report.killed.join(", "), "Some components did not end when asked and were killed.");
         }
-        serving.cancel();
+        telling.cancel();
         storing.cancel();
         ended
     };
