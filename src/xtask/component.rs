@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::digest::{self, Inputs};
+use crate::process::{stdout, succeed};
 use crate::workspace;
 
 /// Flags of every build: no paths of this machine, no state of the checkout in the bytes.
@@ -90,7 +91,7 @@ impl Component {
             Some(index) => Ok(all.swap_remove(index)),
             None => {
                 let names: Vec<_> = all.iter().map(Self::name).collect();
-                bail!("There is no component {name:?}; there are: {}.", names.join(", "))
+                bail!("There is no component {name:?}; there are: {}", names.join(", "))
             }
         }
     }
@@ -286,23 +287,6 @@ fn required_version<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
 fn major_minor(version: &str) -> (&str, &str) {
     let mut numbers = version.trim_start_matches('v').split('.');
     (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
-}
-
-/// Runs a command whose output is for the reader.
-pub(crate) fn succeed(command: &mut Command) -> Result<()> {
-    let status = command.stdin(Stdio::null()).status().with_context(|| missing(command))?;
-    ensure!(status.success(), "{command:?} failed: {status}");
-    Ok(())
-}
-
-fn stdout(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| missing(command))?;
-    ensure!(output.status.success(), "{command:?} failed: {}", output.status);
-    Ok(output.stdout)
-}
-
-fn missing(command: &Command) -> String {
-    format!("Cannot run {0:?}: install it, or put it on PATH", command.get_program())
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! `cargo xtask components`: builds upstream programs into the cache.
 
-use std::io::Write as _;
-
 use anyhow::{Context, Result};
 
 use crate::component::Component;
@@ -26,14 +24,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             component.test().with_context(|| format!("Tests of the component {} fail", component.name()))?;
             continue;
         }
-        print!("{:<12} {:<9} ", component.name(), component.version());
-        std::io::stdout().flush()?;
         let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
-        match built.took {
-            Some(took) => print!("built in {:>3.0} s", took.as_secs_f64()),
-            None => print!("was there     "),
-        }
-        println!("  {}", built.folder.display());
+        let how = match built.took {
+            Some(took) => format!("built in {:.0} s", took.as_secs_f64()),
+            None => "was there".to_owned(),
+        };
+        println!("{:<12} {:<9} {how:<14} {}", component.name(), component.version(), built.folder.display());
     }
     Ok(())
 }

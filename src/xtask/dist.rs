@@ -14,7 +14,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::component::{Component, Scratch, succeed};
+use crate::component::{Component, Scratch};
+use crate::process::succeed;
 use crate::{digest, images, workspace};
 
 /// Names by which `k3s` is one of its verbs.

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use k3s_oci::{Config, Digest, ImageName, Node, Platform};
 use serde::Deserialize;
 
-use crate::component::{self, Component, Scratch};
+use crate::component::{Component, Scratch};
+use crate::process::succeed;
 use crate::workspace;
 
 /// Flags that make a program of one C file without a C library, the same bytes each time.
@@ -173,7 +174,7 @@ impl Image {
             Source::C(file) => {
                 let program = scratch.join(file).with_extension("");
                 let mut compiler = Command::new("cc");
-                component::succeed(compiler.args(FREESTANDING).arg("-o").arg(&program).arg(self.folder.join(file)))?;
+                succeed(compiler.args(FREESTANDING).arg("-o").arg(&program).arg(self.folder.join(file)))?;
                 Node::Copy(program, 0o755)
             }
             Source::Host { path, package } => {
@@ -181,7 +182,7 @@ impl Image {
                     .with_context(|| format!("Cannot read {}: install the package {package}", path.display()))?;
                 ensure!(
                     !is_dynamic(&elf),
-                    "{} is not statically linked: install the package {package}.",
+                    "{} is not statically linked: install the package {package}",
                     path.display()
                 );
                 Node::Copy(path.clone(), 0o755)

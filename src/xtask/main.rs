@@ -6,8 +6,11 @@ mod digest;
 mod dist;
 mod image;
 mod images;
+mod process;
 mod reproducible;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -31,11 +34,18 @@ enum Verb {
     Reproducible(reproducible::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
         Verb::Components(args) => components::run(&args),
         Verb::Images(args) => images::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}.");
+            ExitCode::FAILURE
+        }
     }
 }

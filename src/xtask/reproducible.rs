@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for component in &components {
         let differing =
             differences(component).with_context(|| format!("Cannot compare builds of {}", component.name()))?;
-        ensure!(differing.is_empty(), "Two builds of {} differ in {}.", component.name(), differing.join(", "));
+        ensure!(differing.is_empty(), "Two builds of {} differ in {}", component.name(), differing.join(", "));
         println!("{:<12} {:<9} same bytes", component.name(), component.version());
     }
     Ok(())

@@ -16,7 +16,7 @@ pub(crate) fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),
         None => {
-            PathBuf::from(env::var_os("HOME").context("Set HOME or XDG_CACHE_HOME: built components are kept there.")?)
+            PathBuf::from(env::var_os("HOME").context("Set HOME or XDG_CACHE_HOME: built components are kept there")?)
                 .join(".cache")
         }
     };
