@@ -1,0 +1,1 @@
+//! `cargo xtask bench`: what the product costs, beside the same programs started by hand.
