@@ -7,6 +7,8 @@ use k3s_oci::Importer;
 use k3s_supervise::{Gate, Supervisor};
 use tracing::{info, warn};
 
+use crate::error::chain;
+
 /// The sandbox of pods, packed with us.
 pub(crate) const PAUSE: &str = "docker.io/k3s-rs/pause:0.1.0";
 
@@ -47,15 +49,4 @@ pub(crate) async fn import(folders: &[PathBuf], paths: &Paths, supervisor: &Supe
             .warn("images", format!("{} of the image archives cannot be used: {}.", failures.len(), chain(first)));
     }
     gate.open();
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

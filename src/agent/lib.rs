@@ -2,6 +2,7 @@
 //!
 //! A server runs it in its own process; `k3s agent` alone will run the same role after it has joined.
 
+mod annotations;
 mod api;
 mod cgroup;
 mod error;

@@ -7,9 +7,9 @@ use k3s_config::{
     agent::NodeConfig,
     network::{ClusterNetwork, Overlay},
 };
-use k3s_controllers::{NodeAddresses, NodeMetadata, annotate, wait_pod_cidr};
-use k3s_network::{Conntrack, HostPlan, Warning};
+use k3s_controllers::{annotate, wait_pod_cidr};
 use k3s_files as files;
+use k3s_network::{Conntrack, HostPlan, Warning};
 use k3s_supervise::{
     GraphError, Supervisor,
     capability::{Capabilities, Capability},
@@ -17,7 +17,7 @@ use k3s_supervise::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{Error, api, cgroup, images, network, resolv_conf};
+use crate::{Error, annotations, api, cgroup, error::chain, images, network, resolv_conf};
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -125,16 +125,7 @@ impl NodeRole {
             return Ok(());
         }
         let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
-        let config = &self.node.config;
-        let addresses = self.node.cloud_provider_external.then(|| NodeAddresses {
-            internal_ips: self.node.ips.clone(),
-            external_ips: config.external_ips.clone(),
-            internal_dns: config.internal_dns.clone(),
-            external_dns: config.external_dns.clone(),
-            hostname: hostname(&config.name),
-        });
-        let metadata = NodeMetadata { labels: config.labels.clone(), addresses, arguments: None };
-        annotate(client, &config.name, &metadata).await;
+        annotate(client, &self.node.config.name, &annotations::metadata(&self.node)).await;
         Ok(())
     }
 
@@ -146,7 +137,8 @@ impl NodeRole {
         let ranges = wait_pod_cidr(client, &self.node.config.name).await?;
         let mut pause = Duration::from_millis(500);
         while let Err(error) = network::join(&self.node, ranges.clone()).await {
-            warn!(%error, "The pod network cannot be joined; trying again.");
+            let error = chain(&error);
+            warn!(error, "The pod network cannot be joined; trying again.");
             supervisor.warn("pod-network", format!("Pods cannot be reached: {error}."));
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(30));
@@ -167,10 +159,4 @@ fn launch_containerd(node: &Node, paths: &Paths, components: &Components) -> Res
     let inherited = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin"));
     containerd(node, paths, components, pause, template.as_deref(), &inherited)
         .map_err(|source| Error::Template { path, source })
-}
-
-/// The host's name, unless it says nothing: k3s' rule for the annotation.
-fn hostname(node: &str) -> String {
-    let own = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if own.is_empty() || own.contains("localhost") { node.to_owned() } else { own }
 }
