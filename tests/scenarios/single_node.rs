@@ -20,7 +20,7 @@ spec:
       containers:
       - name: web
         image: docker.io/k3s-rs/demo:0.1.0
-        command: [sh, -c, "mkdir /www && hostname > /www/index.html && echo serving && exec httpd -f -v -p 8080 -h /www"]
+        command: [sh, -c, "mkdir -p /www && hostname > /www/index.html && echo serving && exec httpd -f -v -p 8080 -h /www"]
         ports: [{containerPort: 8080}]
         readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
 ---
@@ -81,11 +81,11 @@ fn services(server: &Node, neighbour: &Node) {
         let ip = server.kubectl("get service web -o jsonpath={.spec.clusterIP}");
         let page = server.wait_until_succeeds(&format!("curl -sSf --max-time 5 http://{ip}/"), PATIENCE);
         assert!(page.starts_with("web-"), "{page}");
-        server.wait_until_succeeds(&in_pod(&format!("wget -T5 -qO- http://{ip}/")), PATIENCE);
+        server.wait_until_succeeds(&in_pod(&format!("timeout 5 wget -qO- http://{ip}/")), PATIENCE);
     });
     step("a Service answers by its name, to a pod", || {
         for name in ["web", "web.default", "web.default.svc.cluster.local"] {
-            let page = server.wait_until_succeeds(&in_pod(&format!("wget -T5 -qO- http://{name}/")), PATIENCE);
+            let page = server.wait_until_succeeds(&in_pod(&format!("timeout 5 wget -qO- http://{name}/")), PATIENCE);
             assert!(page.starts_with("web-"), "{page}");
         }
     });
@@ -95,14 +95,14 @@ fn services(server: &Node, neighbour: &Node) {
         assert!(page.starts_with("web-"), "{page}");
     });
     step("a pod reaches an address outside under the node's own", || {
-        let seen = server.succeed(&in_pod(&format!("wget -T5 -qO- http://{}/", Network::OUTSIDE)));
+        let seen = server.succeed(&in_pod(&format!("timeout 5 wget -qO- http://{}/", Network::OUTSIDE)));
         assert_eq!(seen.trim(), server.address().to_string());
     });
     step("pods see each other's own addresses", || {
         let ip = server.kubectl("get pod client -o jsonpath={.status.podIP}");
         let web = server.kubectl("get pod -l app=web -o jsonpath='{.items[0].metadata.name} {.items[0].status.podIP}'");
         let (name, address) = web.split_once(' ').expect("two fields were asked for");
-        server.succeed(&in_pod(&format!("wget -T5 -qO- http://{address}:8080/")));
+        server.succeed(&in_pod(&format!("timeout 5 wget -qO- http://{address}:8080/")));
         server.wait_until_succeeds(&format!("k3s kubectl logs {name} | grep -F {ip}"), PATIENCE);
     });
 }
