@@ -127,7 +127,12 @@ pub(crate) fn stream(
             }
         }
         Ok(!wanted.is_empty() && !pieces.is_closed())
-    })
+    })?;
+    match wanted.into_iter().next() {
+        // The file is not the one that was looked through before.
+        Some(gone) if !pieces.is_closed() => Err(ArchiveError::Missing(gone)),
+        _ => Ok(()),
+    }
 }
 
 /// Calls `each` for every entry until it returns false.
@@ -653,6 +658,8 @@ pub(crate) mod tests {
                 content.extend(data);
             }
             assert_eq!(Digest::of(&content), layer.digest);
+            let gone = stream(file.path(), ["gone".to_owned()].into(), &sender).unwrap_err();
+            assert_eq!(gone.to_string(), "gone is missing in it");
         }
     }
 
