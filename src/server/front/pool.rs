@@ -44,6 +44,8 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 /// What of a request waits here until kube-apiserver reads it, bytes.
 const SEND_BUFFER: usize = 64 << 10;
+/// Connections that a request is offered to while they close under it.
+const ATTEMPTS: usize = 5;
 /// All headers of an answer, bytes.
 const HEADERS: u32 = 64 << 10;
 
@@ -120,12 +122,14 @@ impl Pool {
 
     /// Sends the request and returns the answer's head; its body streams.
     ///
-    /// What kube-apiserver certainly has not seen, or may see twice without harm, is sent again once, on a younger
-    /// connection: requests survive its restart. Dropping the future or the answer's body resets the stream.
+    /// What nobody looked at is offered to younger connections, and what may be repeated without harm is repeated once:
+    /// requests survive kube-apiserver's restart. Dropping the future or the answer's body resets the stream.
     pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, PoolError> {
-        let mut harmless = harmless(&request);
-        let mut failed: Option<Id> = None;
+        let harmless = harmless(&request);
+        let mut failed = None;
+        let mut attempts = 0;
         loop {
+            attempts += 1;
             let (lease, mut sender) = self.shared.lease(failed).await?;
             let mut error = match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease))),
@@ -136,16 +140,15 @@ impl Pool {
                 self.shared.slots().remove(lease.id);
             }
             let untouched = unsent.is_some() || is_untouched(error.error());
-            let again = unsent.or_else(|| Some(Request::from_parts(harmless.take()?, body::empty())));
+            let limit = if untouched { ATTEMPTS } else { 2 };
+            let again = unsent.or_else(|| Some(Request::from_parts(harmless.clone()?, body::empty())));
             match again {
-                Some(again) if failed.is_none() => {
-                    debug!(error = %error.error(), "A request to kube-apiserver failed and is sent again.");
-                    request = again;
-                    failed = Some(lease.id);
-                }
+                Some(again) if attempts < limit => request = again,
                 _ if untouched => return Err(PoolError::Untouched(error.into_error())),
                 _ => return Err(PoolError::Unanswered(error.into_error())),
             }
+            debug!(error = %error.error(), "A request to kube-apiserver failed and is sent again.");
+            failed = Some(lease.id);
         }
     }
 
