@@ -85,6 +85,8 @@ impl Network {
 
     /// Plugs a machine in, under its host name, and configures its `eth0`.
     pub(crate) fn plug(&self, machine: &Machine, name: &str, address: Ipv4Addr) -> Result<()> {
+        // The kernel takes a crashed node's port away only when the last socket of its network has gone.
+        self.inner.router.setup(&format!("ip link delete {name} 2>/dev/null || true"))?;
         let router = self.inner.router.init();
         let node = machine.init();
         // Both ends are made where they belong, so the real machine never sees them.
