@@ -1,7 +1,7 @@
 //! One child's life, carried out: the events of [`State::on`](crate::State::on) are waited for, its actions are done.
 
 use std::{
-    future::{pending, ready},
+    future::pending,
     hash::{BuildHasher, RandomState},
     io,
     path::PathBuf,
@@ -117,26 +117,37 @@ impl Runner {
                     event
                 }
             };
-            let (next, action) = state.on(event);
-            let entered = next != state;
-            state = next;
-            if entered {
-                self.site.board.set_state(&self.program.name, state);
-            }
-            match action {
-                Some(Action::Spawn) => awaited = self.spawn(&output).await,
-                Some(Action::Terminate) => {
-                    self.signal(self.program.stop.signal);
-                    awaited = after(self.program.stop.timeout, Event::GraceOver);
-                }
-                Some(Action::Kill) => self.kill(),
-                None if entered && state.is_ready() => awaited = self.greet(),
-                None if entered && state == State::Backoff => awaited = self.pause(),
-                None => {}
-            }
+            state = self.step(state, event, &mut awaited, &output).await;
         }
         output.close().await;
         self.site.cgroups.remove(&self.program.name).await;
+    }
+
+    /// The state after `event`, once what it asks for is done.
+    async fn step(&mut self, state: State, event: Event, awaited: &mut Awaited, output: &Output) -> State {
+        let (next, action) = state.on(event);
+        if next != state {
+            self.site.board.set_state(&self.program.name, next);
+        }
+        match action {
+            Some(Action::Spawn) => match self.spawn(output).await {
+                Ok(answer) => *awaited = answer,
+                // At once: nothing else may happen to a process that is not there.
+                Err(error) => {
+                    self.mourn(&error);
+                    return Box::pin(self.step(next, Event::Exited, awaited, output)).await;
+                }
+            },
+            Some(Action::Terminate) => {
+                self.signal(self.program.stop.signal);
+                *awaited = after(self.program.stop.timeout, Event::GraceOver);
+            }
+            Some(Action::Kill) => self.kill(),
+            None if next != state && next.is_ready() => *awaited = self.greet(),
+            None if next != state && next == State::Backoff => *awaited = self.pause(),
+            None => {}
+        }
+        next
     }
 
     fn cleared(&self) -> Awaited {
@@ -147,20 +158,8 @@ impl Runner {
         })
     }
 
-    /// Starts a process; what comes next is an answer of its probe, or its end at once if there is none.
-    async fn spawn(&mut self, output: &Output) -> Awaited {
-        match self.try_spawn(output).await {
-            Ok(awaited) => awaited,
-            Err(error) => {
-                let why = format!("{}: {error}", self.program.executable.display());
-                warn!(component = self.program.name, error = why, "The component could not be started.");
-                self.record(ExitKind::NotStarted(why), None);
-                Box::pin(ready(Event::Exited))
-            }
-        }
-    }
-
-    async fn try_spawn(&mut self, output: &Output) -> io::Result<Awaited> {
+    /// Starts a process; its probe's answer is awaited next.
+    async fn spawn(&mut self, output: &Output) -> io::Result<Awaited> {
         let program = self.program.clone();
         let ear = match program.readiness {
             Probe::Notify => Some(Ear::open(&self.site.run_dir, &program.name)?),
@@ -208,6 +207,12 @@ impl Runner {
         let pause = self.backoff.pause(std::mem::take(&mut self.healthy), chance());
         debug!(component = self.program.name, ?pause, "The component is started again after a pause.");
         after(pause, Event::RetryDue)
+    }
+
+    fn mourn(&self, error: &io::Error) {
+        let why = format!("{}: {error}", self.program.executable.display());
+        warn!(component = self.program.name, error = why, "The component could not be started.");
+        self.record(ExitKind::NotStarted(why), None);
     }
 
     async fn bury(&mut self, exit: io::Result<Exit>, state: State) {

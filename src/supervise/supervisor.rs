@@ -273,12 +273,12 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::fd::{AsRawFd, OwnedFd},
-        time::Duration,
-    };
+    use std::time::Duration;
 
-    use nix::{sys::signal, unistd::Pid};
+    use nix::{
+        sys::{signal, stat::Mode},
+        unistd::{Pid, mkfifo},
+    };
     use tokio::{
         io::{AsyncBufReadExt, BufReader},
         net::{TcpListener, unix::pipe},
@@ -291,32 +291,37 @@ mod tests {
         status::{Component, ExitKind, Health},
     };
 
-    /// What scripts tell the test: lines written to `$TELL`.
+    /// What scripts tell the test: lines written to `$TELL`. Reading `$SILENCE` takes as long as the test.
     struct Ledger {
+        // First to go: who comes late finds no pipe instead of waiting for the other end.
+        dir: tempfile::TempDir,
         lines: tokio::io::Lines<BufReader<pipe::Receiver>>,
-        write: io::PipeWriter,
+        _silence: pipe::Receiver,
     }
 
     impl Ledger {
         fn open() -> Self {
-            let (read, write) = io::pipe().unwrap();
-            let lines = BufReader::new(pipe::Receiver::from_owned_fd(OwnedFd::from(read)).unwrap()).lines();
-            Self { lines, write }
+            let dir = tempfile::tempdir().unwrap();
+            let pipe = |name| {
+                let path = dir.path().join(name);
+                mkfifo(&path, Mode::S_IRWXU).unwrap();
+                pipe::OpenOptions::new().read_write(true).open_receiver(path).unwrap()
+            };
+            Self { lines: BufReader::new(pipe("tell")).lines(), _silence: pipe("silence"), dir }
         }
 
         fn program(&self, name: &str, after: &[&str], script: &str) -> Program {
             let mut program = Program::example(name, script);
             program.after = after.iter().map(ToString::to_string).collect();
-            let path = format!("/proc/{}/fd/{}", std::process::id(), self.write.as_raw_fd());
-            program.env.insert("TELL".into(), path.into());
+            program.env.insert("TELL".into(), self.dir.path().join("tell").into());
+            program.env.insert("SILENCE".into(), self.dir.path().join("silence").into());
             program
         }
 
         /// Tells when it starts, and when it is asked to stop.
         fn talker(&self, name: &str, after: &[&str]) -> Program {
-            let script =
-                "trap 'kill $!; echo - $0 > $TELL; exit 0' TERM; sleep 1000 & echo + $0 > $TELL; wait".to_owned();
-            let mut program = self.program(name, after, &script);
+            let script = "trap 'echo - $0 > $TELL; exit 0' TERM; read line < $SILENCE & echo + $0 > $TELL; wait";
+            let mut program = self.program(name, after, script);
             program.args.push(name.into());
             program
         }

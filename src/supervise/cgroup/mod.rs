@@ -104,17 +104,13 @@ impl Cgroups {
             Self::V1(tree) => tree.leaf_dirs(name),
             Self::None(_) => return,
         };
-        for dir in dirs {
-            remove(&dir).await;
-        }
+        remove(dirs).await;
     }
 
     /// Removes what [`Cgroups::open`] made, where it is empty.
     pub(crate) async fn close(&self) {
         if let Self::V1(tree) = self {
-            for dir in tree.own_dirs() {
-                remove(&dir).await;
-            }
+            remove(tree.own_dirs()).await;
         }
     }
 }
@@ -208,20 +204,19 @@ fn open_procs(leaf: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(leaf.join("cgroup.procs"))
 }
 
-/// Removes a cgroup; one with processes or children stays. The kernel lets go of a process a moment after it could be reaped, and v1
+/// Removes cgroups; those with processes or children stay. The kernel lets go of a process a moment after it could be reaped, and v1
 /// has no event for that: hence the few attempts.
-async fn remove(dir: &Path) {
-    for _ in 0..20 {
-        match fs::remove_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-            _ => return,
-        }
-        if fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty()) {
-            break;
+async fn remove(mut dirs: Vec<PathBuf>) {
+    for _ in 0..10 {
+        let is_busy =
+            |dir: &PathBuf| fs::remove_dir(dir).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy);
+        dirs.retain(is_busy);
+        if dirs.is_empty() {
+            return;
         }
         sleep(Duration::from_millis(10)).await;
     }
-    debug!(cgroup = %dir.display(), "The cgroup stays, since processes that outlive their program are in it.");
+    debug!(cgroups = ?dirs, "The cgroups stay, since processes that outlive their program are in them.");
 }
 
 #[cfg(test)]

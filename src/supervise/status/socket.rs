@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -62,12 +62,16 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         Ok(_) => {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another k3s serves {}", path.display())));
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket(path)? => fs::remove_file(path)?,
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+fn is_socket(path: &Path) -> io::Result<bool> {
+    Ok(fs::symlink_metadata(path)?.file_type().is_socket())
 }
 
 /// Answers `GET /status` until `shutdown`; then answers what was asked and removes the socket.
@@ -150,6 +154,10 @@ async fn get(stream: UnixStream) -> Result<Bytes, Box<dyn std::error::Error + Se
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+
     use super::*;
     use crate::{State, program::Program};
 
@@ -183,8 +191,22 @@ mod tests {
         let path = dir.path().join("status.sock");
         let error = fetch(&path).await.unwrap_err().to_string();
         assert!(error.starts_with("k3s does not run here, or not as this user: "), "{error}");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(bind(&path).is_ok(), "what a dead process left is replaced");
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_process_left_is_replaced_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status.sock");
+        // Bound and not listening is to others what a dead listener is.
+        let kind = SockType::Stream;
+        let socket = socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        socket::bind(socket.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        assert!(bind(&path).is_ok());
+
+        let file = dir.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        assert_eq!(bind(&file).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     }
 
     #[test]
