@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The number of one change. The store has a single, gapless-looking sequence of them: each change gets the next one,
-/// none is ever given twice. It is etcd's revision, Kubernetes' `resourceVersion` and the row id in the table.
+/// The number of one change: each change of the store gets the next one, and none is ever given out twice. It is etcd's
+/// revision, Kubernetes' `resourceVersion`, and the row id in the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 

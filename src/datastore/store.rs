@@ -198,6 +198,7 @@ impl Store {
                 match self.command(|reply| Command::Revoke { id: *id, reply }).await {
                     // Somebody else revoked it first.
                     Ok(_) | Err(RequestError::LeaseNotFound) => {}
+                    Err(RequestError::Stopped(_)) => return,
                     Err(error) => {
                         tracing::warn!(lease = %id, %error, "An expired lease could not be ended; trying again.");
                         self.lessor().renew(*id, Instant::now());

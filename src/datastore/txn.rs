@@ -367,3 +367,88 @@ impl Row {
         Self { key: key.clone(), entry: Entry::tombstone(head.next()), previous: entry.modified, value: None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values by revision, and one lease.
+    struct Fixed;
+
+    impl Sources for Fixed {
+        fn value(&mut self, _: &Key, revision: Revision) -> Result<Bytes, Error> {
+            Ok(format!("value {revision}").into())
+        }
+
+        fn has_lease(&self, lease: LeaseId) -> bool {
+            lease == LeaseId(7)
+        }
+    }
+
+    fn key(name: &'static str) -> Key {
+        Key::from_static(name.as_bytes())
+    }
+
+    /// `a` is live at version 2, `b` is deleted; the head is 5.
+    fn sample() -> Index {
+        let mut index = Index::default();
+        let entry = |modified, version| Entry {
+            modified: Revision(modified),
+            created: Revision(2),
+            version,
+            lease: LeaseId(7),
+        };
+        index.push(&key("a"), entry(2, 1));
+        index.push(&key("a"), entry(3, 2));
+        index.push(&key("b"), entry(4, 1));
+        index.push(&key("b"), Entry::tombstone(Revision(5)));
+        index
+    }
+
+    fn decide(op: Op) -> Result<Option<Row>, RequestError> {
+        let (index, txn) = (sample(), Txn::of(op));
+        let view = View { index: &index, head: Revision(5), compacted: Revision(2) };
+        match txn.decide(&view, &mut Fixed) {
+            Ok(decision) => Ok(decision.row),
+            Err(Failure::Request(error)) => Err(error),
+            Err(Failure::Store(error)) => panic!("{error}"),
+        }
+    }
+
+    fn put(name: &'static str, value: Option<&'static str>, lease: Option<i64>) -> Op {
+        let value = value.map(|value| Bytes::from_static(value.as_bytes()));
+        Op::Put(Put { key: key(name), value, lease: lease.map(LeaseId), return_previous: false })
+    }
+
+    #[test]
+    fn an_update_goes_on_with_the_life_of_the_key() {
+        let row = decide(put("a", Some("new"), Some(0))).unwrap().unwrap();
+        let entry = Entry { modified: Revision(6), created: Revision(2), version: 3, lease: LeaseId::NONE };
+        assert_eq!((row.entry, row.previous, row.value.unwrap()), (entry, Revision(3), Bytes::from_static(b"new")));
+        let kept = decide(put("a", None, None)).unwrap().unwrap();
+        assert_eq!((kept.entry.lease, kept.value.unwrap()), (LeaseId(7), Bytes::from_static(b"value 3")));
+    }
+
+    #[test]
+    fn a_create_after_a_delete_begins_a_new_life_behind_the_tombstone() {
+        let row = decide(put("b", Some("new"), Some(0))).unwrap().unwrap();
+        assert_eq!((row.entry.created, row.entry.version, row.previous), (Revision(6), 1, Revision(5)));
+        assert_eq!(decide(put("b", None, Some(0))), Err(RequestError::KeyNotFound));
+    }
+
+    #[test]
+    fn a_delete_of_nothing_changes_nothing() {
+        let delete = |name, end: &'static str| {
+            let keys = KeyRange::new(key(name), key(end));
+            decide(Op::Delete(Delete { keys, return_previous: false })).unwrap()
+        };
+        assert_eq!(delete("b", ""), None);
+        assert_eq!(delete("a", "\0").unwrap().previous, Revision(3));
+    }
+
+    #[test]
+    fn reserved_keys_and_unknown_leases_are_refused() {
+        assert!(matches!(decide(put("compact_rev_key_apiserver", Some(""), None)), Err(RequestError::ReservedKey(_))));
+        assert_eq!(decide(put("a", Some(""), Some(8))), Err(RequestError::LeaseNotFound));
+    }
+}

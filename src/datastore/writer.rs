@@ -390,7 +390,7 @@ impl Writer {
             return self.answer(reply, |_| Err(failure));
         }
         self.store.state_mut().compacted = revision;
-        info!(%revision, "Compacting the datastore.");
+        debug!(%revision, "Compacting the datastore.");
         let mut waiting = match std::mem::replace(&mut self.compaction, Compaction::Done) {
             Compaction::Deleting { waiting, .. } => waiting,
             Compaction::Done | Compaction::Shrinking => Vec::new(),

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -27,7 +27,7 @@ use tonic::server::Grpc;
 use tonic::{Code, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::error::{Error, RequestError};
 use crate::listen::Listener;
@@ -54,6 +54,8 @@ const SEND_BUFFER: usize = 64 << 10;
 const STREAMS: u32 = 1 << 20;
 /// How long a connection may take to end its streams at shutdown.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long to leave clients waiting when there is no descriptor for them.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves connections until `shutdown`; then streams are ended, requests answered, connections closed.
 pub(crate) async fn serve(
@@ -76,8 +78,8 @@ pub(crate) async fn serve(
             }
             // Running out of descriptors or a client that left early is no reason to stop listening.
             Err(error) if is_passing(&error) => {
-                debug!(%error, "A connection could not be accepted.");
-                tokio::task::yield_now().await;
+                warn!(%error, "A connection could not be accepted.");
+                sleep(ACCEPT_PAUSE).await;
             }
             Err(error) => break Err(Error::file("accept connections on", url.as_ref())(error)),
         }

@@ -76,7 +76,7 @@ impl WatchStream {
             if let Some(response) = self.ready.pop_front() {
                 return Ok(Some(response));
             }
-            if self.collect_events().await? {
+            if !self.service.shutdown.is_cancelled() && self.collect_events().await? {
                 continue;
             }
             if self.progress_requested {
@@ -92,6 +92,7 @@ impl WatchStream {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.service.shutdown.cancelled() => {
                     return Err(RequestError::Stopped("the datastore is closing".to_owned()).into());
                 }

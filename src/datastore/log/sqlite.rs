@@ -8,8 +8,9 @@
 //! AUTOINCREMENT 20.7 kB; without vacuum 10.5 kB, but then a file that has grown stays so until it is rewritten.
 //! A file from kine keeps its settings. kine recreates its indexes when it opens the file again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -287,21 +288,30 @@ impl SqliteLog {
     /// Checks what kine would refuse, moves everything into the table and closes the file.
     pub(crate) fn close(mut self) -> Result<(), Error> {
         self.rollback();
-        let duplicate = self
-            .connection
-            .query_row(
-                "SELECT name, prev_revision FROM kine GROUP BY name, prev_revision HAVING COUNT(*) > 1 LIMIT 1",
-                [],
-                |row| Ok((text(row.get_ref(0)?), row.get(1)?)),
-            )
-            .optional()
-            .map_err(at("check", &self.path))?;
+        let duplicate = self.duplicate_row().map_err(at("check", &self.path))?;
         let path = self.path;
         self.connection.close().map_err(|(_, source)| at("close", &path)(source))?;
         match duplicate {
             Some((key, previous)) => Err(Error::DuplicateRow { path, key, previous }),
             None => Ok(()),
         }
+    }
+
+    /// A name and `prev_revision` that two rows share.
+    fn duplicate_row(&self) -> rusqlite::Result<Option<(String, i64)>> {
+        // Hashes, since the names of a large table would not fit in memory; equal ones also need equal predecessors.
+        let hasher = RandomState::new();
+        let mut seen = HashSet::new();
+        let mut statement = self.connection.prepare("SELECT name, prev_revision FROM kine")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let name = row.get_ref(0)?.as_bytes_or_null()?.unwrap_or_default();
+            let previous = row.get::<_, Option<i64>>(1)?.unwrap_or_default();
+            if !seen.insert((hasher.hash_one(name), previous)) {
+                return Ok(Some((String::from_utf8_lossy(name).into_owned(), previous)));
+            }
+        }
+        Ok(None)
     }
 
     fn begin(&mut self) -> Result<(), Error> {
@@ -653,10 +663,6 @@ fn value(connection: &Connection, key: &Key, revision: Revision) -> rusqlite::Re
         .optional()
 }
 
-fn text(value: ValueRef<'_>) -> String {
-    value.as_bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
-}
-
 /// The path of a file that lies beside the database.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -794,6 +800,17 @@ mod tests {
         );
         kine.execute("INSERT INTO kine (name, created, deleted) VALUES ('/registry/c', 1, 0)", []).unwrap();
         assert_eq!(kine.last_insert_rowid(), 23);
+    }
+
+    #[test]
+    fn a_history_that_kine_would_refuse_is_told_at_the_stop() {
+        let (_directory, path) = kines_database();
+        let (log, _) = SqliteLog::open(&path).unwrap();
+        log.connection.execute("UPDATE kine SET prev_revision = 4 WHERE id = 6", []).unwrap();
+        match log.close() {
+            Err(Error::DuplicateRow { key, previous: 4, .. }) => assert_eq!(key, "/registry/a"),
+            other => panic!("should have found the two rows, not {other:?}"),
+        }
     }
 
     #[test]
