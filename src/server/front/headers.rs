@@ -139,10 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn connection_headers_end_here_and_cannot_remove_ours() {
+    fn headers_of_the_connection_end_here() {
         let mut headers = map(&[
             ("connection", "close, X-Mine"),
-            ("connection", "x-remote-user, \u{0}bad"[..13].trim()),
+            ("connection", "not a name, x-remote-user"),
+            ("x-remote-user", "system:admin"),
             ("x-mine", "1"),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
