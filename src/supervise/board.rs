@@ -316,7 +316,7 @@ impl Facts {
                     1 => " There is 1 warning.".to_owned(),
                     n => format!(" There are {n} warnings."),
                 };
-                format!("All {} components are ready.{warnings}", self.programs.len())
+                format!("All components are ready.{warnings}")
             }
             Health::Starting => format!("Starting: waiting for {}.", self.culprits().join(", ")),
             Health::Degraded => format!("Degraded: {}.", self.culprits().join(", ")),
@@ -414,9 +414,9 @@ mod tests {
         board.set_note("kubelet", "connection refused".into());
         assert_eq!(headline(&board), "Starting: waiting for kubelet (connection refused).");
         board.set_state("kubelet", State::Ready);
-        assert_eq!(headline(&board), "All 1 components are ready.");
+        assert_eq!(headline(&board), "All components are ready.");
         board.warn("forward", "The FORWARD chain's policy is DROP.".into());
-        assert_eq!(headline(&board), "All 1 components are ready. There is 1 warning.");
+        assert_eq!(headline(&board), "All components are ready. There is 1 warning.");
         board.clear("forward");
 
         board.set_note("kubelet", "exited with 1".into());

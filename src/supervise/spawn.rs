@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::c_long,
     fs::File,
     io::{self, PipeWriter},
     os::{
@@ -223,14 +222,15 @@ fn fork(launch: Launch) -> io::Result<Held> {
     let pid = child.id();
     // SAFETY: takes two integers. Nobody but us reaps the child, so the id is still its own.
     let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
-    match Errno::result(opened).map(|fd: c_long| RawFd::try_from(fd)) {
+    let opened =
+        Errno::result(opened).map_err(io::Error::from).and_then(|fd| RawFd::try_from(fd).map_err(io::Error::other));
+    match opened {
         // SAFETY: the kernel has just given this descriptor (close-on-exec, as pidfds are), and nobody else knows it.
-        Ok(Ok(fd)) => Ok(Held { pid, pidfd: unsafe { OwnedFd::from_raw_fd(fd) }, reaped: false }),
-        Ok(Err(_)) => unreachable!("descriptors are ints"),
-        Err(errno) => {
+        Ok(fd) => Ok(Held { pid, pidfd: unsafe { OwnedFd::from_raw_fd(fd) }, reaped: false }),
+        Err(error) => {
             child.kill()?;
             child.wait()?;
-            Err(errno.into())
+            Err(error)
         }
     }
 }

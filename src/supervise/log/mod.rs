@@ -172,9 +172,9 @@ impl Reading {
                 break;
             }
         }
-        let mut chunks = Chunks::new(&self.sinks);
-        self.lines.finish(|line| chunks.push(line, &mut self.words));
-        chunks.send(&mut self.sinks);
+        let mut batch = Batch::new(&self.sinks);
+        self.lines.finish(|line| batch.push(line, &self.sinks, &mut self.words));
+        batch.send(&mut self.sinks);
         self.words.into_line()
     }
 
@@ -184,9 +184,9 @@ impl Reading {
         match self.pipe.try_read(&mut buffer) {
             Ok(0) => None,
             Ok(length) => {
-                let mut chunks = Chunks::new(&self.sinks);
-                self.lines.push(&buffer[..length], |line| chunks.push(line, &mut self.words));
-                chunks.send(&mut self.sinks);
+                let mut batch = Batch::new(&self.sinks);
+                self.lines.push(&buffer[..length], |line| batch.push(line, &self.sinks, &mut self.words));
+                batch.send(&mut self.sinks);
                 Some(length)
             }
             Err(error) => (error.kind() == io::ErrorKind::WouldBlock).then_some(0),
@@ -195,27 +195,22 @@ impl Reading {
 }
 
 /// What one read gives each sink.
-struct Chunks {
-    formats: Vec<Format>,
+struct Batch {
     texts: Vec<Vec<u8>>,
     lines: u64,
 }
 
-impl Chunks {
+impl Batch {
     fn new(sinks: &[Sink]) -> Self {
-        Self {
-            formats: sinks.iter().map(|sink| sink.format.clone()).collect(),
-            texts: vec![Vec::new(); sinks.len()],
-            lines: 0,
-        }
+        Self { texts: vec![Vec::new(); sinks.len()], lines: 0 }
     }
 
-    fn push(&mut self, line: &[u8], words: &mut LastWords) {
+    fn push(&mut self, line: &[u8], sinks: &[Sink], words: &mut LastWords) {
         let priority = Priority::of(line);
         words.hear(line, priority);
         self.lines += 1;
-        for (format, text) in self.formats.iter().zip(&mut self.texts) {
-            format.write(priority, line, text);
+        for (sink, text) in sinks.iter().zip(&mut self.texts) {
+            sink.format.write(priority, line, text);
         }
     }
 

@@ -173,7 +173,7 @@ mod tests {
         let server = tokio::spawn(serve(bind(&path).unwrap(), supervisor.clone(), shutdown.clone()));
 
         let status = fetch(&path).await.unwrap();
-        assert_eq!(status.headline, "All 1 components are ready. There is 1 warning.");
+        assert_eq!(status.headline, "All components are ready. There is 1 warning.");
         let kubelet = &status.components[0];
         assert_eq!((kubelet.name.as_str(), kubelet.state), ("kubelet", State::Ready));
         assert!(kubelet.memory.is_some() && kubelet.pid.is_some() && kubelet.ready_at >= kubelet.started_at);

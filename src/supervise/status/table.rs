@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Component, Status};
+use crate::State;
 
 const COLUMNS: usize = 6;
 const HEAD: [&str; COLUMNS] = ["COMPONENT", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"];
@@ -53,6 +54,7 @@ fn row(component: &Component) -> [String; COLUMNS] {
 fn remark(component: &Component) -> String {
     match (&component.waiting_for, &component.last_exit) {
         (Some(what), _) if !component.state.is_running() && component.last_exit.is_none() => format!("after {what}"),
+        (Some(what), Some(exit)) if component.state == State::Starting => format!("{what}; last time {exit}"),
         (Some(what), _) => what.clone(),
         (None, Some(exit)) if component.state.is_ready() => format!("last time {exit}"),
         (None, Some(exit)) => exit.to_string(),
