@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -58,6 +59,7 @@ func main() {
 	}
 }
 
+// list sorts: the order of the pattern `tool` is random, and it shows in the binary.
 func list() ([]plugin, error) {
 	command := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles", "tool")
 	command.Stderr = os.Stderr
@@ -69,6 +71,7 @@ func list() ([]plugin, error) {
 	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p plugin
 		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			slices.SortFunc(plugins, func(a, b plugin) int { return strings.Compare(a.ImportPath, b.ImportPath) })
 			return plugins, nil
 		} else if err != nil {
 			return nil, err
