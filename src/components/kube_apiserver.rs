@@ -62,6 +62,9 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .set("requestheader-username-headers", "X-Remote-User")
         .path("proxy-client-cert-file", paths.tls("client-auth-proxy.crt"))
         .path("proxy-client-key-file", paths.tls("client-auth-proxy.key"))
+        // It would tell the front to go after each 401, and with it everybody else on the same connection. The front does the same
+        // to the one client whose request it was.
+        .set("feature-gates", "UnauthenticatedHTTP2DOSMitigation=false")
         .set("enable-admission-plugins", "NodeRestriction")
         .set("profiling", false)
         .verbosity(config.verbosity);

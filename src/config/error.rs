@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::flags::{Refusal, Role};
+use crate::{
+    flags::{Refusal, Role},
+    network::PortRange,
+};
 
 /// Why there is no configuration: one sentence that says where, what and what to do. None holds a secret.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +136,20 @@ pub enum Warning {
         place: Place,
         /// What to use.
         instead: String,
+    },
+    /// The range of NodePorts contains a port of the node's own.
+    #[error(
+        "The NodePort range {}-{} contains {port}, where {owner} listens: a Service that gets it cuts the node off; choose ports apart.",
+        range.first,
+        range.last
+    )]
+    NodePortInUse {
+        /// The range.
+        range: PortRange,
+        /// The first such port.
+        port: u16,
+        /// Who listens there.
+        owner: &'static str,
     },
     /// `config` names a file twice.
     #[error("{place} has no effect, as the configuration is read from {}.", read.display())]

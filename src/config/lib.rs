@@ -40,7 +40,9 @@ pub fn parse_server(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
 ) -> Result<(ServerConfig, Vec<Warning>), Error> {
-    parse(Role::Server, args, environment, ServerConfig::from_values)
+    let (config, mut warnings) = parse(Role::Server, args, environment, ServerConfig::from_values)?;
+    warnings.extend(config.node_port_in_use());
+    Ok((config, warnings))
 }
 
 /// What `k3s agent` is asked to be; `args` is what follows the word `agent`.
@@ -55,7 +57,7 @@ pub fn parse_agent(
 pub fn check(warnings: &[Warning]) -> Result<(), UnknownKey> {
     warnings.iter().try_for_each(|warning| match warning {
         Warning::UnknownKey(unknown) => Err(unknown.clone()),
-        Warning::Deprecated { .. } | Warning::ConfigNotRead { .. } => Ok(()),
+        Warning::Deprecated { .. } | Warning::NodePortInUse { .. } | Warning::ConfigNotRead { .. } => Ok(()),
     })
 }
 

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     args::ComponentArgs,
     environment::Environment,
-    error::Error,
+    error::{Error, Warning},
     flags::{EXTERNAL_DATASTORE, nearest},
     grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
     network::{ClusterNetwork, address, host_address, port},
@@ -70,6 +70,13 @@ impl ServerConfig {
         self.https_listen_port + 1
     }
 
+    /// A NodePort that a Service could take from one of the node's own listeners: k3s lets such ranges pass, and many use them.
+    pub(crate) fn node_port_in_use(&self) -> Option<Warning> {
+        let own = [(self.https_listen_port, "the server"), (self.apiserver_port(), "kube-apiserver")];
+        let (port, owner) = own.iter().chain(TAKEN_PORTS).find(|(port, _)| self.network.node_ports.contains(*port))?;
+        Some(Warning::NodePortInUse { range: self.network.node_ports, port: *port, owner })
+    }
+
     /// `<data-dir>/server`.
     pub fn server_dir(&self) -> PathBuf {
         self.data_dir.join("server")
@@ -89,7 +96,6 @@ impl ServerConfig {
             }
         }
         let https_listen_port = listen_port(values)?;
-        check_node_ports(values, &network, https_listen_port)?;
         let advertise_address = match values.given("advertise-address") {
             Some(given) => {
                 let address = given.parse(host_address)?;
@@ -252,10 +258,29 @@ pub struct ControlPlaneArgs {
     pub kube_scheduler: ComponentArgs,
 }
 
+/// What the front, the datastore and kube-apiserver have agreed on between themselves. With other header names a client could name
+/// itself anyone, since the front strips only those that it sets.
+const RESERVED_FOR_KUBE_APISERVER: [&str; 9] = [
+    "bind-address",
+    "endpoint-reconciler-type",
+    "etcd-servers",
+    "http2-max-streams-per-connection",
+    "requestheader-client-ca-file",
+    "requestheader-extra-headers-prefix",
+    "requestheader-group-headers",
+    "requestheader-username-headers",
+    "secure-port",
+];
+
 impl ControlPlaneArgs {
     fn from_values(values: &Values) -> Result<Self, Error> {
+        let kube_apiserver = values.component_args("kube-apiserver-arg")?;
+        let reserved = RESERVED_FOR_KUBE_APISERVER.iter().find(|name| kube_apiserver.value_of(name).is_some());
+        if let (Some(name), Some(given)) = (reserved, values.given("kube-apiserver-arg")) {
+            return Err(given.invalid(format!("{name} is settled between k3s and kube-apiserver; leave it out")));
+        }
         Ok(Self {
-            kube_apiserver: values.component_args("kube-apiserver-arg")?,
+            kube_apiserver,
             kube_controller_manager: values.component_args("kube-controller-manager-arg")?,
             kube_scheduler: values.component_args("kube-scheduler-arg")?,
         })
@@ -288,19 +313,6 @@ fn listen_port(values: &Values) -> Result<u16, Error> {
             None => Ok(port),
         }
     })
-}
-
-fn check_node_ports(values: &Values, network: &ClusterNetwork, https_listen_port: u16) -> Result<(), Error> {
-    let own = [(https_listen_port, "the server"), (https_listen_port + 1, "kube-apiserver")];
-    let Some((port, owner)) = own.iter().chain(TAKEN_PORTS).find(|(port, _)| network.node_ports.contains(*port)) else {
-        return Ok(());
-    };
-    let blamed = values.given("service-node-port-range").cloned().unwrap_or_else(|| values.text("https-listen-port"));
-    let range = network.node_ports;
-    Err(blamed.invalid(format!(
-        "the NodePort range {}-{} contains {port}, where {owner} listens; choose ports apart",
-        range.first, range.last
-    )))
 }
 
 /// Refuses wrong values of flags that change nothing yet.

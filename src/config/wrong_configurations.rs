@@ -109,14 +109,6 @@ fn on_the_command_line_of_a_server() {
             &["--service-node-port-range=high"],
             "--service-node-port-range: `high` is not a range of ports; write it as 30000-32767",
         ),
-        (
-            &["--service-node-port-range=1024-32767"],
-            "--service-node-port-range: the NodePort range 1024-32767 contains 6443, where the server listens; choose ports apart",
-        ),
-        (
-            &["--https-listen-port=30000"],
-            "--https-listen-port: the NodePort range 30000-32767 contains 30000, where the server listens; choose ports apart",
-        ),
         // Names
         (
             &["--node-name=under_score"],
@@ -153,6 +145,10 @@ fn on_the_command_line_of_a_server() {
         (
             &["--system-default-registry=https://r.example.com"],
             "--system-default-registry: `https://r.example.com` is not a registry; write it as registry.example.com:5000",
+        ),
+        (
+            &["--kube-apiserver-arg=requestheader-username-headers=X-Who"],
+            "--kube-apiserver-arg: requestheader-username-headers is settled between k3s and kube-apiserver; leave it out",
         ),
         (&["--kubelet-arg=", "--kubelet-arg=--"], "--kubelet-arg: the value is empty; give one or leave the flag out"),
         (
@@ -376,5 +372,20 @@ fn secrets_are_neither_in_errors_nor_in_debug_output() {
     ] {
         let error = Host::new().server(args).expect_err("a wrong configuration");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_node_port_range_that_takes_the_nodes_own_ports_is_warned_about() {
+    let host = Host::new();
+    for (arg, told) in [
+        (
+            "--service-node-port-range=1024-32767",
+            "The NodePort range 1024-32767 contains 6443, where the server listens",
+        ),
+        ("--https-listen-port=30000", "The NodePort range 30000-32767 contains 30000, where the server listens"),
+    ] {
+        let (_, warnings) = host.server(&[arg]).unwrap();
+        assert!(warnings.iter().any(|warning| warning.to_string().starts_with(told)), "{warnings:?}");
     }
 }
