@@ -60,17 +60,17 @@ impl Store {
                 }
             },
         };
-        let mut before = Vec::new();
-        if with_previous {
-            let rows = events.iter().filter_map(|event| Some((event.key.clone(), event.previous?.modified)));
-            before = self.values(rows.collect()).await?;
-        }
-        let mut before = before.into_iter();
+        // As in etcd, what a change up to the compacted revision has replaced is gone, even if it is still here:
+        // kube-apiserver takes the missing value for the end of its watch.
+        let compacted = self.state().compacted;
+        let replaced = |event: &Event| event.previous.filter(|_| with_previous && event.entry.modified > compacted);
+        let rows = events.iter().filter_map(|event| Some((event.key.clone(), replaced(event)?.modified)));
+        let mut values = self.values(rows.collect()).await?.into_iter();
         let changes = events.iter().map(|event| {
             let key = event.key.clone();
-            let value = event.previous.and_then(|entry| Some((entry, before.next().flatten()?)));
+            let before = replaced(event).and_then(|entry| Some((entry, values.next().flatten()?)));
             Delivery {
-                previous: value.map(|(entry, value)| KeyValue { key: key.clone(), entry, value }),
+                previous: before.map(|(entry, value)| KeyValue { key: key.clone(), entry, value }),
                 kv: KeyValue { key, entry: event.entry, value: event.value.clone() },
             }
         });
