@@ -24,11 +24,14 @@ pub(super) fn run<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T
 
 /// Logs to standard error: INFO and above, or what `K3S_LOG` asks for; `debug` adds our own details.
 pub(super) fn log(debug: bool) {
-    let default = if debug {
-        "info,k3s=debug,k3s_server=debug,k3s_agent=debug,k3s_supervise=debug,k3s_datastore=debug,k3s_network=debug,k3s_controllers=debug,k3s_oci=debug,k3s_pki=debug"
-    } else {
-        "info"
-    };
+    let default =
+        if debug { "debug,h2=info,hyper=info,hyper_util=info,kube_client=info,rustls=info,tower=info" } else { "info" };
     let filter = EnvFilter::try_from_env("K3S_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(colours)
+        .with_writer(io::stderr)
+        .init();
 }
