@@ -107,7 +107,8 @@ fn command() -> clap::Command {
     let mut command = <Cli as clap::CommandFactory>::command();
     for role in [Role::Server, Role::Agent] {
         let verb = k3s_config::command(role);
-        command = command.mut_subcommand(verb.get_name().to_owned(), |_| verb);
+        let name = verb.get_name().to_owned();
+        command = command.mut_subcommand(name, |_| verb);
     }
     command
 }
