@@ -60,8 +60,7 @@ impl Node {
     /// Applies manifests.
     #[track_caller]
     pub fn apply(&self, manifests: &str) {
-        let file = self.path("/tmp/manifests.yaml");
-        fs::write(&file, manifests).unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+        self.write("/tmp/manifests.yaml", manifests);
         self.kubectl("apply -f /tmp/manifests.yaml");
     }
 

@@ -148,6 +148,16 @@ impl Node {
         self.machine().path(inside)
     }
 
+    /// Writes a file of the node, and makes its folders.
+    #[track_caller]
+    pub fn write(&self, inside: &str, content: &str) {
+        let path = self.path(inside);
+        let folder = path.parent().unwrap_or(&path);
+        if let Err(error) = fs::create_dir_all(folder).and_then(|()| fs::write(&path, content)) {
+            panic!("{}: cannot write {inside}: {error}.", self.name);
+        }
+    }
+
     /// Runs a shell command and returns how it ended.
     #[track_caller]
     pub fn execute(&self, command: &str) -> Finished {

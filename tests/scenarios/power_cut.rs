@@ -27,6 +27,8 @@ fn acknowledged_writes_survive_power_cuts() {
         println!("  {} writes were acknowledged", written.values().map(|last| last + 1).sum::<u64>());
         step("every acknowledged write is there", || {
             node.succeed("mkdir -p /mnt/after && mount -o loop /var/after.img /mnt/after");
+            // The cut itself: what nobody flushed is lost.
+            node.fail("grep -s unflushed /mnt/after/unflushed");
             let server = serve(&node, "/mnt/after");
             let stored = block_on(async { stored(connect(&node).await?).await });
             assert_eq!(lost(&written, &stored), Vec::<&str>::new());
@@ -62,7 +64,7 @@ fn power_cut(node: &Node) -> Written {
             });
         });
         let mut written: Written = acknowledged.iter().take(WRITES).collect();
-        node.succeed(&format!("kill -STOP {server}"));
+        node.succeed(&format!("echo unflushed > /mnt/disk/unflushed; kill -STOP {server}"));
         // What was acknowledged until now, and is in the clients' sockets still, has to be on the disk as well.
         node.succeed("cp --sparse=always /var/disk.img /var/after.img");
         node.succeed(&format!("kill -KILL {server}"));
