@@ -1,5 +1,6 @@
 //! Developer tasks: `cargo xtask <verb>`. One file a verb.
 
+mod bench;
 mod component;
 mod components;
 mod digest;
@@ -30,6 +31,8 @@ enum Verb {
     Images(images::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
+    /// Measure: `start`, `reproducible`.
+    Bench(bench::Args),
     /// Build components twice, in different folders and from an empty cache, and compare the bytes.
     Reproducible(reproducible::Args),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Components(args) => components::run(&args),
         Verb::Images(args) => images::run(&args),
         Verb::Dist(args) => dist::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),
     };
     match outcome {

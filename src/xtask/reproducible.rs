@@ -12,7 +12,7 @@ const QUICK: [&str; 2] = ["cni", "runc"];
 pub(crate) struct Args {
     /// Every component, not only the quick ones (about 15 minutes on two cores).
     #[arg(long)]
-    all: bool,
+    pub(crate) all: bool,
 }
 
 /// Compares the cached build with one made in another folder from an empty Go build cache.
