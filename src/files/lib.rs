@@ -12,7 +12,7 @@ pub const PRIVATE: u32 = 0o600;
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}", path.display())]
+#[error("cannot {action} {}{}", path.display(), remedy(source))]
 pub struct FileError {
     /// What was tried: `read`, `write`, …
     pub action: &'static str,
@@ -92,6 +92,15 @@ pub fn is_torn(contents: &[u8]) -> bool {
 /// For `map_err`: the failure of `action` on `path`.
 pub fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + 'a {
     move |source| FileError { action, path: path.to_owned(), source }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ", as the disk is full: make room on it",
+        io::ErrorKind::ReadOnlyFilesystem => ", as its file system is read-only: mount it writable",
+        io::ErrorKind::PermissionDenied => ": run as root",
+        _ => "",
+    }
 }
 
 fn write_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {

@@ -73,7 +73,10 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Listen { .. } => 69,
-            Self::File { .. } => 73,
+            Self::File { .. }
+            | Self::Pki(k3s_pki::Error::File(_))
+            | Self::Identity(k3s_identity::Error::File(_))
+            | Self::Node(k3s_agent::Error::Replace(_)) => 73,
             Self::Locked { .. } => 75,
             Self::Name { .. } | Self::Pki(_) | Self::Identity(_) | Self::Certificate { .. } | Self::Node(_) => 78,
             Self::Datastore(_) => 74,
