@@ -195,9 +195,62 @@ async fn acknowledged_writes_survive_a_power_cut() {
     }
 }
 
-/// A mounted image.
+/// Fills a file system of `size` with 10 kB values. Returns the server, and how many writes it has acknowledged.
+async fn fill(directory: &Path, size: &str, reserve: u64) -> (Disk, Served, i64) {
+    run("mount", ["-t", "tmpfs", "-o", &format!("size={size}"), "none"], directory);
+    let disk = Disk { device: None, mount: directory.to_owned() };
+    let served = Served::open(Options { reserve, ..Options::new(directory.join("state.db")) }).await;
+    let mut client = served.client.clone();
+    for written in 0.. {
+        if let Err(refusal) = client.put(format!("/registry/{written:05}"), vec![b'v'; 10_000], None).await {
+            assert!(refusal.to_string().contains("database space exceeded"), "{refusal}");
+            return (disk, served, written);
+        }
+    }
+    unreachable!("the file system is finite")
+}
+
+async fn count(client: &mut Client) -> i64 {
+    let count = GetOptions::new().with_prefix().with_count_only();
+    client.get("/registry/", Some(count)).await.unwrap().count()
+}
+
+#[tokio::test]
+#[ignore = "needs root to mount a small file system"]
+async fn a_full_disk_loses_no_acknowledged_write() {
+    let directory = tempfile::tempdir().unwrap();
+    // Without a reserve, so that SQLite itself runs into the end of the file system.
+    let (_disk, served, written) = fill(directory.path(), "8M", 0).await;
+    assert!(written > 100, "{written}");
+    assert_eq!(count(&mut served.client.clone()).await, written);
+    served.close().await;
+    let served = Served::open(Options::new(directory.path().join("state.db"))).await;
+    assert_eq!(count(&mut served.client.clone()).await, written);
+    served.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs root to mount a small file system"]
+async fn deletes_and_compaction_make_room_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_disk, served, written) = fill(directory.path(), "64M", 24 << 20).await;
+    let mut client = served.client.clone();
+    let mut newest = 0;
+    for n in 0..written {
+        newest = client.delete(format!("/registry/{n:05}"), None).await.unwrap().header().unwrap().revision();
+    }
+    client.compact(newest, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    client.defragment().await.unwrap();
+    for n in 0..written / 2 {
+        client.put(format!("/registry/{n:05}"), vec![b'v'; 10_000], None).await.unwrap();
+    }
+    served.close().await;
+}
+
+/// A mounted file system.
 struct Disk {
-    device: String,
+    /// The loop device below it, if that is ours too.
+    device: Option<String>,
     mount: PathBuf,
 }
 
@@ -205,7 +258,7 @@ impl Disk {
     fn mount(image: &Path, mount: &Path) -> Self {
         let device = run("losetup", ["--direct-io=on", "--find", "--show"], image);
         run("mount", [&device], mount);
-        Self { device, mount: mount.to_owned() }
+        Self { device: Some(device), mount: mount.to_owned() }
     }
 }
 
@@ -213,7 +266,9 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: in a failed test the server may still be dying.
         run("umount", ["--lazy"], &self.mount);
-        run("losetup", ["--detach"], Path::new(&self.device));
+        if let Some(device) = &self.device {
+            run("losetup", ["--detach"], Path::new(device));
+        }
     }
 }
 

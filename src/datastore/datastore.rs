@@ -29,7 +29,8 @@ const READERS: usize = 2;
 pub struct Options {
     /// The database file; k3s' is `server/db/state.db`. It is created, with its directory, if it is not there.
     pub path: PathBuf,
-    /// Bytes to keep free on the file system: below that only deletes are accepted.
+    /// Bytes to keep free on the file system: below that only deletes are accepted. It has to hold what moves on then:
+    /// the write-ahead log, its copy into the table, and the deletes; 16 MiB is the least that does.
     pub reserve: u64,
     /// Bytes of values to keep in memory.
     pub value_cache: usize,

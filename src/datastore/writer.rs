@@ -35,8 +35,6 @@ use crate::watch::Event;
 const BATCH: usize = 512;
 /// Rows that one step of a compaction deletes, about; a step holds writers up.
 const COMPACT_ROWS: usize = 256;
-/// Pages that one step of giving space back frees.
-const SHRINK_PAGES: i64 = 256;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
@@ -422,7 +420,7 @@ impl Writer {
                     Compaction::Done
                 }
             },
-            Compaction::Shrinking if self.log.shrink(SHRINK_PAGES)? => Compaction::Shrinking,
+            Compaction::Shrinking if self.log.shrink()? => Compaction::Shrinking,
             Compaction::Shrinking => Compaction::Done,
         };
         match self.log.checkpoint_if_due() {

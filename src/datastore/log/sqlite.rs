@@ -40,6 +40,8 @@ const WAL_BYTES: i64 = 4 << 20;
 const FREE_PART: i64 = 4;
 /// …and more than this, in bytes: smaller holes are soon filled again.
 const FREE_BYTES: i64 = 4 << 20;
+/// A step of that: it holds writers up.
+const VACUUM_STEP: &str = "PRAGMA incremental_vacuum(256)";
 
 const CREATE_TABLE: &str = "
     CREATE TABLE IF NOT EXISTS kine (
@@ -258,18 +260,18 @@ impl SqliteLog {
         Ok(())
     }
 
-    /// Gives free pages back to the file system, at most `pages` at a time, if there are many. Returns whether there
+    /// Gives free pages back to the file system, a bounded number at a time, if there are many. Returns whether there
     /// are more to give.
-    pub(crate) fn shrink(&mut self, pages: i64) -> Result<bool, Error> {
+    pub(crate) fn shrink(&mut self) -> Result<bool, Error> {
         if !self.incremental {
             return Ok(false);
         }
-        let free = self.query("PRAGMA freelist_count", 0)?;
+        let free = self.free_pages()?;
         let all = self.query("PRAGMA page_count", 0)?;
         if free * FREE_PART < all || free * self.page_size < FREE_BYTES {
             return Ok(false);
         }
-        self.vacuum(Some(pages))?;
+        self.vacuum_step()?;
         Ok(true)
     }
 
@@ -277,7 +279,11 @@ impl SqliteLog {
     pub(crate) fn defragment(&mut self) -> Result<(), Error> {
         self.check_foreign_writer()?;
         if self.incremental {
-            self.vacuum(None)?;
+            // In steps, so that the write-ahead log stays short however large the file is.
+            while self.free_pages()? > 0 {
+                self.vacuum_step()?;
+                self.checkpoint_if_due()?;
+            }
         } else {
             self.connection.execute_batch("VACUUM").map_err(at("rewrite", &self.path))?;
         }
@@ -336,14 +342,19 @@ impl SqliteLog {
         self.query("PRAGMA data_version", 0)
     }
 
-    fn vacuum(&self, pages: Option<i64>) -> Result<(), Error> {
-        let pragma =
-            pages.map_or("PRAGMA incremental_vacuum".to_owned(), |n| format!("PRAGMA incremental_vacuum({n})"));
-        // One step frees one page.
-        let mut statement = self.connection.prepare(&pragma).map_err(at("shrink", &self.path))?;
-        let mut rows = statement.query([]).map_err(at("shrink", &self.path))?;
-        while rows.next().map_err(at("shrink", &self.path))?.is_some() {}
-        Ok(())
+    fn free_pages(&self) -> Result<i64, Error> {
+        self.query("PRAGMA freelist_count", 0)
+    }
+
+    fn vacuum_step(&self) -> Result<(), Error> {
+        let run = || {
+            let mut statement = self.connection.prepare_cached(VACUUM_STEP)?;
+            let mut rows = statement.query([])?;
+            // One row is one page.
+            while rows.next()?.is_some() {}
+            Ok(())
+        };
+        run().map_err(at("shrink", &self.path))
     }
 
     fn execute(&self, action: &'static str, sql: &str, params: impl rusqlite::Params) -> Result<(), Error> {
@@ -826,6 +837,33 @@ mod tests {
         assert!(log.incremental && log.page_size == 1024);
         log.close().unwrap();
         assert!(!beside(&path, "-wal").exists());
+    }
+
+    #[test]
+    fn a_file_shrinks_in_steps_once_much_of_it_is_free() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let (mut log, _) = SqliteLog::open(&path).unwrap();
+        let revisions: Vec<_> = (2..1000).map(Revision).collect();
+        for &modified in &revisions {
+            let entry = Entry { modified, created: modified, version: 1, lease: LeaseId::NONE };
+            let value = Some(Bytes::from(vec![b'v'; 8000]));
+            log.append(&Row { key: key(&format!("/{modified}")), entry, previous: Revision::ZERO, value }, 0).unwrap();
+        }
+        log.commit(Revision(999)).unwrap();
+        assert!(!log.shrink().unwrap(), "nothing is free yet");
+        log.delete(&revisions[..900], Revision(990)).unwrap();
+        log.commit(Revision::ZERO).unwrap();
+        let reader = log.reader().unwrap();
+        let before = reader.size().unwrap();
+        let steps = std::iter::from_fn(|| log.shrink().unwrap().then_some(())).count();
+        let after = reader.size().unwrap();
+        assert!((5..50).contains(&steps), "{before:?} {after:?} in {steps} steps");
+        assert!(after.total - after.in_use <= FREE_BYTES, "{before:?} {after:?}");
+        log.defragment().unwrap();
+        let done = reader.size().unwrap();
+        assert!(done.total == done.in_use && done.total <= after.in_use, "{done:?}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), u64::try_from(done.total).unwrap());
     }
 
     #[test]
