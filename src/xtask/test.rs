@@ -1,0 +1,145 @@
+//! `cargo xtask test`: everything that has to hold before a change lands, and what CI runs.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{component::Component, dist, process::succeed, reproducible, system_packages, workspace};
+
+/// Tools that cargo does not bring along, built once into the cache.
+const TOOLS: [(&str, &str); 2] = [("cargo-nextest", "0.9.151"), ("cargo-deny", "0.20.2")];
+/// The package of the cluster scenarios.
+const SCENARIOS: &str = "cluster-tests";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only what needs no cluster: format, lints, licences, unit tests.
+    #[arg(long)]
+    unit: bool,
+}
+
+/// Runs every step until one fails, and ends with a line that counts the tests.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut counts = Counts::default();
+    let outcome = steps(args, &mut counts);
+    if outcome.is_err() && counts.failed == 0 {
+        counts.failed = 1;
+    }
+    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    outcome
+}
+
+fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
+    step("system packages", system_packages::ensure)?;
+    step("format", || succeed(cargo().args(["fmt", "--all", "--check"])))?;
+    step("lints", || {
+        succeed(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+    })?;
+    let [nextest, deny] = step("tools", || Ok([tool(TOOLS[0])?, tool(TOOLS[1])?]))?;
+    // Advisories need a database that is fetched from the network: `cargo deny check advisories` where there is one.
+    step("licences, bans, sources", || {
+        succeed(Command::new(deny).current_dir(workspace::root()).args(["check", "licenses", "bans", "sources"]))
+    })?;
+    let nextest = |arguments: &[&str]| {
+        let mut command = Command::new(&nextest);
+        command.current_dir(workspace::root()).args(["nextest", "run"]).args(arguments);
+        command
+    };
+    step("unit tests", || count(nextest(&["--workspace", "--exclude", SCENARIOS]), counts))?;
+    if args.unit {
+        return Ok(());
+    }
+    step("components", || Component::all()?.iter().try_for_each(|component| component.build().map(drop)))?;
+    step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
+    step("dist", || dist::run(&dist::Args {}))?;
+    step("cluster scenarios", || count(nextest(&["--package", SCENARIOS, "--no-fail-fast"]), counts))
+}
+
+/// Says what begins and how long it took.
+fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("── {name}");
+    let started = Instant::now();
+    let outcome = work().with_context(|| format!("The step \"{name}\" failed"))?;
+    println!("── {name}: {:.0} s", started.elapsed().as_secs_f32());
+    Ok(outcome)
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace::root());
+    cargo
+}
+
+/// The tool's program, built if the cache does not have this version.
+fn tool((name, version): (&str, &str)) -> Result<PathBuf> {
+    let folder = workspace::cache()?.join("tools").join(format!("{name}-{version}"));
+    let program = folder.join("bin").join(name);
+    if !program.exists() {
+        succeed(cargo().args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(&folder))?;
+    }
+    Ok(program)
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs nextest, passes its report on, and adds up what its last line says.
+fn count(mut nextest: Command, counts: &mut Counts) -> Result<()> {
+    let mut child = nextest.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("Cannot run cargo-nextest")?;
+    let report = child.stderr.take().context("The report of cargo-nextest is not readable")?;
+    let mut summary = None;
+    for line in BufReader::new(report).lines() {
+        let line = line.context("Cannot read the report of cargo-nextest")?;
+        eprintln!("{line}");
+        summary = Counts::of_summary(&line).or(summary);
+    }
+    let status = child.wait()?;
+    let Some(run) = summary else { bail!("cargo-nextest ran no test ({status})") };
+    counts.passed += run.passed;
+    counts.failed += run.failed;
+    counts.skipped += run.skipped;
+    ensure!(status.success(), "{} of its tests failed", run.failed);
+    Ok(())
+}
+
+impl Counts {
+    /// `Summary [   1.2s] 3 tests run: 1 passed (1 slow), 1 failed, 1 timed out, 4 skipped`
+    fn of_summary(line: &str) -> Option<Self> {
+        let (_, counted) = line.trim_start().strip_prefix("Summary")?.split_once("run:")?;
+        let mut counts = Self::default();
+        for part in counted.split(',') {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(what)) = (words.next().and_then(|word| word.parse::<u64>().ok()), words.next())
+            else {
+                continue;
+            };
+            match what {
+                "passed" => counts.passed += number,
+                "skipped" => counts.skipped += number,
+                _ => counts.failed += number,
+            }
+        }
+        Some(counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_is_counted_by_what_became_of_tests() {
+        let line = "     Summary [   1.204s] 5 tests run: 2 passed (1 slow), 2 failed, 1 timed out, 4 skipped";
+        assert_eq!(Counts::of_summary(line), Some(Counts { passed: 2, failed: 3, skipped: 4 }));
+        assert_eq!(Counts::of_summary("        PASS [   0.004s] k3s-pki"), None);
+    }
+}
