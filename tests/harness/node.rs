@@ -128,7 +128,7 @@ impl Node {
     /// Asks every process to end, waits for `k3s`, and switches off.
     #[track_caller]
     pub fn shutdown(&mut self) {
-        self.execute("pids=$(pgrep -x k3s); kill -TERM -1; for pid in $pids; do tail --pid=$pid -f /dev/null; done");
+        self.execute("trap '' TERM; pids=$(pgrep -x k3s); kill -TERM -1; for pid in $pids; do tail --pid=$pid -f /dev/null; done");
         self.crash();
     }
 

@@ -32,6 +32,9 @@ impl Run {
         }
         let parent = parent();
         create(&parent)?;
+        // Runs that begin at the same time do so one after the other: none takes a half-made one for dead.
+        let door = File::open(&parent).with_context(|| format!("cannot open {}", parent.display()))?;
+        door.lock().with_context(|| format!("cannot lock {}", parent.display()))?;
         remove_dead(&parent)?;
         let id = format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = parent.join(&id);
@@ -73,10 +76,8 @@ fn create(folder: &Path) -> Result<()> {
 fn remove_dead(parent: &Path) -> Result<()> {
     let runs = fs::read_dir(parent).with_context(|| format!("cannot list {}", parent.display()))?;
     for folder in runs.flatten().map(|entry| entry.path()) {
-        // A run that has no lock yet is being made this instant.
-        let Ok(lock) = File::open(folder.join("lock")) else { continue };
         let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { continue };
-        if lock.try_lock().is_err() {
+        if File::open(folder.join("lock")).is_ok_and(|lock| lock.try_lock().is_err()) {
             continue;
         }
         for name in Cgroup::names_with(&format!("{id}-"))? {

@@ -1,4 +1,4 @@
-//! `k3s server --disable-agent`: a control plane without a node.
+//! A control plane without a node, configured by the file.
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
@@ -7,8 +7,10 @@ fn an_agentless_server_serves_the_api_and_runs_no_node() {
     let network = Network::new();
     let server = Node::boot(&network, "server");
     step("the API is served", || {
-        server.start_k3s("--disable-agent");
+        server.write("/etc/rancher/k3s/config.yaml", "disable-agent: true\nwrite-kubeconfig-mode: '0644'\n");
+        server.start_k3s("");
         server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
+        assert_eq!(server.succeed("stat -Lc %a /etc/rancher/k3s/k3s.yaml").trim(), "644");
         server.kubectl("create configmap stored --from-literal=key=value");
         assert_eq!(server.kubectl("get configmap stored -o jsonpath={.data.key}"), "value");
     });

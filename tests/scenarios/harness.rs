@@ -45,14 +45,25 @@ fn a_crash_keeps_the_disk_and_nothing_else() {
     let network = Network::new();
     let mut node = Node::boot(&network, "crashed");
     node.succeed("echo kept | tee /var/lib/state /etc/state > /run/state");
-    node.background("trap '' TERM; while :; do sleep 1; done");
+    node.background("exec sleep 1000");
     node.crash();
     node.start();
     assert_eq!(node.succeed("cat /var/lib/state /etc/state"), "kept\nkept\n");
     node.fail("test -e /run/state");
     node.fail("pgrep -x sleep");
     node.wait_until_succeeds(&format!("curl -sS http://{}/", Network::OUTSIDE), SOON);
+}
+
+#[test]
+fn a_shutdown_lets_k3s_end_what_it_began() {
+    let network = Network::new();
+    let mut node = Node::boot(&network, "shutdown");
+    node.write("/root/k3s", "#!/bin/sh\ntrap 'sleep 0.5; touch /var/ended; exit' TERM\nwhile :; do sleep 0.1; done\n");
+    node.background("chmod +x /root/k3s && exec /root/k3s");
+    node.wait_until_succeeds("pgrep -x k3s", SOON);
     node.shutdown();
+    node.start();
+    node.succeed("test -e /var/ended");
 }
 
 #[test]

@@ -65,6 +65,12 @@ fn a_server_runs_pods_and_serves_its_users() {
         server.kubectl("wait --for=condition=Ready pod/client --timeout=120s");
         server.wait_for_deployment("kube-system", "coredns");
     });
+    step("k3s' own verbs answer", || {
+        assert!(server.succeed("k3s --version").starts_with("k3s version v1."));
+        server.succeed("k3s check-config && k3s status && k3s completion bash | grep -q k3s");
+        server
+            .succeed("ctr version && kubectl version && k3s ctr images check -q | grep -q docker.io/k3s-rs/demo:0.1.0");
+    });
     services(&server, &neighbour);
     pods_and_their_users(&server);
     who_may_not_come_in(&server);
