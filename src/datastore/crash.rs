@@ -11,11 +11,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::Served;
-use crate::{Datastore, Endpoint, Options};
+use crate::{Datastore, Options};
 
 /// Names the database for [`serving_child`].
 const DATABASE: &str = "K3S_DATASTORE_TEST_DATABASE";
-const LISTEN: &str = "K3S_DATASTORE_TEST_LISTEN";
 const ROUNDS: usize = 5;
 const CLIENTS: usize = 8;
 const WRITES: usize = 300;
@@ -25,11 +24,6 @@ const WRITES: usize = 300;
 async fn serving_child() {
     let Some(path) = std::env::var_os(DATABASE) else { return };
     let datastore = Datastore::open(Options::new(path)).await.unwrap();
-    if let Ok(listen) = std::env::var(LISTEN) {
-        let endpoint: Endpoint = listen.parse().unwrap();
-        let bound = endpoint.bind().await.unwrap();
-        return bound.serve(&datastore, CancellationToken::new()).await.unwrap();
-    }
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("\nserving http://{}", listener.local_addr().unwrap());
     datastore.serve(listener, CancellationToken::new()).await.unwrap();
@@ -39,7 +33,6 @@ async fn spawn_server(path: &Path) -> (Child, Client) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::serving_child", "--nocapture"])
         .env(DATABASE, path)
-        .env_remove(LISTEN)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()

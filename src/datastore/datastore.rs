@@ -1,5 +1,6 @@
 //! Opening, serving and closing a store.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -13,7 +14,7 @@ use tracing::info;
 
 use crate::error::Error;
 use crate::etcd;
-use crate::listen::Listener;
+use crate::listen::{Endpoint, Listener};
 use crate::log::sqlite::SqliteLog;
 use crate::revision::Revision;
 use crate::store::Store;
@@ -98,7 +99,14 @@ impl Datastore {
         let writer = Writer::new(Arc::clone(&store), log, queue, options.reserve);
         let thread = thread::Builder::new()
             .name("datastore".to_owned())
-            .spawn(move || writer.run())
+            .spawn({
+                let store = Arc::clone(&store);
+                move || {
+                    if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+                        store.stop(Some(Error::Crashed(store.path.clone())));
+                    }
+                }
+            })
             .map_err(Error::file("start a thread for", &options.path))?;
 
         let stopping = CancellationToken::new();
@@ -161,13 +169,36 @@ impl Datastore {
         self.store.close_readers().await;
         let result = self.store.close_writer().await;
         if let Some(thread) = self.writer.lock().await.take() {
-            // A panic of the writer has ended the store with an error already.
+            // A panic of the writer is told by `close_writer`.
             let _ = spawn_blocking(|| thread.join()).await;
         }
         result?;
         info!(path = %self.store.path.display(), "Closed the datastore.");
         Ok(())
     }
+}
+
+/// Opens a store, serves it at an address until `shutdown`, and closes it: all of `k3s datastore serve`.
+///
+/// # Errors
+/// Why the store could not be opened, why it stopped by itself, or what closing it found.
+pub async fn serve(options: Options, endpoint: &Endpoint, shutdown: CancellationToken) -> Result<(), Error> {
+    let datastore = Datastore::open(options).await?;
+    let stop = shutdown.child_token();
+    let served = async {
+        let serving = endpoint.bind().await?.serve(&datastore, stop.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            served = &mut serving => served,
+            failure = datastore.stopped() => {
+                stop.cancel();
+                serving.await.and(Err(failure))
+            }
+        }
+    };
+    let served = served.await;
+    let closed = datastore.close().await;
+    served.and(closed)
 }
 
 impl std::fmt::Debug for Datastore {
@@ -237,6 +268,24 @@ mod tests {
         foreign.execute_batch("ROLLBACK").unwrap();
         assert_eq!(datastore.store().txn(put("a")).await.unwrap().revision, Revision(2));
         datastore.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn serving_ends_with_the_shutdown_or_with_the_failure() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options::new(directory.path().join("state.db"));
+        let socket = directory.path().join("s.sock");
+        let endpoint = Endpoint::Unix(socket.clone());
+        let shutdown = CancellationToken::new();
+        let done = tokio::join!(serve(options.clone(), &endpoint, shutdown.clone()), async { shutdown.cancel() }).0;
+        done.unwrap();
+        std::fs::write(
+            &options.path,
+            "no database at all, but as long as a header of one is: a hundred bytes and more, see?",
+        )
+        .unwrap();
+        let failed = serve(options, &endpoint, CancellationToken::new()).await;
+        assert!(matches!(failed, Err(Error::NotADatabase(_))), "{failed:?}");
     }
 
     #[tokio::test]

@@ -78,6 +78,9 @@ pub enum Error {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// The writer met a bug of its own; its panic is in the log. Nothing acknowledged is lost.
+    #[error("the writer of the datastore {0} has crashed; restart it, and report the panic in the log")]
+    Crashed(PathBuf),
     /// The store has been closed.
     #[error("the datastore is closed")]
     Closed,

@@ -10,11 +10,11 @@
 //!                        └─► Writer (one thread) ──► SqliteLog: one commit, one fsync for all that waits
 //! ```
 //!
-//! - [`index`], [`range`], [`txn`], [`watch`], [`lease`]: what is true, without any I/O.
-//! - [`log`]: the rows, and kine's way to write them.
-//! - [`store`], [`writer`], [`follow`]: who holds what, and in which order it changes.
-//! - [`etcd`]: messages and services on the wire.
-//! - [`listen`], [`datastore`]: how the rest of the program uses all that.
+//! - `index`, `range`, `txn`, `watch`, `lease`: what is true, without any I/O.
+//! - `log`: the rows, and kine's way to write them.
+//! - `store`, `writer`, `follow`: who holds what, and in which order it changes.
+//! - `etcd`: messages and services on the wire.
+//! - `listen`, `datastore`: how the rest of the program uses all that.
 
 mod cache;
 #[cfg(test)]
@@ -39,7 +39,7 @@ mod txn;
 mod watch;
 mod writer;
 
-pub use datastore::{Datastore, Options, Status};
+pub use datastore::{Datastore, Options, Status, serve};
 pub use error::Error;
 pub use listen::{BoundEndpoint, Endpoint, Listener};
 pub use revision::Revision;

@@ -196,49 +196,41 @@ impl Writer {
     }
 
     fn run_batch(&mut self, batch: Vec<(Txn, Reply<TxnReply>)>) -> Result<(), Error> {
+        let (txns, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut pending = Vec::new();
-        let mut answers = Vec::with_capacity(batch.len());
-        let mut failure = None;
-        let mut space = SpaceCheck::default();
-        for (txn, reply) in batch {
-            let answer = match failure {
-                Some(_) => None,
-                None => match self.evaluate(&txn, &mut pending, &mut space) {
-                    Ok(answer) => Some(Ok(answer)),
-                    Err(Failure::Request(error)) => Some(Err(error)),
-                    Err(Failure::Store(error)) => {
-                        failure = Some(error);
-                        None
-                    }
-                },
-            };
-            answers.push((reply, answer));
-        }
-        let result = match failure {
-            Some(error) => Err(error),
-            None => self.commit(&pending),
-        };
-        let (refusal, outcome) = match result {
-            Ok(()) => {
+        let done = self.evaluate_all(&txns, &mut pending).and_then(|answers| {
+            self.commit(&pending)?;
+            Ok(answers)
+        });
+        // Whoever asked may have gone: a reply that nobody takes is no error.
+        match done {
+            Ok(answers) => {
                 self.publish(pending);
-                (None, Ok(()))
+                replies.into_iter().zip(answers).for_each(|(reply, answer)| drop(reply.send(answer)));
+                Ok(())
             }
             Err(error) => {
                 self.retract(&pending);
                 let (refusal, outcome) = self.absorb(error);
-                (Some(refusal), outcome)
+                replies.into_iter().for_each(|reply| drop(reply.send(Err(refusal.clone()))));
+                outcome
             }
-        };
-        for (reply, answer) in answers {
-            let answer = match (&refusal, answer) {
-                (None, Some(answer)) => answer,
-                (Some(refusal), _) => Err(refusal.clone()),
-                (None, None) => Err(RequestError::Storage("the transaction was not evaluated".to_owned())),
-            };
-            // Whoever asked may have gone.
-            let _ = reply.send(answer);
         }
-        outcome
+    }
+
+    /// The answer to each transaction, to be given once the rows are committed.
+    fn evaluate_all(
+        &mut self,
+        txns: &[Txn],
+        pending: &mut Vec<Pending>,
+    ) -> Result<Vec<Result<TxnReply, RequestError>>, Error> {
+        let mut space = SpaceCheck::default();
+        let mut evaluate = |txn| match self.evaluate(txn, pending, &mut space) {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(Failure::Request(error)) => Ok(Err(error)),
+            Err(Failure::Store(error)) => Err(error),
+        };
+        txns.iter().map(&mut evaluate).collect()
     }
 
     /// Decides a transaction and appends its row, uncommitted.
