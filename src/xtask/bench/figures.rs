@@ -7,7 +7,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Quantity {
     EmptyStart,
+    EmptyStartCpu,
     Restart,
+    RestartCpu,
     Memory,
     Anonymous,
     Cpu,
@@ -18,7 +20,9 @@ impl Quantity {
     fn title(self) -> &'static str {
         match self {
             Self::EmptyStart => "Start on an empty disk, s",
+            Self::EmptyStartCpu => "CPU time of it, ms",
             Self::Restart => "Start on existing data, s",
+            Self::RestartCpu => "CPU time of it, ms",
             Self::Memory => "Idle: memory (PSS), MiB",
             Self::Anonymous => "Idle: anonymous memory, MiB",
             Self::Cpu => "Idle: CPU time in 30 s, ms",

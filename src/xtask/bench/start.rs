@@ -3,19 +3,18 @@
 //! Both sides take turns in one run, each time on a fresh node of the test harness. The script has its certificates and its images
 //! ready; `k3s` makes and imports its own, and runs CoreDNS besides.
 
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use cluster_tests::{Job, Node};
 use serde_json::{Value, json};
 
 use super::api::{Api, pass};
 use super::contender::{Contender, Script, stop};
-use super::figures::{Figures, Quantity, Side};
-use super::usage::{Processes, processes};
+use super::figures::{Figures, Quantity};
+use super::usage::{Processes, Usage};
 use crate::process::{stdout, succeed};
 use crate::{dist, workspace};
 
@@ -29,6 +28,9 @@ pub(crate) struct Args {
     /// How often each side is measured; the table shows medians.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Leave the idle node out.
+    #[arg(long)]
+    starts_only: bool,
     /// Measure target/dist as it is instead of building it first.
     #[arg(long)]
     no_build: bool,
@@ -54,39 +56,87 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for round in 1..=args.rounds {
         for contender in &contenders {
             eprintln!("Round {round} of {}, {:?}:", args.rounds, contender.side());
-            measure(contender, &mut figures)?;
+            Trial::run(contender, args.starts_only, &mut figures)?;
         }
     }
     print!("{figures}");
     Ok(())
 }
 
-fn measure(contender: &Contender, figures: &mut Figures) -> Result<()> {
-    let side = contender.side();
-    let node = contender.boot()?;
-    let job = time_start(contender, &node, Quantity::EmptyStart, figures)?;
-    pass(SETTLE);
-    idle(side, &node.path("/proc"), figures)?;
-    stop(&node, &job);
-    let job = time_start(contender, &node, Quantity::Restart, figures)?;
-    stop(&node, &job);
-    Ok(())
+/// What of a usage a quantity is.
+type Part = fn(&Usage) -> f64;
+
+/// One round of one side.
+struct Trial<'a> {
+    contender: &'a Contender,
+    node: Node,
+    figures: &'a mut Figures,
 }
 
-/// Starts the side and takes the seconds until its API is ready, its node is, and a pod runs that was made after the start.
-fn time_start(contender: &Contender, node: &Node, quantity: Quantity, figures: &mut Figures) -> Result<Job> {
-    let api = Api::of(node, contender.port());
-    let date = String::from_utf8(stdout(Command::new("date").args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"]))?)?;
-    let started = Instant::now();
-    let job = contender.start(node);
-    let moments = follow(&api, date.trim(), &format!("{quantity:?}").to_lowercase())
-        .inspect_err(|_| eprintln!("{}", node.succeed(&format!("tail -n 40 {}", job.output.display()))))?;
-    for (name, moment) in moments {
-        let seconds = (moment - started).as_secs_f64();
-        eprintln!("  {quantity:?}: {name} after {seconds:.2} s");
-        figures.add(contender.side(), quantity, name, seconds);
+impl<'a> Trial<'a> {
+    fn run(contender: &'a Contender, starts_only: bool, figures: &'a mut Figures) -> Result<()> {
+        let node = contender.boot()?;
+        let mut trial = Self { contender, node, figures };
+        let job = trial.start("first", Quantity::EmptyStart, Quantity::EmptyStartCpu)?;
+        if !starts_only {
+            trial.idle()?;
+        }
+        stop(&trial.node, &job);
+        let job = trial.start("second", Quantity::Restart, Quantity::RestartCpu)?;
+        stop(&trial.node, &job);
+        Ok(())
     }
-    Ok(job)
+
+    /// Starts the side and takes the seconds until its API is ready, its node is, and the `pod` runs that it makes, and what that took.
+    fn start(&mut self, pod: &str, seconds: Quantity, cpu: Quantity) -> Result<Job> {
+        let api = Api::of(&self.node, self.contender.port());
+        let before = self.processes()?;
+        let date = String::from_utf8(stdout(Command::new("date").args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"]))?)?;
+        let started = Instant::now();
+        let job = self.contender.start(&self.node);
+        let moments = follow(&api, date.trim(), pod).inspect_err(|_| {
+            eprintln!("{}", self.node.succeed(&format!("tail -n 40 {}", job.output.display())));
+        })?;
+        let after = self.processes()?;
+        for (name, moment) in moments {
+            let figure = (moment - started).as_secs_f64();
+            eprintln!("  {pod} start: {name} after {figure:.2} s");
+            self.figures.add(self.contender.side(), seconds, name, figure);
+        }
+        self.add(&before, &after, &[(cpu, |usage| usage.cpu)]);
+        Ok(job)
+    }
+
+    /// Takes what each program holds, and what it does in a window of time.
+    fn idle(&mut self) -> Result<()> {
+        pass(SETTLE);
+        let before = self.processes()?;
+        pass(WINDOW);
+        let after = self.processes()?;
+        self.add(
+            &before,
+            &after,
+            &[
+                (Quantity::Memory, |usage| usage.memory),
+                (Quantity::Anonymous, |usage| usage.anonymous),
+                (Quantity::Cpu, |usage| usage.cpu),
+                (Quantity::Written, |usage| usage.written),
+            ],
+        );
+        Ok(())
+    }
+
+    fn processes(&self) -> Result<Processes> {
+        Processes::below(&self.node.path("/proc"))
+    }
+
+    fn add(&mut self, before: &Processes, after: &Processes, quantities: &[(Quantity, Part)]) {
+        for (row, usage) in after.since(before) {
+            for (quantity, of) in quantities {
+                self.figures.add(self.contender.side(), *quantity, row, of(&usage));
+            }
+        }
+    }
 }
 
 /// When each thing was there that users wait for. Heartbeats of `date` or before are of an earlier start.
@@ -126,42 +176,8 @@ fn pod(api: &Api<'_>, name: &str) -> Result<Instant> {
     api.watch(pods, |pod| pod["metadata"]["name"] == name && pod["status"]["phase"] == "Running")
 }
 
-/// Takes what each program holds, and what it does in a window of time.
-fn idle(side: Side, proc: &Path, figures: &mut Figures) -> Result<()> {
-    let before = processes(proc)?;
-    pass(WINDOW);
-    let after = processes(proc)?;
-    let ended: Vec<_> = before.iter().filter(|(pid, _)| !after.contains_key(pid)).map(|(_, one)| &one.name).collect();
-    ensure!(ended.is_empty(), "An idle node has lost processes: {ended:?}");
-    for (quantity, name, figure) in tell(&before, &after) {
-        figures.add(side, quantity, &name, figure);
-    }
-    Ok(())
-}
-
-fn tell(before: &Processes, after: &Processes) -> Vec<(Quantity, String, f64)> {
-    let mut sums = std::collections::BTreeMap::new();
-    for (pid, now) in after {
-        let then = before.get(pid).cloned().unwrap_or_default();
-        let pod = ["pods", "containerd-shim-runc-v2"].contains(&now.name.as_str());
-        let rows = [Some(now.name.as_str()), (!pod).then_some("= without pods and shims"), Some("= everything")];
-        for row in rows.into_iter().flatten() {
-            for (quantity, figure) in [
-                (Quantity::Memory, now.memory),
-                (Quantity::Anonymous, now.anonymous),
-                (Quantity::Cpu, now.cpu - then.cpu),
-                (Quantity::Written, now.written - then.written),
-            ] {
-                *sums.entry((quantity, row.to_owned())).or_default() += figure;
-            }
-        }
-    }
-    sums.into_iter().map(|((quantity, row), figure)| (quantity, row, figure)).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::usage::Process;
     use super::*;
 
     #[test]
@@ -176,20 +192,5 @@ mod tests {
         assert!(!is_ready_since(&node("True"), "2026-01-01T00:00:05Z"));
         assert!(!is_ready_since(&node("False"), "2026-01-01T00:00:04Z"));
         assert!(!is_ready_since(&json!({}), "2026-01-01T00:00:04Z"));
-    }
-
-    #[test]
-    fn programs_are_summed_up_and_pods_are_told_apart() {
-        let one = |name: &str, cpu| Process { name: name.into(), memory: 2.0, cpu, ..Process::default() };
-        let before = Processes::from([(2, one("k3s", 5.0)), (3, one("pods", 1.0))]);
-        let after = Processes::from([(2, one("k3s", 9.0)), (3, one("pods", 2.0)), (4, one("pods", 3.0))]);
-        let told = tell(&before, &after);
-        let figure = |quantity, name: &str| {
-            told.iter().find(|(of, row, _)| (*of, row.as_str()) == (quantity, name)).map(|(_, _, figure)| *figure)
-        };
-        assert_eq!(figure(Quantity::Memory, "pods"), Some(4.0));
-        assert_eq!(figure(Quantity::Memory, "= without pods and shims"), Some(2.0));
-        assert_eq!(figure(Quantity::Cpu, "k3s"), Some(4.0));
-        assert_eq!(figure(Quantity::Cpu, "= everything"), Some(8.0));
     }
 }
