@@ -192,22 +192,10 @@ impl Node {
         self.poll(command, timeout, |finished| finished.code == 0).stdout
     }
 
-    /// Repeats a shell command until it ends with something else than 0.
-    #[track_caller]
-    pub fn wait_until_fails(&self, command: &str, timeout: Duration) {
-        self.poll(command, timeout, |finished| finished.code != 0);
-    }
-
     /// Waits until something listens on a TCP port of the node.
     #[track_caller]
     pub fn wait_for_open_port(&self, port: u16, timeout: Duration) {
         self.poll(&format!("ss -Hltn 'sport = :{port}'"), timeout, |finished| !finished.stdout.is_empty());
-    }
-
-    /// Waits until a file is there.
-    #[track_caller]
-    pub fn wait_for_file(&self, path: &str, timeout: Duration) {
-        self.wait_until_succeeds(&format!("test -e '{path}'"), timeout);
     }
 
     /// Starts a shell command that runs on as a child of process 1, with its output in a file.
