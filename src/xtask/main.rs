@@ -5,10 +5,15 @@ mod component;
 mod components;
 mod digest;
 mod dist;
+mod down;
 mod image;
 mod images;
 mod process;
 mod reproducible;
+mod system_packages;
+mod test;
+mod traces;
+mod up;
 mod workspace;
 
 use std::process::ExitCode;
@@ -25,10 +30,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Build everything and start a cluster of one node, with a demo pod, on this machine.
+    Up(up::Args),
+    /// Stop what `up` started, and leave nothing of it behind.
+    Down(down::Args),
     /// Build the upstream programs (Kubernetes, containerd, runc, CNI plugins, CoreDNS, etcd) into the cache.
     Components(components::Args),
     /// Pack the container images: pause and CoreDNS for every node, demo for tests.
     Images(images::Args),
+    /// Run everything that CI runs.
+    Test(test::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
     /// Measure: `start`, `reproducible`.
@@ -39,8 +50,11 @@ enum Verb {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
+        Verb::Up(args) => up::run(&args),
+        Verb::Down(args) => down::run(&args),
         Verb::Components(args) => components::run(&args),
         Verb::Images(args) => images::run(&args),
+        Verb::Test(args) => test::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),
