@@ -13,6 +13,7 @@ use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
 use k3s_identity::TokenFiles;
 use k3s_pki::{AgentPki, AgentRequest, ClientCa, HostName, San, ServerPki, ServerRequest, UserKubeconfig};
+use nix::sys::statvfs::statvfs;
 use tokio::net::TcpListener;
 use tracing::info;
 
@@ -23,6 +24,9 @@ use crate::{
 
 /// Where kubectl and people look for the administrator's kubeconfig.
 const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
+
+/// Bytes that have to be free for a start: certificates, and the datastore's reserve twice.
+const NEEDED: u64 = 64 << 20;
 
 /// Who this server is on the network.
 #[derive(Debug)]
@@ -64,10 +68,16 @@ pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> 
     bind((config.bind_address, config.https_listen_port).into()).await
 }
 
-/// Keeps a second server off the same directory for as long as the file is open; the kernel lets go of it with the process.
+/// Keeps a second server off the same directory for as long as the file is open; the kernel lets go of it with the process. A disk
+/// that is as good as full is refused here, before half of what a server needs has been written to it.
 pub(crate) fn lock(paths: &Paths) -> Result<File, Error> {
     let dir = paths.server();
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
+    let disk = statvfs(&dir).map_err(|errno| Error::file(&dir)(errno.into()))?;
+    let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+    if free < NEEDED {
+        return Err(Error::NoRoom { path: dir, free: free >> 20, needed: NEEDED >> 20 });
+    }
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(Error::file(&path))?;
     match file.try_lock() {

@@ -23,6 +23,16 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The disk is as good as full.
+    #[error("the disk of {} is full: {free} MiB are free and a start needs {needed}; make room, or choose another --data-dir", path.display())]
+    NoRoom {
+        /// The server's directory.
+        path: PathBuf,
+        /// MiB that are free.
+        free: u64,
+        /// MiB that are needed.
+        needed: u64,
+    },
     /// Another server runs on the same directory.
     #[error("another k3s server runs on {}: stop it, or choose another --data-dir", path.display())]
     Locked {
@@ -74,6 +84,7 @@ impl Error {
         match self {
             Self::Listen { .. } => 69,
             Self::File { .. }
+            | Self::NoRoom { .. }
             | Self::Pki(k3s_pki::Error::File(_))
             | Self::Identity(k3s_identity::Error::File(_))
             | Self::Node(k3s_agent::Error::Replace(_)) => 73,

@@ -227,8 +227,10 @@ impl Runner {
         };
         drop(child.process);
         let last_words = child.follower.finish().await;
-        let exit = self.record(how, last_words);
-        if state == State::Stopping || state == State::Restarting {
+        // Whoever ends because it was asked to has said nothing about it.
+        let was_asked = state == State::Stopping || state == State::Restarting;
+        let exit = self.record(how, last_words.filter(|_| !was_asked));
+        if was_asked {
             info!(component = self.program.name, pid, %exit, "The component has stopped.");
         } else {
             warn!(component = self.program.name, pid, %exit, "The component ended and is started again.");
