@@ -1,15 +1,21 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, path::PathBuf, time::Duration};
 
 use k3s_agent::NodeRole;
 use k3s_components::{Components, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
-use k3s_config::server::{Datastore as DatastoreConfig, ServerConfig};
-use k3s_datastore::{Datastore, Endpoint, Options as DatastoreOptions};
+use k3s_config::{
+    agent::NodeConfig,
+    server::{Datastore as DatastoreConfig, ServerConfig},
+};
+use k3s_datastore::{BoundEndpoint, Datastore, Endpoint, Options as DatastoreOptions};
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
-use tokio::sync::watch;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -38,133 +44,177 @@ pub struct Package {
 /// Runs a server until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
 /// ```text
-/// bind, lock ─► credentials ─► datastore ─► kube-apiserver ─► controllers, scheduler, kube-proxy ─┐
-///                        └───► containerd ─► images ─► kubelet ─► pod network ────────────────────┴─► READY ─► drain
+/// prepare: bind, lock ─► credentials ─► datastore
+/// start:   kube-apiserver ─► kube-controller-manager, kube-scheduler, kube-proxy ─┐
+///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
+/// drain:   front ─► children, in reverse ─► datastore
 /// ```
-pub async fn run(mut config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
-    let paths = Paths::new(&config.data_dir, RUN);
+pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
     let notifier = Notifier::from_env()?;
-    let listener = bootstrap::listen(&config).await?;
-    let _lock = bootstrap::lock(&paths)?;
-    let status_socket = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
-    let host = Host::of(&mut config, &paths).await?;
-    let pki = bootstrap::credentials(&config, &paths, &host)?;
-    let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
-
-    let DatastoreConfig::Sqlite { path } = &config.datastore;
-    let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
-    let socket = Endpoint::Unix(paths.datastore_socket()).bind().await?;
-    let supervisor = Supervisor::new(Options {
-        run_dir: paths.run().to_path_buf(),
-        log: Target::detect(),
-        cgroups: CgroupPlace::default(),
-    })
-    .map_err(Error::Thread)?;
-    supervisor.gate("datastore")?.open();
-    supervisor.start(control_plane(&config, &paths, &package.components, &host))?;
-
-    let (api_ready, ready) = watch::channel(false);
-    let front = Front { certificate, client_ca, upstream, ready, routes: Routes::new(&paths.server()) };
-    // On stop the front goes first: kube-apiserver waits for its watches to end. The datastore goes last: kube-apiserver hangs without.
-    let fronting = CancellationToken::new();
-    let telling = CancellationToken::new();
-    let storing = CancellationToken::new();
-    let servers = async {
-        tokio::join!(
-            front::serve(listener, front, fronting.clone()),
-            status::serve(status_socket, supervisor.clone(), telling.clone()),
-            notifier.follow(supervisor.subscribe(), telling.clone()),
-            notifier.watchdog(&supervisor, telling.clone()),
-        )
-    };
-    let work = async {
-        let node = match config.node.clone() {
-            Some(node) => Some(start_node(node, &config, &paths, &package, &host, &supervisor).await?),
-            None => None,
-        };
-        let announced = async {
-            if supervisor.ready("kube-apiserver").await.is_ok() {
-                // The receiver lives as long as the front.
-                let _ = api_ready.send(true);
-                info!(port = config.https_listen_port, "The Kubernetes API is served.");
-            }
-            if supervisor.all_ready().await.is_ok() {
-                notifier.ready();
-                info!("All components are ready.");
-            }
-            Ok(())
-        };
-        let on_node = async {
-            match &node {
-                Some(node) => node.run(&supervisor, shutdown.clone()).await.map_err(Error::from),
-                None => Ok(()),
-            }
-        };
-        let controlling = controllers::run(&config, &paths, &host, &supervisor, shutdown.clone());
-        tokio::try_join!(announced, on_node, controlling).map(drop)?;
-        shutdown.cancelled().await;
-        Ok(())
-    };
-    let life = async {
-        let ended = tokio::select! {
-            ended = work => ended,
-            () = shutdown.cancelled() => Ok(()),
-            stopped = datastore.stopped() => Err(Error::Datastore(stopped)),
-        };
+    let (server, listeners) = Server::prepare(config, package).await?;
+    let ends = Ends::default();
+    let live = async {
+        let ended = server.work(&notifier, &shutdown).await;
         if let Err(error) = &ended {
             error!(%error, "The server cannot go on and stops.");
         }
+        server.drain(&notifier, &ends).await;
+        ended
+    };
+    let (ended, served) = tokio::join!(live, server.serve(listeners, &notifier, &ends));
+    let closed = server.datastore.close().await;
+    info!("Stopped.");
+    ended.and(served).and(closed.map_err(Error::from))
+}
+
+/// A server that is prepared: from here on only children start.
+struct Server {
+    config: ServerConfig,
+    paths: Paths,
+    package: Package,
+    host: Host,
+    datastore: Datastore,
+    supervisor: Supervisor,
+    /// Tells the front that kube-apiserver answers.
+    api_ready: watch::Sender<bool>,
+    /// Keeps other servers off the directory.
+    _lock: File,
+}
+
+/// Sockets that are bound and not served yet.
+struct Listeners {
+    front: TcpListener,
+    front_settings: Front,
+    status: UnixListener,
+    datastore: BoundEndpoint,
+}
+
+/// When each listener's service ends, in this order: kube-apiserver waits for its watches, which the front holds, and hangs without the
+/// datastore.
+#[derive(Default)]
+struct Ends {
+    front: CancellationToken,
+    status: CancellationToken,
+    datastore: CancellationToken,
+}
+
+impl Server {
+    async fn prepare(mut config: ServerConfig, package: Package) -> Result<(Self, Listeners), Error> {
+        let paths = Paths::new(&config.data_dir, RUN);
+        let front = bootstrap::listen(&config).await?;
+        let lock = bootstrap::lock(&paths)?;
+        let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
+        let host = Host::of(&mut config, &paths).await?;
+        let pki = bootstrap::credentials(&config, &paths, &host)?;
+        let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
+        let (api_ready, ready) = watch::channel(false);
+        let front_settings = Front { certificate, client_ca, upstream, ready, routes: Routes::new(&paths.server()) };
+
+        let DatastoreConfig::Sqlite { path } = &config.datastore;
+        let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
+        let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind().await?;
+        let supervisor = Supervisor::new(Options {
+            run_dir: paths.run().to_path_buf(),
+            log: Target::detect(),
+            cgroups: CgroupPlace::default(),
+        })
+        .map_err(Error::Thread)?;
+        let server = Self { config, paths, package, host, datastore, supervisor, api_ready, _lock: lock };
+        Ok((server, Listeners { front, front_settings, status, datastore: datastore_socket }))
+    }
+
+    /// Serves clients, kube-apiserver, `k3s status` and the service manager until each one's end.
+    async fn serve(&self, listeners: Listeners, notifier: &Notifier, ends: &Ends) -> Result<(), Error> {
+        let Listeners { front, front_settings, status, datastore } = listeners;
+        let (_, _, _, _, stored) = tokio::join!(
+            front::serve(front, front_settings, ends.front.clone()),
+            status::serve(status, self.supervisor.clone(), ends.status.clone()),
+            notifier.follow(self.supervisor.subscribe(), ends.status.clone()),
+            notifier.watchdog(&self.supervisor, ends.status.clone()),
+            datastore.serve(&self.datastore, ends.datastore.clone()),
+        );
+        Ok(stored?)
+    }
+
+    /// Starts everything and does what this process itself has to do, until `shutdown` or until it cannot go on.
+    async fn work(&self, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
+        let work = async {
+            self.supervisor.gate("datastore")?.open();
+            self.supervisor.start(self.control_plane())?;
+            let node = match self.config.node.clone() {
+                Some(node) => Some(self.start_node(node).await?),
+                None => None,
+            };
+            let on_node = async {
+                match &node {
+                    Some(node) => node.run(&self.supervisor, shutdown.clone()).await.map_err(Error::from),
+                    None => Ok(()),
+                }
+            };
+            let controlling =
+                controllers::run(&self.config, &self.paths, &self.host, &self.supervisor, shutdown.clone());
+            tokio::try_join!(self.announce(notifier), on_node, controlling)?;
+            shutdown.cancelled().await;
+            Ok(())
+        };
+        tokio::select! {
+            ended = work => ended,
+            () = shutdown.cancelled() => Ok(()),
+            stopped = self.datastore.stopped() => Err(Error::Datastore(stopped)),
+        }
+    }
+
+    /// Lets requests through to kube-apiserver once it is ready, and says READY once everything is.
+    async fn announce(&self, notifier: &Notifier) -> Result<(), Error> {
+        if self.supervisor.ready("kube-apiserver").await.is_ok() {
+            self.api_ready.send_replace(true);
+            info!(port = self.config.https_listen_port, "The Kubernetes API is served.");
+        }
+        if self.supervisor.all_ready().await.is_ok() {
+            notifier.ready();
+            info!("All components are ready.");
+        }
+        Ok(())
+    }
+
+    async fn drain(&self, notifier: &Notifier, ends: &Ends) {
         notifier.stopping();
         notifier.extend_timeout(STOP);
-        fronting.cancel();
-        let report = supervisor.stop().await;
+        ends.front.cancel();
+        let report = self.supervisor.stop().await;
         if !report.killed.is_empty() {
             warn!(components = report.killed.join(", "), "Some components did not end when asked and were killed.");
         }
-        telling.cancel();
-        storing.cancel();
-        ended
-    };
-    let (ended, _, stored) = tokio::join!(life, servers, socket.serve(&datastore, storing.clone()));
-    let closed = datastore.close().await;
-    info!("Stopped.");
-    ended?;
-    stored?;
-    closed?;
-    Ok(())
-}
-
-fn control_plane(config: &ServerConfig, paths: &Paths, components: &Components, host: &Host) -> Vec<Program> {
-    let mut launches = vec![kube_apiserver(config, paths, components, host.advertised(config))];
-    if !config.disabled.controller_manager {
-        launches.push(kube_controller_manager(config, paths, components));
+        ends.status.cancel();
+        ends.datastore.cancel();
     }
-    if !config.disabled.scheduler {
-        launches.push(kube_scheduler(config, paths, components));
-    }
-    launches.into_iter().map(|launch| launch.program).collect()
-}
 
-async fn start_node(
-    node: k3s_config::agent::NodeConfig,
-    config: &ServerConfig,
-    paths: &Paths,
-    package: &Package,
-    host: &Host,
-    supervisor: &Supervisor,
-) -> Result<NodeRole, Error> {
-    let role = NodeRole::prepare(k3s_agent::Request {
-        config: node,
-        network: config.network.clone(),
-        ips: host.ips.clone(),
-        paths: paths.clone(),
-        components: package.components.clone(),
-        packaged_images: package.images.clone(),
-        kube_proxy: !config.disabled.kube_proxy,
-        cloud_controller: !config.disabled.cloud_controller,
-        verbosity: config.verbosity,
-    })
-    .await?;
-    role.start(supervisor)?;
-    Ok(role)
+    fn control_plane(&self) -> Vec<Program> {
+        let (config, paths, components) = (&self.config, &self.paths, &self.package.components);
+        let mut launches = vec![kube_apiserver(config, paths, components, self.host.advertised(config))];
+        if !config.disabled.controller_manager {
+            launches.push(kube_controller_manager(config, paths, components));
+        }
+        if !config.disabled.scheduler {
+            launches.push(kube_scheduler(config, paths, components));
+        }
+        launches.into_iter().map(|launch| launch.program).collect()
+    }
+
+    async fn start_node(&self, node: NodeConfig) -> Result<NodeRole, Error> {
+        let role = NodeRole::prepare(k3s_agent::Request {
+            config: node,
+            network: self.config.network.clone(),
+            ips: self.host.ips.clone(),
+            paths: self.paths.clone(),
+            components: self.package.components.clone(),
+            packaged_images: self.package.images.clone(),
+            kube_proxy: !self.config.disabled.kube_proxy,
+            cloud_controller: !self.config.disabled.cloud_controller,
+            verbosity: self.config.verbosity,
+        })
+        .await?;
+        role.start(&self.supervisor)?;
+        Ok(role)
+    }
 }
