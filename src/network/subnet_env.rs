@@ -34,8 +34,8 @@ impl SubnetEnv {
                 let _ = writeln!(text, "FLANNEL_{infix}SUBNET={}/{}", gateway(&subnet), subnet.prefix_len());
             }
         }
-        // Egress is masqueraded by our own rules: the plugin's would be one more set for each pod.
-        let _ = write!(text, "FLANNEL_MTU={}\nFLANNEL_IPMASQ=false\n", self.mtu);
+        // The masquerading is done, by our own rules: the bridge plugin must not add a set of its own for each pod.
+        let _ = write!(text, "FLANNEL_MTU={}\nFLANNEL_IPMASQ=true\n", self.mtu);
         text
     }
 }
@@ -60,7 +60,7 @@ mod tests {
     fn one_family() {
         let env = SubnetEnv { cluster_cidrs: cidrs(&["10.42.0.0/16"]), pod_cidrs: cidrs(&["10.42.3.0/24"]), mtu: 1450 };
         let text =
-            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         assert_eq!(env.text(), text);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flannel/subnet.env");

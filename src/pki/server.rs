@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    thread,
     time::SystemTime,
 };
 
@@ -143,108 +144,99 @@ impl ServerPki {
         let request_header_ca = authority(&tls, "request-header-ca", "k3s-request-header")?;
         let etcd_server_ca = authority(&etcd, "server-ca", "etcd-server")?;
         let etcd_peer_ca = authority(&etcd, "peer-ca", "etcd-peer")?;
+        let (service_key, service_current_key) = (tls.join("service.key"), tls.join("service.current.key"));
+        // Primes for the RSA key take longer to find than all else together: beside it, a first start does not wait for them.
+        thread::scope(|scope| {
+            let service_keys = scope.spawn(|| ensure_service_keys(&service_key, &service_current_key));
 
-        let leaf = |authority: &CertificateAuthority, dir: &Path, stem, profile: Profile| {
-            let files = CertificateFiles::at(dir, stem);
-            files.ensure(&profile, authority, now.into()).map(|()| files)
-        };
-        let client = |stem, user, group| leaf(&client_ca, &tls, stem, Profile::client(user, group));
-        const MASTERS: Option<&str> = Some("system:masters");
+            let leaf = |authority: &CertificateAuthority, dir: &Path, stem, profile: Profile| {
+                let files = CertificateFiles::at(dir, stem);
+                files.ensure(&profile, authority, now.into()).map(|()| files)
+            };
+            let client = |stem, user, group| leaf(&client_ca, &tls, stem, Profile::client(user, group));
+            const MASTERS: Option<&str> = Some("system:masters");
 
-        let reached_by = request.sans();
-        let serving_sans = &reached_by | &san::kubernetes(&request.cluster_domain);
-        let mut etcd_sans = reached_by;
-        // k3s' datastore presents etcd's certificate on a socket of this name.
-        etcd_sans.insert(HostName::known("kine.sock").into());
+            let reached_by = request.sans();
+            let serving_sans = &reached_by | &san::kubernetes(&request.cluster_domain);
+            let mut etcd_sans = reached_by;
+            // k3s' datastore presents etcd's certificate on a socket of this name.
+            etcd_sans.insert(HostName::known("kine.sock").into());
 
-        let pki = Self {
-            server_ca_nochain: write_nochain(&tls, "server-ca", &server_ca)?,
-            client_ca_nochain: write_nochain(&tls, "client-ca", &client_ca)?,
+            let pki = Self {
+                server_ca_nochain: write_nochain(&tls, "server-ca", &server_ca)?,
+                client_ca_nochain: write_nochain(&tls, "client-ca", &client_ca)?,
 
-            client_admin: client("client-admin", "system:admin", MASTERS)?,
-            client_supervisor: client("client-supervisor", "system:k3s-supervisor", MASTERS)?,
-            client_controller: client("client-controller", "system:kube-controller-manager", None)?,
-            client_scheduler: client("client-scheduler", "system:kube-scheduler", None)?,
-            client_kube_apiserver: client("client-kube-apiserver", "system:apiserver", MASTERS)?,
-            client_kube_proxy: client("client-kube-proxy", "system:kube-proxy", None)?,
-            client_k3s_controller: client("client-k3s-controller", "system:k3s-controller", None)?,
-            client_cloud_controller: client("client-k3s-cloud-controller", "k3s-cloud-controller-manager", None)?,
-            client_auth_proxy: leaf(
-                &request_header_ca,
-                &tls,
-                "client-auth-proxy",
-                Profile::client("system:auth-proxy", None),
-            )?,
-            client_kubelet_key: ensure_key(&tls, "client-kubelet.key")?,
-            serving_kubelet_key: ensure_key(&tls, "serving-kubelet.key")?,
+                client_admin: client("client-admin", "system:admin", MASTERS)?,
+                client_supervisor: client("client-supervisor", "system:k3s-supervisor", MASTERS)?,
+                client_controller: client("client-controller", "system:kube-controller-manager", None)?,
+                client_scheduler: client("client-scheduler", "system:kube-scheduler", None)?,
+                client_kube_apiserver: client("client-kube-apiserver", "system:apiserver", MASTERS)?,
+                client_kube_proxy: client("client-kube-proxy", "system:kube-proxy", None)?,
+                client_k3s_controller: client("client-k3s-controller", "system:k3s-controller", None)?,
+                client_cloud_controller: client("client-k3s-cloud-controller", "k3s-cloud-controller-manager", None)?,
+                client_auth_proxy: leaf(
+                    &request_header_ca,
+                    &tls,
+                    "client-auth-proxy",
+                    Profile::client("system:auth-proxy", None),
+                )?,
+                client_kubelet_key: ensure_key(&tls, "client-kubelet.key")?,
+                serving_kubelet_key: ensure_key(&tls, "serving-kubelet.key")?,
 
-            serving_kube_apiserver: leaf(
-                &server_ca,
-                &tls,
-                "serving-kube-apiserver",
-                Profile::server("kube-apiserver", serving_sans.clone()),
-            )?,
-            serving_kube_controller_manager: leaf(
-                &server_ca,
-                &controller_manager,
-                "kube-controller-manager",
-                Profile::server("kube-controller-manager", san::loopback()),
-            )?,
-            serving_kube_scheduler: leaf(
-                &server_ca,
-                &scheduler,
-                "kube-scheduler",
-                Profile::server("kube-scheduler", san::loopback()),
-            )?,
+                serving_kube_apiserver: leaf(
+                    &server_ca,
+                    &tls,
+                    "serving-kube-apiserver",
+                    Profile::server("kube-apiserver", serving_sans.clone()),
+                )?,
+                serving_kube_controller_manager: leaf(
+                    &server_ca,
+                    &controller_manager,
+                    "kube-controller-manager",
+                    Profile::server("kube-controller-manager", san::loopback()),
+                )?,
+                serving_kube_scheduler: leaf(
+                    &server_ca,
+                    &scheduler,
+                    "kube-scheduler",
+                    Profile::server("kube-scheduler", san::loopback()),
+                )?,
 
-            etcd_client: leaf(&etcd_server_ca, &etcd, "client", Profile::client("etcd-client", None))?,
-            etcd_server_client: leaf(
-                &etcd_server_ca,
-                &etcd,
-                "server-client",
-                Profile::peer("etcd-server", etcd_sans.clone()),
-            )?,
-            etcd_peer_server_client: leaf(
-                &etcd_peer_ca,
-                &etcd,
-                "peer-server-client",
-                Profile::peer("etcd-peer", etcd_sans),
-            )?,
+                etcd_client: leaf(&etcd_server_ca, &etcd, "client", Profile::client("etcd-client", None))?,
+                etcd_server_client: leaf(
+                    &etcd_server_ca,
+                    &etcd,
+                    "server-client",
+                    Profile::peer("etcd-server", etcd_sans.clone()),
+                )?,
+                etcd_peer_server_client: leaf(
+                    &etcd_peer_ca,
+                    &etcd,
+                    "peer-server-client",
+                    Profile::peer("etcd-peer", etcd_sans),
+                )?,
 
-            service_key: tls.join("service.key"),
-            service_current_key: tls.join("service.current.key"),
-            kubeconfigs: Kubeconfigs::at(&cred),
-            server_ca,
-            client_ca,
-            request_header_ca,
-            etcd_server_ca,
-            etcd_peer_ca,
-            apiserver: request.apiserver(),
-            serving_sans,
-            tls,
-        };
-        pki.ensure_service_keys()?;
-        pki.write_kubeconfigs()?;
-        Ok(pki)
+                service_key: service_key.clone(),
+                service_current_key: service_current_key.clone(),
+                kubeconfigs: Kubeconfigs::at(&cred),
+                server_ca,
+                client_ca,
+                request_header_ca,
+                etcd_server_ca,
+                etcd_peer_ca,
+                apiserver: request.apiserver(),
+                serving_sans,
+                tls,
+            };
+            pki.write_kubeconfigs()?;
+            service_keys.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok(pki)
+        })
     }
 
     /// kube-apiserver on loopback, where the components of this machine reach it.
     pub fn apiserver_url(&self) -> String {
         format!("https://{}", self.apiserver)
-    }
-
-    /// Keys of earlier rotations follow the first in `service.key`; only the first may sign, so it gets a file of its own.
-    fn ensure_service_keys(&self) -> Result<(), Error> {
-        let signing = match PrivateKey::load(&self.service_key)? {
-            Some(key) => key,
-            None => {
-                let key = PrivateKey::generate_rsa()?;
-                files::write(&self.service_key, key.pem().as_bytes(), PRIVATE)?;
-                key
-            }
-        };
-        files::write(&self.service_current_key, signing.pem().as_bytes(), PRIVATE)?;
-        Ok(())
     }
 
     fn write_kubeconfigs(&self) -> Result<(), Error> {
@@ -295,6 +287,20 @@ impl Kubeconfigs {
             cloud_controller: cred.join("cloud-controller.kubeconfig"),
         }
     }
+}
+
+/// Keys of earlier rotations follow the first in `service.key`; only the first may sign, so it gets a file of its own.
+fn ensure_service_keys(path: &Path, current: &Path) -> Result<(), Error> {
+    let signing = match PrivateKey::load(path)? {
+        Some(key) => key,
+        None => {
+            let key = PrivateKey::generate_rsa()?;
+            files::write(path, key.pem().as_bytes(), PRIVATE)?;
+            key
+        }
+    };
+    files::write(current, signing.pem().as_bytes(), PRIVATE)?;
+    Ok(())
 }
 
 fn write_nochain(tls: &Path, stem: &str, authority: &CertificateAuthority) -> Result<PathBuf, Error> {
