@@ -153,3 +153,31 @@ fn snapshotter(snapshotter: Snapshotter) -> &'static str {
 fn quoted(text: &str) -> String {
     if text.contains(['\'', '\n', '\r']) { format!("{text:?}") } else { format!("'{text}'") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{found, node, paths};
+
+    fn rendered(node: &Node, template: Option<&str>) -> Result<String, TemplateError> {
+        let launch = containerd(node, &paths(), &found(), "pause:1", template, "/usr/bin".as_ref())?;
+        Ok(launch.files[0].content.clone())
+    }
+
+    #[test]
+    fn runc_leaves_oom_scores_alone_where_it_may_not_lower_them() {
+        let mut node = node(&[]);
+        assert!(rendered(&node, None).unwrap().contains("restrict_oom_score_adj = true"));
+        node.may_lower_oom_score = true;
+        assert!(rendered(&node, None).unwrap().contains("restrict_oom_score_adj = false"));
+    }
+
+    #[test]
+    fn the_users_template_extends_ours_or_replaces_it() {
+        let node = node(&["--snapshotter=native"]);
+        let extended = rendered(&node, Some("{{ template \"base\" . }}\n[debug]\n")).unwrap();
+        assert!(extended.contains("snapshotter = 'native'") && extended.ends_with("[debug]\n"));
+        assert_eq!(rendered(&node, Some("version = 3\n")).unwrap(), "version = 3\n");
+        assert!(rendered(&node, Some("{{ range .X }}")).is_err());
+    }
+}

@@ -108,3 +108,41 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{config, found, paths};
+
+    fn args(flags: &[&str]) -> Vec<String> {
+        let launch = kube_apiserver(&config(flags), &paths(), &found(), "10.0.0.2".parse().unwrap());
+        launch.program.args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn it_listens_on_loopback_above_the_front() {
+        let args = args(&["--https-listen-port=7443"]);
+        assert!(
+            args.contains(&"--secure-port=7444".to_owned()) && args.contains(&"--bind-address=127.0.0.1".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_users_argument_takes_the_place_of_ours_or_stands_beside_it() {
+        let args = args(&[
+            "--kube-apiserver-arg=profiling=true",
+            "--kube-apiserver-arg=enable-admission-plugins+=AlwaysPullImages",
+        ]);
+        let of = |name: &str| args.iter().filter(|arg| arg.starts_with(name)).map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(of("--profiling="), ["--profiling=true"]);
+        let plugins = ["--enable-admission-plugins=NodeRestriction", "--enable-admission-plugins=AlwaysPullImages"];
+        assert_eq!(of("--enable-admission-plugins="), plugins);
+    }
+
+    #[test]
+    fn an_authentication_configuration_of_the_users_stands_alone() {
+        let has_anonymous = |args: Vec<String>| args.iter().any(|arg| arg.starts_with("--anonymous-auth"));
+        assert!(has_anonymous(args(&[])));
+        assert!(!has_anonymous(args(&["--kube-apiserver-arg=authentication-config=/etc/auth.yaml"])));
+    }
+}

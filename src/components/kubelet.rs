@@ -117,3 +117,30 @@ fn taint(taint: &Taint) -> Value {
     };
     json!({"key": taint.key, "value": taint.value, "effect": effect})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{found, node, paths};
+
+    fn defaults(node: &Node) -> Value {
+        serde_json::from_str(&kubelet(node, &paths(), &found()).files[0].content).unwrap()
+    }
+
+    #[test]
+    fn cgroup_v1_is_tolerated_only_where_it_is() {
+        let mut node = node(&[]);
+        assert_eq!(defaults(&node)["failCgroupV1"], false);
+        node.cgroup_v2 = true;
+        assert_eq!(defaults(&node).get("failCgroupV1"), None);
+    }
+
+    #[test]
+    fn labels_are_flags_and_taints_are_configuration() {
+        let node = node(&["--node-label=site=north", "--node-taint=only=cameras:NoExecute"]);
+        let launch = kubelet(&node, &paths(), &found());
+        assert!(launch.program.args.contains(&"--node-labels=site=north".into()));
+        let taint = json!([{"key": "only", "value": "cameras", "effect": "NoExecute"}]);
+        assert_eq!(defaults(&node)["registerWithTaints"], taint);
+    }
+}

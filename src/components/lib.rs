@@ -5,6 +5,7 @@
 //! `--kube-apiserver-arg` and its like meet the defaults they expect.
 
 mod containerd;
+mod control_loop;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
@@ -15,6 +16,8 @@ mod libexec;
 mod node;
 mod paths;
 mod template;
+#[cfg(test)]
+mod testing;
 
 pub use containerd::{SOCKET_IN_RUN as CONTAINERD_SOCKET_IN_RUN, containerd};
 pub use kube_apiserver::kube_apiserver;

@@ -102,7 +102,7 @@ impl Libexec {
 }
 
 /// Components that were found; total for the needs they were required for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Components {
     found: BTreeMap<&'static str, PathBuf>,
 }

@@ -1,0 +1,74 @@
+//! What kube-controller-manager and kube-scheduler have in common: they work through kube-apiserver, alone, and serve only loopback.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use k3s_config::args::ComponentArgs;
+use k3s_supervise::program::{Probe, Program, Resources, Stop};
+
+use crate::{
+    Paths,
+    launch::{Flags, Launch},
+    libexec::Components,
+};
+
+/// One of the two.
+pub(crate) struct ControlLoop {
+    /// Its program, and its folder below `tls`.
+    pub(crate) name: &'static str,
+    /// Its file in `cred`.
+    pub(crate) kubeconfig: &'static str,
+    /// Where it serves its health.
+    pub(crate) port: u16,
+}
+
+impl ControlLoop {
+    /// The flags that both take.
+    pub(crate) fn flags(&self, paths: &Paths, verbosity: u8) -> Flags {
+        let kubeconfig = paths.cred(self.kubeconfig);
+        let mut flags = Flags::default();
+        flags
+            .path("kubeconfig", kubeconfig.clone())
+            .path("authorization-kubeconfig", kubeconfig.clone())
+            .path("authentication-kubeconfig", kubeconfig)
+            // One server: nobody to elect against, and a lease renewed every two seconds is wear.
+            .set("leader-elect", false)
+            .set("bind-address", "127.0.0.1")
+            .set("secure-port", self.port)
+            .path("tls-cert-file", paths.tls(&format!("{0}/{0}.crt", self.name)))
+            .path("tls-private-key-file", paths.tls(&format!("{0}/{0}.key", self.name)))
+            .set("profiling", false)
+            .verbosity(verbosity);
+        flags
+    }
+
+    /// The program with its `flags` and the user's arguments.
+    pub(crate) fn launch(&self, flags: Flags, user: &ComponentArgs, paths: &Paths, found: &Components) -> Launch {
+        Launch {
+            files: Vec::new(),
+            program: Program {
+                name: self.name.into(),
+                executable: found.path(self.name),
+                arg0: self.name.into(),
+                args: flags.merged(user),
+                env: BTreeMap::new(),
+                working_dir: None,
+                after: vec!["kube-apiserver".into()],
+                readiness: Probe::Https {
+                    address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
+                    path: "/healthz".into(),
+                    ca: paths.tls("server-ca.crt"),
+                    identity: None,
+                },
+                liveness: None,
+                stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
+                resources: Resources::default(),
+                oom_score_adj: Some(-400),
+                log_file: None,
+            },
+        }
+    }
+}
