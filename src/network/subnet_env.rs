@@ -59,8 +59,7 @@ mod tests {
     #[test]
     fn one_family() {
         let env = SubnetEnv { cluster_cidrs: cidrs(&["10.42.0.0/16"]), pod_cidrs: cidrs(&["10.42.3.0/24"]), mtu: 1450 };
-        let text =
-            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        let text = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         assert_eq!(env.text(), text);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flannel/subnet.env");

@@ -30,7 +30,8 @@ const FLAGS: [(&str, &str); 25] = [
     ("--node-ip=127.0.0.1", "--node-ip: 127.0.0.1 is not an address that other hosts can reach"),
     ("--bind-address=localhost", "--bind-address: `localhost` is not an IPv4 address"),
     ("--https-listen-port=65535", "--https-listen-port: 65535 leaves no port above it for kube-apiserver"),
-    ("--service-node-port-range=1024-32767", "contains 6443, where the server listens; choose ports apart"),
+    ("--service-node-port-range=high", "`high` is not a range of ports; write it as 30000-32767"),
+    ("--kube-apiserver-arg=secure-port=7000", "secure-port is settled between k3s and kube-apiserver; leave it out"),
     ("--node-name=under_score", "--node-name: `under_score` is not a node's name"),
     (
         "--node-label=node-role.kubernetes.io/worker=true",
