@@ -10,7 +10,7 @@ const IO_ERROR: i32 = 74;
 const CONFIGURATION: i32 = 78;
 
 /// Command lines of `k3s server`, each with the sentence that it is refused with.
-const FLAGS: [(&str, &str); 25] = [
+const FLAGS: [(&str, &str); 26] = [
     ("--frobnicate", "--frobnicate is not a flag of k3s server; see `--help` for all"),
     ("--cluster-cdir=10.0.0.0/16", "use --cluster-cidr if that is meant"),
     ("start", "belongs to no flag; write switches as --flag=true"),
