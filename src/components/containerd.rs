@@ -12,9 +12,6 @@ use crate::{
     template::{self, TemplateError},
 };
 
-/// Where containerd listens, below the run directory.
-pub const SOCKET_IN_RUN: &str = "containerd/containerd.sock";
-
 /// containerd for `node`, with `pause_image` as the sandbox of pods. `user_template` is the content of
 /// `<data>/agent/etc/containerd/config-v3.toml.tmpl`, where the user has one; it replaces our configuration and may include it
 /// with `{{ template "base" . }}`. `inherited_path` is our own `PATH`, which the components' folder is put before.

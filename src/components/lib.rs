@@ -19,7 +19,7 @@ mod template;
 #[cfg(test)]
 mod testing;
 
-pub use containerd::{SOCKET_IN_RUN as CONTAINERD_SOCKET_IN_RUN, containerd};
+pub use containerd::containerd;
 pub use kube_apiserver::kube_apiserver;
 pub use kube_controller_manager::kube_controller_manager;
 pub use kube_proxy::kube_proxy;
