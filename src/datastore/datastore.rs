@@ -39,6 +39,8 @@ pub struct Options {
     pub ring: usize,
     /// How often a watcher that asked for progress notifications gets one, if there is progress.
     pub progress_interval: Duration,
+    /// Name of the registered SQLite VFS to use instead of the default one: tests see by it what a failing disk does.
+    pub vfs: Option<String>,
 }
 
 impl Options {
@@ -50,6 +52,7 @@ impl Options {
             value_cache: 2 << 20,
             ring: 1 << 20,
             progress_interval: Duration::from_secs(5),
+            vfs: None,
         }
     }
 }
@@ -86,9 +89,9 @@ impl Datastore {
     /// # Errors
     /// Any [`Error`] about the file; nothing in it was changed then.
     pub async fn open(options: Options) -> Result<Self, Error> {
-        let path = options.path.clone();
+        let (path, vfs) = (options.path.clone(), options.vfs.clone());
         let opening = spawn_blocking(move || {
-            let (log, recovered) = SqliteLog::open(&path)?;
+            let (log, recovered) = SqliteLog::open_with_vfs(&path, vfs.as_deref())?;
             let readers = (0..READERS).map(|_| log.reader()).collect::<Result<Vec<_>, _>>()?;
             Ok((log, recovered, readers))
         });

@@ -51,6 +51,7 @@ const INSERT: &str = "
 pub(crate) struct SqliteLog {
     connection: Connection,
     path: PathBuf,
+    vfs: Option<String>,
     /// `PRAGMA data_version` of our last look: any other value means that somebody else has written.
     data_version: i64,
     compact_row: i64,

@@ -22,13 +22,19 @@ use crate::revision::Revision;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl SqliteLog {
-    /// Opens or creates the database and reads what it holds. Checks its integrity after an unclean stop.
+    #[cfg(test)]
     pub(crate) fn open(path: &Path) -> Result<(Self, Recovered), Error> {
+        Self::open_with_vfs(path, None)
+    }
+
+    /// Opens or creates the database, through SQLite's VFS of this name if not the default one, and reads what it
+    /// holds. Checks its integrity after an unclean stop.
+    pub(crate) fn open_with_vfs(path: &Path, vfs: Option<&str>) -> Result<(Self, Recovered), Error> {
         let lock = files::prepare(path)?;
         // SQLite removes the write-ahead log when the last user closes the database properly.
         let unclean = fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(at("open", path))?;
+        let connection = connect(path, flags, vfs)?;
         // Until it is known to be sound nothing is moved into the file, not even at its closing.
         hold_back_checkpoint(&connection, path, true)?;
         check_format(&connection, path)?;
@@ -41,6 +47,7 @@ impl SqliteLog {
         let mut log = Self {
             connection,
             path: path.to_owned(),
+            vfs: vfs.map(str::to_owned),
             data_version: 0,
             compact_row: 0,
             newest_row: Revision::ZERO,
@@ -59,10 +66,18 @@ impl SqliteLog {
     /// Opens another connection to the same file that only reads.
     pub(crate) fn reader(&self) -> Result<Reader, Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags).map_err(at("open", &self.path))?;
+        let connection = connect(&self.path, flags, self.vfs.as_deref())?;
         connection.pragma_update(None, "cache_size", -512).map_err(at("configure", &self.path))?;
         Ok(Reader { connection, path: self.path.clone() })
     }
+}
+
+fn connect(path: &Path, flags: OpenFlags, vfs: Option<&str>) -> Result<Connection, Error> {
+    let connection = match vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs),
+        None => Connection::open_with_flags(path, flags),
+    };
+    connection.map_err(at("open", path))
 }
 
 fn hold_back_checkpoint(connection: &Connection, path: &Path, held: bool) -> Result<(), Error> {
