@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -14,7 +15,7 @@ use tracing::info;
 
 use crate::error::Error;
 use crate::etcd;
-use crate::listen::{Endpoint, Listener};
+use crate::listen::{Access, Endpoint, Listener};
 use crate::log::sqlite::SqliteLog;
 use crate::revision::Revision;
 use crate::store::Store;
@@ -181,27 +182,42 @@ impl Datastore {
     }
 }
 
-/// Opens a store, serves it at an address until `shutdown`, and closes it: all of `k3s datastore serve`.
+/// Where a store is served, and for whom.
+#[derive(Clone, Debug, Default)]
+pub struct Serving {
+    /// The addresses of etcd's API.
+    pub listen: Vec<Endpoint>,
+    /// Whom the addresses on TCP serve.
+    pub access: Access,
+}
+
+/// Opens a store, serves it until `shutdown`, and closes it: all of `k3s datastore serve`. Addresses are bound first: with
+/// a wrong one nothing is opened.
 ///
 /// # Errors
-/// Why the store could not be opened, why it stopped by itself, or what closing it found.
-pub async fn serve(options: Options, endpoint: &Endpoint, shutdown: CancellationToken) -> Result<(), Error> {
+/// Which address cannot be had, why the store could not be opened, why it stopped by itself, or what closing it found.
+pub async fn serve(options: Options, serving: &Serving, shutdown: CancellationToken) -> Result<(), Error> {
+    let mut endpoints = Vec::new();
+    for endpoint in &serving.listen {
+        endpoints.push(endpoint.bind(&serving.access).await?);
+    }
     let datastore = Datastore::open(options).await?;
+    // Whatever ends first ends the others.
     let stop = shutdown.child_token();
-    let served = async {
-        let serving = endpoint.bind().await?.serve(&datastore, stop.clone());
-        tokio::pin!(serving);
-        tokio::select! {
-            served = &mut serving => served,
-            failure = datastore.stopped() => {
-                stop.cancel();
-                serving.await.and(Err(failure))
-            }
-        }
+    let served = endpoints.into_iter().map(async |endpoint| {
+        let served = endpoint.serve(&datastore, stop.clone()).await;
+        stop.cancel();
+        served
+    });
+    let failed = async {
+        let failure = stop.run_until_cancelled(datastore.stopped()).await;
+        stop.cancel();
+        failure.map_or(Ok(()), Err)
     };
-    let served = served.await;
+    let (failed, served) = tokio::join!(failed, join_all(served));
+    let served: Result<(), Error> = served.into_iter().collect();
     let closed = datastore.close().await;
-    served.and(closed)
+    failed.and(served).and(closed)
 }
 
 impl std::fmt::Debug for Datastore {
@@ -278,16 +294,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let options = Options::new(directory.path().join("state.db"));
         let socket = directory.path().join("s.sock");
-        let endpoint = Endpoint::Unix(socket.clone());
+        let serving = Serving { listen: vec![Endpoint::Unix(socket.clone())], ..Serving::default() };
         let shutdown = CancellationToken::new();
-        let done = tokio::join!(serve(options.clone(), &endpoint, shutdown.clone()), async { shutdown.cancel() }).0;
+        let done = tokio::join!(serve(options.clone(), &serving, shutdown.clone()), async { shutdown.cancel() }).0;
         done.unwrap();
         std::fs::write(
             &options.path,
             "no database at all, but as long as a header of one is: a hundred bytes and more, see?",
         )
         .unwrap();
-        let failed = serve(options, &endpoint, CancellationToken::new()).await;
+        let failed = serve(options, &serving, CancellationToken::new()).await;
         assert!(matches!(failed, Err(Error::NotADatabase(_))), "{failed:?}");
     }
 

@@ -1,7 +1,7 @@
 //! What can go wrong: with the store as a whole, and with one request.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Why the store cannot be opened, or has stopped.
@@ -78,6 +78,14 @@ pub enum Error {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// A certificate or key cannot be used.
+    #[error("cannot use {path} for TLS: {reason}")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The writer met a bug of its own; its panic is in the log. Nothing acknowledged is lost.
     #[error("the writer of the datastore {0} has crashed; restart it, and report the panic in the log")]
     Crashed(PathBuf),
@@ -87,6 +95,14 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn address(address: &str, reason: &str) -> Self {
+        Self::Address { address: address.to_owned(), reason: reason.to_owned() }
+    }
+
+    pub(crate) fn tls(path: &Path, reason: &impl ToString) -> Self {
+        Self::Tls { path: path.to_owned(), reason: reason.to_string() }
+    }
+
     pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source: Arc::new(source) }

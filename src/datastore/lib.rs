@@ -14,7 +14,7 @@
 //! - `log`: the rows, and kine's way to write them.
 //! - `store`, `writer`, `follow`: who holds what, and in which order it changes.
 //! - `etcd`: messages and services on the wire.
-//! - `listen`, `datastore`: how the rest of the program uses all that.
+//! - `listen`, `tls`, `datastore`: how the rest of the program uses all that.
 
 mod cache;
 #[cfg(test)]
@@ -35,11 +35,13 @@ mod model;
 mod range;
 mod revision;
 mod store;
+mod tls;
 mod txn;
 mod watch;
 mod writer;
 
-pub use datastore::{Datastore, Options, Status, serve};
+pub use datastore::{Datastore, Options, Serving, Status, serve};
 pub use error::Error;
-pub use listen::{BoundEndpoint, Endpoint, Listener};
+pub use listen::{Access, BoundEndpoint, Endpoint, Listener, TlsListener};
 pub use revision::Revision;
+pub use tls::ServerTls;

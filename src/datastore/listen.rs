@@ -1,7 +1,7 @@
-//! Where the store is served: unix sockets, and TCP on loopback.
+//! Where the store is served: unix sockets and TCP, and who may connect.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,16 +10,22 @@ use std::str::FromStr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
+use crate::datastore::Datastore;
 use crate::error::Error;
+use crate::tls::ServerTls;
 
 /// Something that connections come from.
 pub trait Listener: Send {
     /// One connection.
     type Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// What is left to do until a connection can be used. It is done apart, so that a slow client holds up no other.
+    type Handshake: Future<Output = io::Result<Self::Connection>> + Send + 'static;
 
     /// Waits for the next connection.
-    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Connection>> + Send;
+    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Handshake>> + Send;
 
     /// The address as a URL, for clients that ask for it.
     fn url(&self) -> String;
@@ -27,9 +33,11 @@ pub trait Listener: Send {
 
 impl Listener for UnixListener {
     type Connection = UnixStream;
+    type Handshake = Ready<io::Result<UnixStream>>;
 
-    async fn accept(&mut self) -> io::Result<UnixStream> {
-        Self::accept(self).await.map(|(stream, _)| stream)
+    async fn accept(&mut self) -> io::Result<Self::Handshake> {
+        let (stream, _) = Self::accept(self).await?;
+        Ok(ready(Ok(stream)))
     }
 
     fn url(&self) -> String {
@@ -41,12 +49,10 @@ impl Listener for UnixListener {
 
 impl Listener for TcpListener {
     type Connection = TcpStream;
+    type Handshake = Ready<io::Result<TcpStream>>;
 
-    async fn accept(&mut self) -> io::Result<TcpStream> {
-        let (stream, _) = Self::accept(self).await?;
-        // It fails for a client that has left again; its connection will tell.
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
+    async fn accept(&mut self) -> io::Result<Self::Handshake> {
+        Ok(ready(Ok(accept_tcp(self).await?)))
     }
 
     fn url(&self) -> String {
@@ -54,38 +60,72 @@ impl Listener for TcpListener {
     }
 }
 
-/// An address to listen on, parsed: `unix:///path` or `http://IP:PORT`.
-///
-/// TCP is only taken on loopback: whoever can connect can read every secret of the cluster.
+/// A TCP port whose connections speak TLS.
+#[derive(Debug)]
+pub struct TlsListener {
+    listener: TcpListener,
+    tls: ServerTls,
+}
+
+impl Listener for TlsListener {
+    type Connection = TlsStream<TcpStream>;
+    type Handshake = tokio_rustls::Accept<TcpStream>;
+
+    async fn accept(&mut self) -> io::Result<Self::Handshake> {
+        let stream = accept_tcp(&self.listener).await?;
+        Ok(self.tls.acceptor().accept(stream))
+    }
+
+    fn url(&self) -> String {
+        self.listener.local_addr().map(|address| format!("https://{address}")).unwrap_or_default()
+    }
+}
+
+async fn accept_tcp(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (stream, _) = listener.accept().await?;
+    // It fails for a client that has left again; its connection will tell.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// An address to listen on, parsed: `unix:///PATH`, `http://IP:PORT` or `https://IP:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A unix socket at this absolute path.
+    /// A unix socket at this absolute path; only its owner may connect.
     Unix(PathBuf),
-    /// Plain TCP on a loopback address.
-    Tcp(SocketAddr),
+    /// Plain TCP.
+    Http(SocketAddr),
+    /// TLS.
+    Https(SocketAddr),
+}
+
+/// Whom endpoints on TCP serve. By default: who can connect over loopback.
+///
+/// Whoever is served can read and change every object of a cluster, so beyond loopback clients have to show a
+/// certificate, unless `insecure` says that something else keeps strangers off.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// What `https` endpoints are served with.
+    pub tls: Option<ServerTls>,
+    /// Serve whoever can connect, beyond loopback too.
+    pub insecure: bool,
 }
 
 impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let refuse = |reason: &str| Error::Address { address: text.to_owned(), reason: reason.to_owned() };
-        if let Some(path) = text.strip_prefix("unix://") {
-            let path = PathBuf::from(path);
-            return if path.is_absolute() {
-                Ok(Self::Unix(path))
-            } else {
-                Err(refuse("the path of the socket must be absolute, as in unix:///run/k3s.sock"))
-            };
-        }
-        let address = text
-            .strip_prefix("http://")
-            .and_then(|address| address.trim_end_matches('/').parse::<SocketAddr>().ok())
-            .ok_or_else(|| refuse("expected unix:///PATH or http://IP:PORT"))?;
-        if address.ip().is_loopback() {
-            Ok(Self::Tcp(address))
-        } else {
-            Err(refuse("only loopback addresses are served without TLS; use 127.0.0.1 or a unix socket"))
+        let refuse = |reason| Error::address(text, reason);
+        let address = |text: &str| {
+            let address = text.trim_end_matches('/').parse::<SocketAddr>();
+            address.map_err(|_| refuse("expected an IP address and a port, as in http://127.0.0.1:2379"))
+        };
+        match text.split_once("://") {
+            Some(("unix", path)) if Path::new(path).is_absolute() => Ok(Self::Unix(path.into())),
+            Some(("unix", _)) => Err(refuse("the path of the socket must be absolute, as in unix:///run/k3s.sock")),
+            Some(("http", rest)) => address(rest).map(Self::Http),
+            Some(("https", rest)) => address(rest).map(Self::Https),
+            _ => Err(refuse("expected unix:///PATH, http://IP:PORT or https://IP:PORT")),
         }
     }
 }
@@ -94,7 +134,8 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Http(address) => write!(f, "http://{address}"),
+            Self::Https(address) => write!(f, "https://{address}"),
         }
     }
 }
@@ -105,38 +146,54 @@ pub enum BoundEndpoint {
     /// A unix socket that only its owner may connect to.
     Unix(UnixListener),
     /// A TCP port.
-    Tcp(TcpListener),
+    Http(TcpListener),
+    /// A TCP port that speaks TLS.
+    Https(TlsListener),
 }
 
 impl Endpoint {
     /// Binds the address. A socket that a process left behind is replaced; one that answers is not.
     ///
     /// # Errors
-    /// [`Error::File`] or [`Error::Address`] when the address cannot be had.
-    pub async fn bind(&self) -> Result<BoundEndpoint, Error> {
+    /// [`Error::File`] or [`Error::Address`] when the address cannot be had, or would let strangers in.
+    pub async fn bind(&self, access: &Access) -> Result<BoundEndpoint, Error> {
+        let refuse = |reason| Error::address(&self.to_string(), reason);
+        let open = |address: &SocketAddr| address.ip().is_loopback() || access.insecure;
         match self {
             Self::Unix(path) => bind_unix(path).await.map(BoundEndpoint::Unix),
-            Self::Tcp(address) => match TcpListener::bind(address).await {
-                Ok(listener) => Ok(BoundEndpoint::Tcp(listener)),
-                Err(error) => Err(Error::Address { address: self.to_string(), reason: error.to_string() }),
+            Self::Http(address) if !open(address) => Err(refuse(
+                "beyond loopback everybody could read every Secret: use https with client certificates, or --insecure-listen",
+            )),
+            Self::Http(address) => self.bind_tcp(address).await.map(BoundEndpoint::Http),
+            Self::Https(address) => match &access.tls {
+                None => Err(refuse("https needs a certificate and its key: --cert-file and --key-file")),
+                Some(tls) if !tls.verifies_clients() && !open(address) => Err(refuse(
+                    "beyond loopback clients must show a certificate: name its authority with --trusted-ca-file, \
+                     or say --insecure-listen",
+                )),
+                Some(tls) => {
+                    let listener = self.bind_tcp(address).await?;
+                    Ok(BoundEndpoint::Https(TlsListener { listener, tls: tls.clone() }))
+                }
             },
         }
+    }
+
+    async fn bind_tcp(&self, address: &SocketAddr) -> Result<TcpListener, Error> {
+        TcpListener::bind(address).await.map_err(|error| Error::address(&self.to_string(), &error.to_string()))
     }
 }
 
 impl BoundEndpoint {
-    /// Serves a store here; see [`crate::Datastore::serve`].
+    /// Serves a store here; see [`Datastore::serve`].
     ///
     /// # Errors
     /// [`Error::File`] when the listener fails.
-    pub async fn serve(
-        self,
-        datastore: &crate::Datastore,
-        shutdown: tokio_util::sync::CancellationToken,
-    ) -> Result<(), Error> {
+    pub async fn serve(self, datastore: &Datastore, shutdown: CancellationToken) -> Result<(), Error> {
         match self {
             Self::Unix(listener) => datastore.serve(listener, shutdown).await,
-            Self::Tcp(listener) => datastore.serve(listener, shutdown).await,
+            Self::Http(listener) => datastore.serve(listener, shutdown).await,
+            Self::Https(listener) => datastore.serve(listener, shutdown).await,
         }
     }
 }
@@ -167,17 +224,19 @@ async fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::testing::Authority;
 
     #[test]
     fn addresses_are_parsed_or_refused_with_a_reason() {
-        for good in ["unix:///run/k3s/kine.sock", "http://127.0.0.1:2379", "http://[::1]:2379"] {
+        for good in ["unix:///run/k3s/kine.sock", "http://127.0.0.1:2379", "https://[::1]:2379"] {
             assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
         }
         for (bad, reason) in [
             ("unix://kine.sock", "must be absolute"),
-            ("http://192.168.1.1:2379", "only loopback"),
             ("tcp://127.0.0.1:1", "expected unix"),
-            ("http://localhost:2379", "expected unix"),
+            ("127.0.0.1:1", "expected unix"),
+            ("http://localhost:2379", "expected an IP address and a port"),
+            ("https://127.0.0.1", "expected an IP address and a port"),
         ] {
             let error = bad.parse::<Endpoint>().unwrap_err().to_string();
             assert!(error.contains(reason) && error.contains(bad), "{error}");
@@ -185,17 +244,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn beyond_loopback_strangers_are_kept_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Authority::new(folder.path(), "ca");
+        let server = ca.issue("server");
+        let tls = |trusted_ca| Some(ServerTls::load(&server.certificate, &server.key, trusted_ca).unwrap());
+        let bind = async |endpoint: &str, tls, insecure| {
+            let endpoint: Endpoint = endpoint.parse().unwrap();
+            endpoint.bind(&Access { tls, insecure }).await.map(drop).map_err(|error| error.to_string())
+        };
+        let refused = |bound: Result<(), String>, remedy: &str| {
+            let error = bound.unwrap_err();
+            assert!(error.contains(remedy), "{error}");
+        };
+        bind("http://127.0.0.1:0", None, false).await.unwrap();
+        refused(bind("http://0.0.0.0:0", None, false).await, "client certificates, or --insecure-listen");
+        refused(bind("http://[::]:0", tls(Some(&ca.certificate)), false).await, "use https");
+        bind("http://0.0.0.0:0", None, true).await.unwrap();
+        refused(bind("https://127.0.0.1:0", None, true).await, "--cert-file and --key-file");
+        bind("https://127.0.0.1:0", tls(None), false).await.unwrap();
+        refused(bind("https://0.0.0.0:0", tls(None), false).await, "--trusted-ca-file");
+        bind("https://0.0.0.0:0", tls(None), true).await.unwrap();
+        bind("https://0.0.0.0:0", tls(Some(&ca.certificate)), false).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn only_a_dead_socket_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
         let endpoint = Endpoint::Unix(path.clone());
-        let live = endpoint.bind().await.unwrap();
+        let live = endpoint.bind(&Access::default()).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(endpoint.bind().await.unwrap_err().to_string().contains("another process"));
+        assert!(endpoint.bind(&Access::default()).await.unwrap_err().to_string().contains("another process"));
         drop(live);
-        endpoint.bind().await.unwrap();
+        endpoint.bind(&Access::default()).await.unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "mine").unwrap();
-        assert!(endpoint.bind().await.unwrap_err().to_string().contains("no socket"));
+        assert!(endpoint.bind(&Access::default()).await.unwrap_err().to_string().contains("no socket"));
     }
 }

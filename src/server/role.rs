@@ -8,7 +8,7 @@ use k3s_config::{
     agent::NodeConfig,
     server::{Datastore as DatastoreConfig, ServerConfig},
 };
-use k3s_datastore::{BoundEndpoint, Datastore, Endpoint, Options as DatastoreOptions};
+use k3s_datastore::{Access, BoundEndpoint, Datastore, Endpoint, Options as DatastoreOptions};
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
@@ -112,7 +112,7 @@ impl Server {
 
         let DatastoreConfig::Sqlite { path } = &config.datastore;
         let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
-        let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind().await?;
+        let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?;
         let supervisor = Supervisor::new(Options {
             run_dir: paths.run().to_path_buf(),
             log: Target::detect(),

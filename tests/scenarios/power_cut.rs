@@ -77,8 +77,9 @@ fn power_cut(node: &Node) -> Written {
 
 /// Starts a datastore on a folder and returns its process id.
 fn serve(node: &Node, folder: &str) -> u32 {
-    let job = node
-        .background(&format!("exec k3s datastore serve --path {folder}/state.db --listen unix:///run/datastore.sock"));
+    let job = node.background(&format!(
+        "exec k3s datastore serve --endpoint sqlite://{folder}/state.db --listen unix:///run/datastore.sock"
+    ));
     node.wait_until_succeeds(
         "busybox nc -w1 local:/run/datastore.sock </dev/null || ss -Hlx | grep -q /run/datastore.sock",
         PATIENCE,

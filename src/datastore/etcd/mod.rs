@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,6 +53,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 /// Streams per connection: etcd does not limit them, and a watch holds one for ever.
 const STREAMS: u32 = 1 << 20;
+/// How long a client may take to make its connection usable.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may take to end its streams at shutdown.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long to leave clients waiting when there is no descriptor for them.
@@ -72,9 +75,9 @@ pub(crate) async fn serve(
             () = shutdown.cancelled() => break Ok(()),
         };
         match accepted {
-            Ok(stream) => {
+            Ok(handshake) => {
                 let service = Service { store: Arc::clone(&store), url: Arc::clone(&url), shutdown: shutdown.clone() };
-                connections.spawn(serve_connection(service, stream));
+                connections.spawn(serve_client(service, handshake));
             }
             // Running out of descriptors or a client that left early is no reason to stop listening.
             Err(error) if is_passing(&error) => {
@@ -99,10 +102,20 @@ fn is_passing(error: &std::io::Error) -> bool {
     )
 }
 
-async fn serve_connection(
-    service: Service,
-    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-) {
+async fn serve_client<C>(service: Service, handshake: impl Future<Output = std::io::Result<C>>)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let shutdown = service.shutdown.clone();
+    match shutdown.run_until_cancelled(timeout(HANDSHAKE, handshake)).await {
+        Some(Ok(Ok(stream))) => serve_connection(service, stream).await,
+        Some(Ok(Err(error))) => debug!(%error, "A client was refused at the handshake."),
+        Some(Err(_)) => debug!("A client did not finish its handshake in time."),
+        None => {}
+    }
+}
+
+async fn serve_connection(service: Service, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let shutdown = service.shutdown.clone();
     let connection = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(STREAM_WINDOW)

@@ -1,9 +1,12 @@
-//! `k3s datastore serve`: the store without a cluster, for inspection, repair and tests.
+//! `k3s datastore serve`: the store without a cluster, in the place of etcd or kine.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-use k3s_datastore::{Datastore, Endpoint, Options};
-use tracing::info;
+use k3s_datastore::{Access, Endpoint, Options, ServerTls, Serving};
 
 use super::{
     Failure,
@@ -11,38 +14,131 @@ use super::{
     runtime, signals,
 };
 
+/// Where a server keeps its database unless told otherwise.
+const DATABASE: &str = "/var/lib/rancher/k3s/server/db/state.db";
+/// The shortest interval that etcd takes.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Serve a database file by etcd's API until told to stop
-    Serve {
-        /// The database file; it is made if it is not there
-        #[arg(long, value_name = "FILE", default_value = "/var/lib/rancher/k3s/server/db/state.db")]
-        path: PathBuf,
-        /// unix:///PATH or http://127.0.0.1:PORT; may be repeated
-        #[arg(long, value_name = "URL", required = true)]
-        listen: Vec<Endpoint>,
-    },
+    /// Serve a database by etcd's API until told to stop
+    Serve(Serve),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// The database: sqlite:///FILE, made if it is not there; sqlite:// is a server's own
+    #[arg(long, value_name = "URL", default_value = "sqlite://", value_parser = database)]
+    endpoint: PathBuf,
+    /// unix:///PATH, http://IP:PORT or https://IP:PORT; may be repeated
+    #[arg(long, value_name = "URL", required = true)]
+    listen: Vec<Endpoint>,
+    /// Certificate of https, PEM
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+    /// Authorities of the certificates that clients must show, PEM
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    trusted_ca_file: Option<PathBuf>,
+    /// Serve beyond loopback without asking clients for certificates
+    #[arg(long)]
+    insecure_listen: bool,
+    /// How often watchers that ask for it hear of progress, such as 5s or 500ms
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    watch_progress_notify_interval: Duration,
 }
 
 pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
-    let Verb::Serve { path, listen } = verb;
+    let Verb::Serve(serve) = verb;
     runtime::log(false);
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()
             .map_err(|error| Failure::new(OS_ERROR, format!("signals cannot be received: {error}")))?;
         let failed = |error: k3s_datastore::Error| Failure::from_error(SOFTWARE, &error);
-        let store = Datastore::open(Options::new(path)).await.map_err(failed)?;
-        let mut listeners = Vec::new();
-        for endpoint in &listen {
-            listeners.push(endpoint.bind().await.map_err(failed)?.serve(&store, shutdown.clone()));
-            info!(%endpoint, "Serving the datastore.");
-        }
-        let served = tokio::select! {
-            served = futures_util::future::try_join_all(listeners) => served.map(drop),
-            error = store.stopped() => Err(error),
+        let mut options = Options::new(serve.endpoint);
+        options.progress_interval = serve.watch_progress_notify_interval;
+        let tls = match (&serve.cert_file, &serve.key_file) {
+            (Some(certificate), Some(key)) => {
+                Some(ServerTls::load(certificate, key, serve.trusted_ca_file.as_deref()).map_err(failed)?)
+            }
+            _ => None,
         };
-        let closed = store.close().await;
-        served.and(closed).map_err(failed)
+        let access = Access { tls, insecure: serve.insecure_listen };
+        k3s_datastore::serve(options, &Serving { listen: serve.listen, access }, shutdown).await.map_err(failed)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The file of `sqlite://` or `sqlite:///FILE`. No error tells the address: it may hold a password.
+fn database(url: &str) -> Result<PathBuf, String> {
+    match url.split_once("://") {
+        Some(("sqlite", "")) => Ok(DATABASE.into()),
+        Some(("sqlite", path)) if path.contains('?') => {
+            Err("the database's settings after `?` are fixed; leave them out".to_owned())
+        }
+        Some(("sqlite", path)) if Path::new(path).is_absolute() => Ok(path.into()),
+        Some(("sqlite", _)) => Err("write an absolute path, as in sqlite:///srv/state.db".to_owned()),
+        Some((name @ ("postgres" | "postgresql" | "mysql" | "nats" | "http" | "https"), _)) => {
+            Err(format!("{name} is not served yet; use sqlite:///FILE"))
+        }
+        _ => Err("this is no datastore's address; write sqlite:///FILE".to_owned()),
+    }
+}
+
+/// A duration as etcd's flags take it: `5s`, `500ms`, `1m30s`.
+fn interval(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a duration such as 5s, 500ms or 1m30s".to_owned();
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit);
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let part = number.checked_mul(millis).map(Duration::from_millis);
+        total = part.and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
+        rest = tail;
+    }
+    if total < LEAST_INTERVAL { Err("the shortest interval is 100ms".to_owned()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_is_an_sqlite_file() {
+        assert_eq!(database("sqlite://"), Ok(DATABASE.into()));
+        assert_eq!(database("sqlite:///srv/state.db"), Ok("/srv/state.db".into()));
+        for (bad, reason) in [
+            ("sqlite://state.db", "absolute path"),
+            ("sqlite:///srv/state.db?_journal=WAL", "leave them out"),
+            ("postgres://k3s:hunter2@db/k3s", "postgres is not served yet"),
+            ("mysql://k3s:hunter2@tcp(db)/k3s", "mysql is not served yet"),
+            ("/srv/state.db", "no datastore's address"),
+        ] {
+            let error = database(bad).unwrap_err();
+            assert!(error.contains(reason) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn intervals_are_written_as_in_etcd() {
+        assert_eq!(interval("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(interval("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(interval("1m30s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "5", "s", "5 s", "5d", "99ms", "0s", "-5s", "99999999999999999999h"] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
 }
