@@ -1,7 +1,7 @@
 //! One upstream program (or a family in one binary) as `nix/components/<name>/` declares it: a pinned Go module and a
 //! `component.json`. The flake reads the same files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::digest::{self, Inputs};
+use crate::counts::Counts;
+use crate::digest::Inputs;
 use crate::process::{stdout, succeed};
-use crate::workspace;
+use crate::{folder, go_test, workspace};
 
 /// Flags of every build: no paths of this machine, no state of the checkout in the bytes.
 const BUILD: [&str; 4] = ["build", "-trimpath", "-buildvcs=false", "-mod=readonly"];
@@ -34,6 +35,9 @@ struct Declaration {
     tags: Vec<String>,
     /// The folder that `go generate` fills before the build.
     generated: Option<String>,
+    /// Files of the module that are exchanged for ours in the copy that is built: its path, and our file.
+    #[serde(default)]
+    swapped: BTreeMap<PathBuf, PathBuf>,
     programs: Vec<Program>,
     /// Where the product has the programs, below `libexec/k3s`; not set if it has them in an image or not at all.
     libexec: Option<PathBuf>,
@@ -43,7 +47,11 @@ struct Declaration {
 #[serde(deny_unknown_fields)]
 struct Cgo {
     /// The pkg-config names of the C libraries.
+    #[serde(default)]
     libraries: Vec<String>,
+    /// Flags of the C compiler instead of Go's `-g -O2`.
+    #[serde(default)]
+    cflags: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,6 +59,9 @@ struct Cgo {
 struct Program {
     name: String,
     package: String,
+    /// Whether the program is the package's tests.
+    #[serde(default)]
+    test: bool,
     /// Build tags besides the component's.
     #[serde(default)]
     tags: Vec<String>,
@@ -162,10 +173,16 @@ impl Component {
         if self.declaration.generated.is_some() {
             succeed(&mut go(&["generate", "."]))?;
         }
+        if !self.declaration.swapped.is_empty() {
+            self.swap_files(&source, go)?;
+        }
         for program in &self.declaration.programs {
             let binary = output.join(&program.name);
             let path = binary.to_str().with_context(|| format!("{} is not UTF-8", binary.display()))?;
             let mut arguments = BUILD.to_vec();
+            if program.test {
+                arguments.splice(..1, ["test", "-c", "-vet=off"]);
+            }
             let (tags, ldflags) = (self.tags(program), self.ldflags());
             arguments.extend(["-tags", &tags, "-ldflags", &ldflags, "-o", path, &program.package]);
             succeed(&mut go(&arguments))?;
@@ -176,9 +193,25 @@ impl Component {
         Ok(output)
     }
 
-    /// Runs the tests of the component's own code. Returns whether there are any.
-    pub(crate) fn test(&self) -> Result<bool> {
-        let files = digest::files(&self.folder)?;
+    /// Lets the build take a copy of the upstream module in which the declared files are ours. go.sum guards the original.
+    fn swap_files(&self, source: &Path, go: impl Fn(&[&str]) -> Command) -> Result<()> {
+        let module = self.declaration.module.as_str();
+        succeed(&mut go(&["mod", "download", module]))?;
+        let original = String::from_utf8(stdout(&mut go(&["list", "-m", "-f", "{{.Dir}}", module]))?)?;
+        let copy = source.join("swapped");
+        folder::copy(Path::new(original.trim_end()), &copy)?;
+        for (theirs, ours) in &self.declaration.swapped {
+            let place = copy.join(theirs);
+            // Files of Go's module cache are read-only, and so are their copies.
+            fs::remove_file(&place).with_context(|| format!("{module} has no file {}", theirs.display()))?;
+            fs::copy(source.join(ours), &place).with_context(|| format!("Cannot copy {}", ours.display()))?;
+        }
+        succeed(&mut go(&["mod", "edit", "-replace", &format!("{module}=./swapped")]))
+    }
+
+    /// Runs the tests of the component's own code.
+    pub(crate) fn test(&self) -> Result<Counts> {
+        let files = folder::files(&self.folder)?;
         let packages: BTreeSet<_> = files
             .iter()
             .filter(|file| is_test(file))
@@ -186,10 +219,9 @@ impl Component {
             .map(|folder| Path::new(".").join(folder))
             .collect();
         if packages.is_empty() {
-            return Ok(false);
+            return Ok(Counts::default());
         }
-        succeed(self.go().current_dir(&self.folder).args(["test", "-trimpath"]).args(packages))?;
-        Ok(true)
+        go_test::run_packages(self.go().current_dir(&self.folder).args(["test", "-json", "-trimpath"]).args(packages))
     }
 
     /// The hash of everything that decides over the bytes.
@@ -202,22 +234,26 @@ impl Component {
         inputs.part("go", &stdout(self.go().args(["env", "GOVERSION", "GOOS", "GOARCH"]))?);
         if let Some(cgo) = &self.declaration.cgo {
             inputs.part("cc", &stdout(Command::new("cc").arg("--version"))?);
-            let libraries =
-                stdout(Command::new("pkg-config").arg("--modversion").args(&cgo.libraries)).with_context(|| {
-                    format!(
-                        "{} links the C libraries {}: install their development packages and pkg-config",
-                        self.name,
-                        cgo.libraries.join(", ")
-                    )
-                })?;
-            inputs.part("libraries", &libraries);
+            if !cgo.libraries.is_empty() {
+                inputs.part("libraries", &self.library_versions(&cgo.libraries)?);
+            }
         }
         Ok(inputs.hex()[..16].to_owned())
     }
 
+    fn library_versions(&self, libraries: &[String]) -> Result<Vec<u8>> {
+        stdout(Command::new("pkg-config").arg("--modversion").args(libraries)).with_context(|| {
+            format!(
+                "{} links the C libraries {}: install their development packages and pkg-config",
+                self.name,
+                libraries.join(", ")
+            )
+        })
+    }
+
     /// The component's own files that the build reads: neither generated ones nor tests.
     fn files(&self) -> Result<Vec<PathBuf>> {
-        let mut files = digest::files(&self.folder)?;
+        let mut files = folder::files(&self.folder)?;
         files.retain(|file| !is_test(file));
         if let Some(generated) = &self.declaration.generated {
             files.retain(|file| !file.starts_with(generated));
@@ -238,12 +274,16 @@ impl Component {
     /// `go` with nothing of the user's build settings but the module proxy and the caches.
     fn go(&self) -> Command {
         let mut command = Command::new("go");
+        let cgo = self.declaration.cgo.as_ref();
         command
-            .env("CGO_ENABLED", if self.declaration.cgo.is_some() { "1" } else { "0" })
+            .env("CGO_ENABLED", if cgo.is_some() { "1" } else { "0" })
             .envs([("GOTOOLCHAIN", "local"), ("GOWORK", "off"), ("GO111MODULE", "on")])
             .envs([("GOAMD64", "v1"), ("GOARM64", "v8.0"), ("GOARM", "7")]);
         for inherited in ["GOFLAGS", "GOEXPERIMENT", "GOOS", "GOARCH", "CC", "CGO_CFLAGS", "CGO_LDFLAGS"] {
             command.env_remove(inherited);
+        }
+        if let Some(cgo) = cgo.filter(|cgo| !cgo.cflags.is_empty()) {
+            command.env("CGO_CFLAGS", cgo.cflags.join(" "));
         }
         command
     }

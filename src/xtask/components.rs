@@ -1,8 +1,9 @@
 //! `cargo xtask components`: builds upstream programs into the cache.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::component::Component;
+use crate::counts::Counts;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -21,7 +22,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     for component in components {
         if args.test {
-            component.test().with_context(|| format!("Tests of the component {} fail", component.name()))?;
+            let counts = component.test().with_context(|| format!("Cannot test the component {}", component.name()))?;
+            if counts != Counts::default() {
+                println!("{:<13} {counts}", component.name());
+            }
+            ensure!(counts.failed == 0, "Tests of the component {} failed", component.name());
             continue;
         }
         let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
@@ -29,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Some(took) => format!("built in {:.0} s", took.as_secs_f64()),
             None => "was there".to_owned(),
         };
-        println!("{:<12} {:<9} {how:<14} {}", component.name(), component.version(), built.folder.display());
+        println!("{:<13} {:<9} {how:<14} {}", component.name(), component.version(), built.folder.display());
     }
     Ok(())
 }

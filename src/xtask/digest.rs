@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use crate::folder;
+
 /// A hash over labelled parts. Lengths go in too, so that no two lists of parts hash alike.
 #[derive(Default)]
 pub(crate) struct Inputs(Sha256);
@@ -28,23 +30,7 @@ impl Inputs {
 
 /// Every file below `folder` (path relative to it), with its SHA-256; a symbolic link counts as its target.
 pub(crate) fn of_folder(folder: &Path) -> Result<BTreeMap<PathBuf, String>> {
-    files(folder)?.into_iter().map(|file| Ok((file.clone(), of_entry(&folder.join(file))?))).collect()
-}
-
-/// The files and links below `folder`, relative to it, sorted.
-pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut pending = vec![PathBuf::new()];
-    while let Some(relative) = pending.pop() {
-        let current = folder.join(&relative);
-        for entry in fs::read_dir(&current).with_context(|| format!("Cannot list {}", current.display()))? {
-            let entry = entry?;
-            let path = relative.join(entry.file_name());
-            if entry.file_type()?.is_dir() { pending.push(path) } else { found.push(path) }
-        }
-    }
-    found.sort();
-    Ok(found)
+    folder::files(folder)?.into_iter().map(|file| Ok((file.clone(), of_entry(&folder.join(file))?))).collect()
 }
 
 fn of_entry(path: &Path) -> Result<String> {

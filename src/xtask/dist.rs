@@ -9,14 +9,14 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::component::{Component, Scratch};
 use crate::process::succeed;
-use crate::{digest, images, workspace};
+use crate::{folder, images, workspace};
 
 /// Names by which `k3s` is one of its verbs.
 const LINKS: [&str; 2] = ["ctr", "kubectl"];
@@ -33,7 +33,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     for component in Component::all()? {
         let Some(place) = component.libexec() else { continue };
         let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
-        copy_folder(&built.folder, &tree.join("libexec/k3s").join(place))?;
+        folder::copy(&built.folder, &tree.join("libexec/k3s").join(place))?;
         println!("{:<12} {}", component.name(), component.version());
     }
     images::pack(&tree.join("share/k3s/images"), &images::test_folder())?;
@@ -58,17 +58,4 @@ pub(crate) fn run(_: &Args) -> Result<()> {
 /// The tree.
 pub(crate) fn folder() -> PathBuf {
     workspace::target().join("dist")
-}
-
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    for file in digest::files(from)? {
-        let (source, copy) = (from.join(&file), to.join(&file));
-        fs::create_dir_all(copy.parent().expect("a joined path has a parent"))?;
-        if source.is_symlink() {
-            symlink(fs::read_link(&source)?, copy)?;
-        } else {
-            fs::copy(&source, &copy).with_context(|| format!("Cannot copy {}", source.display()))?;
-        }
-    }
-    Ok(())
 }

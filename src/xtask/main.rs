@@ -3,13 +3,17 @@
 mod bench;
 mod component;
 mod components;
+mod counts;
 mod digest;
 mod dist;
 mod down;
+mod folder;
+mod go_test;
 mod image;
 mod images;
 mod process;
 mod reproducible;
+mod storage_tests;
 mod system_packages;
 mod test;
 mod traces;
@@ -34,12 +38,14 @@ enum Verb {
     Up(up::Args),
     /// Stop what `up` started, and leave nothing of it behind.
     Down(down::Args),
-    /// Build the upstream programs (Kubernetes, containerd, runc, CNI plugins, CoreDNS, etcd) into the cache.
+    /// Build the upstream programs (Kubernetes, containerd, runc, CNI plugins, CoreDNS), and those that only tests use, into the cache.
     Components(components::Args),
     /// Pack the container images: pause and CoreDNS for every node, demo for tests.
     Images(images::Args),
     /// Run everything that CI runs.
     Test(test::Args),
+    /// Run Kubernetes' own storage tests against the datastore of `target/dist`, or against etcd or kine.
+    StorageTests(storage_tests::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
     /// Measure: `start`, `reproducible`.
@@ -55,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Components(args) => components::run(&args),
         Verb::Images(args) => images::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::StorageTests(args) => storage_tests::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{component::Component, dist, process::succeed, reproducible, system_packages, workspace};
+use crate::{component::Component, counts::Counts, dist, process::succeed, reproducible, system_packages, workspace};
 
 /// Tools that cargo does not bring along, built once into the cache.
 const TOOLS: [(&str, &str); 2] = [("cargo-nextest", "0.9.151"), ("cargo-deny", "0.20.2")];
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if outcome.is_err() && counts.failed == 0 {
         counts.failed = 1;
     }
-    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    println!("{counts}");
     outcome
 }
 
@@ -55,6 +55,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         return Ok(());
     }
     step("components", || Component::all()?.iter().try_for_each(|component| component.build().map(drop)))?;
+    step("tests of components", || Component::all()?.iter().try_for_each(|component| add(component.test()?, counts)))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args {}))?;
     step("cluster scenarios", || count(nextest(&["--package", SCENARIOS, "--no-fail-fast"]), counts))
@@ -85,13 +86,6 @@ fn tool((name, version): (&str, &str)) -> Result<PathBuf> {
     Ok(program)
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-}
-
 /// Runs nextest, passes its report on, and adds up what its last line says.
 fn count(mut nextest: Command, counts: &mut Counts) -> Result<()> {
     let mut child = nextest.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("Cannot run cargo-nextest")?;
@@ -100,36 +94,37 @@ fn count(mut nextest: Command, counts: &mut Counts) -> Result<()> {
     for line in BufReader::new(report).lines() {
         let line = line.context("Cannot read the report of cargo-nextest")?;
         eprintln!("{line}");
-        summary = Counts::of_summary(&line).or(summary);
+        summary = summary_of_nextest(&line).or(summary);
     }
     let status = child.wait()?;
     let Some(run) = summary else { bail!("cargo-nextest ran no test ({status})") };
-    counts.passed += run.passed;
-    counts.failed += run.failed;
-    counts.skipped += run.skipped;
-    ensure!(status.success(), "{} of its tests failed", run.failed);
+    add(run, counts)?;
+    ensure!(status.success(), "cargo-nextest failed: {status}");
     Ok(())
 }
 
-impl Counts {
-    /// `Summary [   1.2s] 3 tests run: 1 passed (1 slow), 1 failed, 1 timed out, 4 skipped`
-    fn of_summary(line: &str) -> Option<Self> {
-        let (_, counted) = line.trim_start().strip_prefix("Summary")?.split_once("run:")?;
-        let mut counts = Self::default();
-        for part in counted.split(',') {
-            let mut words = part.split_whitespace();
-            let (Some(number), Some(what)) = (words.next().and_then(|word| word.parse::<u64>().ok()), words.next())
-            else {
-                continue;
-            };
-            match what {
-                "passed" => counts.passed += number,
-                "skipped" => counts.skipped += number,
-                _ => counts.failed += number,
-            }
+fn add(run: Counts, counts: &mut Counts) -> Result<()> {
+    *counts += run;
+    ensure!(run.failed == 0, "{} of its tests failed", run.failed);
+    Ok(())
+}
+
+/// `Summary [   1.2s] 3 tests run: 1 passed (1 slow), 1 failed, 1 timed out, 4 skipped`
+fn summary_of_nextest(line: &str) -> Option<Counts> {
+    let (_, counted) = line.trim_start().strip_prefix("Summary")?.split_once("run:")?;
+    let mut counts = Counts::default();
+    for part in counted.split(',') {
+        let mut words = part.split_whitespace();
+        let (Some(number), Some(what)) = (words.next().and_then(|word| word.parse::<u64>().ok()), words.next()) else {
+            continue;
+        };
+        match what {
+            "passed" => counts.passed += number,
+            "skipped" => counts.skipped += number,
+            _ => counts.failed += number,
         }
-        Some(counts)
     }
+    Some(counts)
 }
 
 #[cfg(test)]
@@ -139,7 +134,7 @@ mod tests {
     #[test]
     fn the_summary_is_counted_by_what_became_of_tests() {
         let line = "     Summary [   1.204s] 5 tests run: 2 passed (1 slow), 2 failed, 1 timed out, 4 skipped";
-        assert_eq!(Counts::of_summary(line), Some(Counts { passed: 2, failed: 3, skipped: 4 }));
-        assert_eq!(Counts::of_summary("        PASS [   0.004s] k3s-pki"), None);
+        assert_eq!(summary_of_nextest(line), Some(Counts { passed: 2, failed: 3, skipped: 4 }));
+        assert_eq!(summary_of_nextest("        PASS [   0.004s] k3s-pki"), None);
     }
 }
