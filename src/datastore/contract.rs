@@ -28,7 +28,10 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn open(options: Options) -> Self {
-        let datastore = Datastore::open(options).await.unwrap();
+        Self::start(Datastore::open(options).await.unwrap()).await
+    }
+
+    pub(crate) async fn start(datastore: Datastore) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

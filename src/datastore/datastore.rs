@@ -1,5 +1,6 @@
 //! Opening, serving and closing a store.
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,6 +19,7 @@ use crate::error::Error;
 use crate::etcd;
 use crate::listen::{Access, Endpoint, Listener};
 use crate::log::sqlite::SqliteLog;
+use crate::metrics::{self, StoreCollector};
 use crate::revision::Revision;
 use crate::store::Store;
 use crate::writer::Writer;
@@ -140,6 +143,12 @@ impl Datastore {
         serving.await
     }
 
+    /// Adds this store's metrics to a registry, under names that begin with `k3s_datastore_`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        let collector = StoreCollector(Arc::downgrade(&self.store));
+        registry.sub_registry_with_prefix("k3s_datastore").register_collector(Box::new(collector));
+    }
+
     #[cfg(test)]
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
@@ -189,6 +198,8 @@ pub struct Serving {
     pub listen: Vec<Endpoint>,
     /// Whom the addresses on TCP serve.
     pub access: Access,
+    /// Where metrics are served, over plain HTTP at `/metrics`.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Opens a store, serves it until `shutdown`, and closes it: all of `k3s datastore serve`. Addresses are bound first: with
@@ -201,6 +212,10 @@ pub async fn serve(options: Options, serving: &Serving, shutdown: CancellationTo
     for endpoint in &serving.listen {
         endpoints.push(endpoint.bind(&serving.access).await?);
     }
+    let metrics = match &serving.metrics {
+        Some(address) => Some(Endpoint::Http(*address).bind_tcp(address).await?),
+        None => None,
+    };
     let datastore = Datastore::open(options).await?;
     // Whatever ends first ends the others.
     let stop = shutdown.child_token();
@@ -214,7 +229,14 @@ pub async fn serve(options: Options, serving: &Serving, shutdown: CancellationTo
         stop.cancel();
         failure.map_or(Ok(()), Err)
     };
-    let (failed, served) = tokio::join!(failed, join_all(served));
+    let shown = async {
+        if let Some(listener) = metrics {
+            let mut registry = Registry::default();
+            datastore.register_metrics(&mut registry);
+            metrics::serve(listener, registry, stop.clone()).await;
+        }
+    };
+    let (failed, served, ()) = tokio::join!(failed, join_all(served), shown);
     let served: Result<(), Error> = served.into_iter().collect();
     let closed = datastore.close().await;
     failed.and(served).and(closed)

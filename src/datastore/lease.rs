@@ -135,6 +135,10 @@ impl Lessor {
         })
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.leases.len()
+    }
+
     pub(crate) fn ids(&self) -> Vec<LeaseId> {
         let mut ids: Vec<_> = self.leases.keys().copied().collect();
         ids.sort_unstable();

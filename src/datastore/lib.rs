@@ -30,6 +30,7 @@ mod key;
 mod lease;
 mod listen;
 mod log;
+mod metrics;
 #[cfg(test)]
 mod model;
 mod range;

@@ -179,7 +179,7 @@ impl Endpoint {
         }
     }
 
-    async fn bind_tcp(&self, address: &SocketAddr) -> Result<TcpListener, Error> {
+    pub(crate) async fn bind_tcp(&self, address: &SocketAddr) -> Result<TcpListener, Error> {
         TcpListener::bind(address).await.map_err(|error| Error::address(&self.to_string(), &error.to_string()))
     }
 }

@@ -18,6 +18,7 @@ use crate::index::Index;
 use crate::key::Key;
 use crate::lease::{self, LeaseState, Lessor};
 use crate::log::sqlite::{Reader, Recovered, Size};
+use crate::metrics::Metrics;
 use crate::range::{Page, Range};
 use crate::revision::{LeaseId, Revision};
 use crate::txn::{Txn, TxnReply};
@@ -65,6 +66,7 @@ pub(crate) struct Store {
     failure: OnceLock<Error>,
     stopped: CancellationToken,
     pub(crate) no_space: AtomicBool,
+    pub(crate) metrics: Metrics,
     pub(crate) path: PathBuf,
     progress_interval: Duration,
     opened: Instant,
@@ -107,6 +109,7 @@ impl Store {
             failure: OnceLock::new(),
             stopped: CancellationToken::new(),
             no_space: AtomicBool::new(false),
+            metrics: Metrics::default(),
             path: options.path.clone(),
             progress_interval: options.progress_interval,
             opened: now,

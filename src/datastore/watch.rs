@@ -61,6 +61,16 @@ pub(crate) enum Due {
     Log { from: Revision },
 }
 
+/// How far watchers are behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lag {
+    pub(crate) watchers: usize,
+    /// Those that have events to come.
+    pub(crate) behind: usize,
+    /// Revisions from the first one that the slowest has not seen to the published one.
+    pub(crate) revisions: i64,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Hub {
@@ -179,6 +189,14 @@ impl Hub {
         ids.all(synced).then_some(self.published)
     }
 
+    /// How far watchers are behind. A walk over all of them.
+    pub(crate) fn lag(&self) -> Lag {
+        let behind = || self.watchers.values().filter_map(|watcher| watcher.behind);
+        let slowest = behind().min().unwrap_or(self.published.next());
+        let revisions = self.published.next().0 - slowest.0;
+        Lag { watchers: self.watchers.len(), behind: behind().count(), revisions }
+    }
+
     pub(crate) fn published(&self) -> Revision {
         self.published
     }
@@ -265,6 +283,7 @@ mod tests {
         let mut hub = Hub::new(Revision(1), 2 * cost(&put("a", 0)));
         let (id, _) = hub.watch(prefix_a(), Revision::ZERO, Arc::default());
         hub.publish((2..=6).map(|revision| put("a", revision)));
+        assert_eq!(hub.lag(), Lag { watchers: 1, behind: 1, revisions: 5 });
         assert!(matches!(hub.next(id, 9, usize::MAX), Due::Log { from: Revision(2) }));
         hub.advance(id, Revision(3));
         assert!(matches!(hub.next(id, 9, usize::MAX), Due::Log { from: Revision(4) }));
@@ -272,6 +291,7 @@ mod tests {
         hub.advance(id, Revision(6));
         assert_eq!(revisions(hub.next(id, 9, usize::MAX)), [7]);
         assert_eq!(hub.progress([id].into_iter()), Some(Revision(7)));
+        assert_eq!(hub.lag(), Lag { watchers: 1, behind: 0, revisions: 0 });
     }
 
     #[test]

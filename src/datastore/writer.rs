@@ -118,6 +118,7 @@ impl Writer {
 
     /// Works until it is told to close, everybody has gone, or the log fails.
     pub(crate) fn run(mut self) {
+        self.store.metrics.writer_is_here();
         let closing = loop {
             let step = match self.next_command() {
                 Next::Command(Command::Close { reply }) => break Some(reply),
@@ -196,6 +197,7 @@ impl Writer {
     }
 
     fn run_batch(&mut self, batch: Vec<(Txn, Reply<TxnReply>)>) -> Result<(), Error> {
+        let started = Instant::now();
         let (txns, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut pending = Vec::new();
         let done = self.evaluate_all(&txns, &mut pending).and_then(|answers| {
@@ -205,6 +207,9 @@ impl Writer {
         // Whoever asked may have gone: a reply that nobody takes is no error.
         match done {
             Ok(answers) => {
+                if !pending.is_empty() {
+                    self.store.metrics.batch_done(started.elapsed());
+                }
                 self.publish(pending);
                 replies.into_iter().zip(answers).for_each(|(reply, answer)| drop(reply.send(answer)));
                 Ok(())
@@ -268,7 +273,11 @@ impl Writer {
 
     fn commit(&mut self, pending: &[Pending]) -> Result<(), Error> {
         let newest = pending.last().map_or(Revision::ZERO, |last| last.row.entry.modified);
-        self.log.commit(newest)
+        let started = Instant::now();
+        if self.log.commit(newest)? {
+            self.store.metrics.committed(pending.len(), started.elapsed());
+        }
+        Ok(())
     }
 
     fn publish(&self, pending: Vec<Pending>) {
@@ -327,7 +336,7 @@ impl Writer {
             return Err(RequestError::NoSpace.into());
         }
         self.log.put_lease(id, ttl, true)?;
-        self.log.commit(Revision::ZERO)?;
+        self.commit(&[])?;
         self.store.lessor().insert(id, ttl, lease::deadline(Instant::now(), ttl), false);
         self.store.leases_changed();
         Ok((id, ttl))
@@ -362,7 +371,7 @@ impl Writer {
         // It may have ended since.
         if ttl > 0 {
             self.log.put_lease(id, ttl, false)?;
-            self.log.commit(Revision::ZERO)?;
+            self.commit(&[])?;
         }
         Ok(())
     }
@@ -374,12 +383,13 @@ impl Writer {
         } else if revision <= compacted {
             Err(Failure::from(RequestError::Compacted))
         } else {
-            self.log.set_compacted(revision).and_then(|()| self.log.commit(Revision::ZERO)).map_err(Failure::from)
+            self.log.set_compacted(revision).and_then(|()| self.commit(&[])).map_err(Failure::from)
         };
         if let Err(failure) = work {
             return self.answer(reply, |_| Err(failure));
         }
         self.store.state_mut().compacted = revision;
+        self.store.metrics.compaction_begun();
         debug!(%revision, "Compacting the datastore.");
         let mut waiting = match std::mem::replace(&mut self.compaction, Compaction::Done) {
             Compaction::Deleting { waiting, .. } => waiting,
@@ -431,7 +441,9 @@ impl Writer {
             state.removals.under_way = !removal.revisions.is_empty();
             (removal, state.compacted)
         };
-        let deleted = self.log.delete(&removal.revisions, compacted).and_then(|()| self.log.commit(Revision::ZERO));
+        let started = Instant::now();
+        let deleted = self.log.delete(&removal.revisions, compacted).and_then(|()| self.commit(&[]));
+        self.store.metrics.compaction_step(removal.revisions.len(), started.elapsed());
         let mut state = self.store.state_mut();
         state.removals.under_way = false;
         deleted?;

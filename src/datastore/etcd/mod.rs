@@ -126,7 +126,7 @@ async fn serve_connection(service: Service, stream: impl AsyncRead + AsyncWrite 
             TokioIo::new(stream),
             hyper::service::service_fn(move |request| {
                 let service = service.clone();
-                async move { Ok::<_, Infallible>(service.dispatch(request).await) }
+                async move { Ok::<_, Infallible>(service.answer(request).await) }
             }),
         );
     tokio::pin!(connection);
@@ -156,9 +156,20 @@ struct Service {
 }
 
 impl Service {
-    async fn dispatch(self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a call and counts how.
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        match path.as_str() {
+        let store = Arc::clone(&self.store);
+        let response = self.dispatch(&path, request).await;
+        // A refused call says so in its headers; others say OK after their body.
+        let code =
+            response.headers().get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        store.metrics.answered(&path, code);
+        response
+    }
+
+    async fn dispatch(self, path: &str, request: Request<Incoming>) -> Response<Body> {
+        match path {
             "/etcdserverpb.KV/Range" => unary(request, |r| kv::range(self, r)).await,
             "/etcdserverpb.KV/Put" => unary(request, |r| kv::put(self, r)).await,
             "/etcdserverpb.KV/DeleteRange" => unary(request, |r| kv::delete_range(self, r)).await,

@@ -1,6 +1,7 @@
 //! `k3s datastore serve`: the store without a cluster, in the place of etcd or kine.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -48,6 +49,9 @@ pub(super) struct Serve {
     /// How often watchers that ask for it hear of progress, such as 5s or 500ms
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
     watch_progress_notify_interval: Duration,
+    /// http://IP:PORT to show metrics at, under /metrics
+    #[arg(long, value_name = "URL", value_parser = metrics_address)]
+    metrics_listen: Option<SocketAddr>,
 }
 
 pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
@@ -66,7 +70,8 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
             _ => None,
         };
         let access = Access { tls, insecure: serve.insecure_listen };
-        k3s_datastore::serve(options, &Serving { listen: serve.listen, access }, shutdown).await.map_err(failed)
+        let serving = Serving { listen: serve.listen, access, metrics: serve.metrics_listen };
+        k3s_datastore::serve(options, &serving, shutdown).await.map_err(failed)
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -84,6 +89,13 @@ fn database(url: &str) -> Result<PathBuf, String> {
             Err(format!("{name} is not served yet; use sqlite:///FILE"))
         }
         _ => Err("this is no datastore's address; write sqlite:///FILE".to_owned()),
+    }
+}
+
+fn metrics_address(url: &str) -> Result<SocketAddr, String> {
+    match url.parse() {
+        Ok(Endpoint::Http(address)) => Ok(address),
+        _ => Err("write http://IP:PORT".to_owned()),
     }
 }
 

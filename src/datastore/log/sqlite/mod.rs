@@ -129,14 +129,15 @@ impl SqliteLog {
         Ok(())
     }
 
-    /// Makes the transaction at hand durable; nothing to do if there is none. `newest` is the largest row id by now.
-    pub(crate) fn commit(&mut self, newest: Revision) -> Result<(), Error> {
-        if self.in_transaction {
-            self.execute("commit to", "COMMIT", [])?;
-            self.in_transaction = false;
-            self.newest_row = self.newest_row.max(newest);
+    /// Makes the transaction at hand durable. Returns whether there was one. `newest` is the largest row id by now.
+    pub(crate) fn commit(&mut self, newest: Revision) -> Result<bool, Error> {
+        if !self.in_transaction {
+            return Ok(false);
         }
-        Ok(())
+        self.execute("commit to", "COMMIT", [])?;
+        self.in_transaction = false;
+        self.newest_row = self.newest_row.max(newest);
+        Ok(true)
     }
 
     /// Drops the transaction at hand.
