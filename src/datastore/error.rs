@@ -4,11 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Why the store cannot be opened, or has stopped.
+use rusqlite::ErrorCode;
+
+/// Why the store cannot be opened, or has stopped. Each is one sentence that names the file and what to do; nothing in
+/// the files was changed by an open that ends like this.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory of the store could not be used.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}{}", io_remedy(source))]
     File {
         /// What was tried, as a verb.
         action: &'static str,
@@ -18,7 +21,7 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// SQLite refused an operation.
-    #[error("cannot {action} the database {path}: {source}")]
+    #[error("cannot {action} the database {path}: {source}{}", sqlite_remedy(source))]
     Sqlite {
         /// What was tried, as a verb.
         action: &'static str,
@@ -27,41 +30,93 @@ pub enum Error {
         /// Why it failed.
         source: Arc<rusqlite::Error>,
     },
-    /// The file is not an SQLite database.
-    #[error("{0} is not an SQLite database; it is left as it is: move it away to start with an empty store")]
+    /// What lies at the path is no regular file.
+    #[error("{path} is {kind}, not a database file: give the path of a file, or move it away")]
+    NotAFile {
+        /// The path, links followed as far as they lead.
+        path: PathBuf,
+        /// What it is, with its article.
+        kind: &'static str,
+    },
+    /// The file is not an SQLite database, or its first bytes are damaged.
+    #[error(
+        "{0} is not an SQLite database; it is left as it is: restore a snapshot (k3s snapshot restore), or move it away \
+         to start with an empty store"
+    )]
     NotADatabase(PathBuf),
-    /// The integrity check after an unclean stop found damage.
+    /// The file is an SQLite database that neither kine nor this program has made.
+    #[error(
+        "{path} is the database of another program ({finding}); it is left as it is: give another path, or move it away to \
+         start with an empty store"
+    )]
+    Foreign {
+        /// The database file.
+        path: PathBuf,
+        /// How it was told.
+        finding: String,
+    },
+    /// The file, or a row in it, cannot be what was written.
     #[error(
         "the database {path} is damaged: {finding}; nothing was changed: keep a copy of it and of the files beside it, \
-         then restore a snapshot, or move it away to start with an empty store"
+         then restore a snapshot (k3s snapshot restore), or move them away to start with an empty store"
     )]
     Damaged {
         /// The database file.
         path: PathBuf,
-        /// What the check reported first.
+        /// What was found first.
         finding: String,
     },
-    /// The file was written by a newer version of this program.
-    #[error("the database {path} has format {found}, this program knows up to {known}: use the newer program")]
+    /// The write-ahead log is there and its database is not. SQLite would delete such a log.
+    #[error(
+        "{0} is missing or empty, and the write-ahead log {0}-wal beside it is not; nothing was changed: put the database \
+         back, or restore a snapshot (k3s snapshot restore), or move the log away to start with an empty store"
+    )]
+    MissingDatabase(PathBuf),
+    /// There was no clean stop, and the write-ahead log with the last commits is gone.
+    #[error(
+        "the write-ahead log {0}-wal is missing, and {0} was not closed properly: what was acknowledged last may be lost; \
+         put the log back, or restore a snapshot (k3s snapshot restore), or remove {0}-lock to go on without it"
+    )]
+    MissingLog(PathBuf),
+    /// Commits behind a damaged place of the write-ahead log cannot be read any more.
+    #[error(
+        "the write-ahead log {path}-wal is damaged before its end, and {commits} or more acknowledged commits behind that \
+         cannot be read; nothing was changed: keep a copy of it and of the database, then restore a snapshot \
+         (k3s snapshot restore), or remove {path}-lock to go on without them"
+    )]
+    LostCommits {
+        /// The database file.
+        path: PathBuf,
+        /// How many are known to be lost, at least.
+        commits: usize,
+    },
+    /// The file was written by a newer version of this program, or of kine.
+    #[error("the database {path} was written by a newer program ({finding}): use that one")]
     Newer {
         /// The database file.
         path: PathBuf,
-        /// Format number in the file.
-        found: i64,
-        /// Newest format number that is understood.
-        known: i64,
+        /// What this program does not know.
+        finding: String,
     },
     /// Another process has the database open.
-    #[error("the database {0} is in use by another process: stop that one first")]
-    InUse(PathBuf),
+    #[error("the database {path} is in use by {}: stop that one first", process(*holder))]
+    InUse {
+        /// The database file.
+        path: PathBuf,
+        /// Its process id, where the kernel tells.
+        holder: Option<i32>,
+    },
     /// Somebody else has written to the database while we served it.
     #[error(
         "the database {0} was changed by another program while it was in use here; writing has stopped to keep the \
          revisions in order: stop the other program (kine or k3s?) and start this one again"
     )]
     ForeignWriter(PathBuf),
-    /// Two rows claim the same place in a key's history.
-    #[error("the database {path} has two rows for key {key:?} after revision {previous}: kine would refuse it")]
+    /// Two rows claim the same place in a key's history: two programs have written at the same time.
+    #[error(
+        "the database {path} has two rows for key {key:?} after revision {previous}, which kine would refuse too: restore a \
+         snapshot (k3s snapshot restore), or delete the row that is wrong with sqlite3"
+    )]
     DuplicateRow {
         /// The database file.
         path: PathBuf,
@@ -95,6 +150,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// The exit code of a process that ends with this, from sysexits.h.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotAFile { .. }
+            | Self::NotADatabase(_)
+            | Self::Foreign { .. }
+            | Self::Damaged { .. }
+            | Self::MissingDatabase(_)
+            | Self::MissingLog(_)
+            | Self::LostCommits { .. }
+            | Self::Newer { .. }
+            | Self::DuplicateRow { .. } => DATA_ERROR,
+            Self::InUse { .. } | Self::ForeignWriter(_) => TEMPORARY,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => NO_PERMISSION,
+            Self::File { .. } | Self::Sqlite { .. } => IO_ERROR,
+            Self::Address { .. } | Self::Tls { .. } => CONFIGURATION,
+            Self::Crashed(_) | Self::Closed => SOFTWARE,
+        }
+    }
+
     pub(crate) fn address(address: &str, reason: &str) -> Self {
         Self::Address { address: address.to_owned(), reason: reason.to_owned() }
     }
@@ -107,6 +182,40 @@ impl Error {
         let path = path.into();
         move |source| Self::File { action, path, source: Arc::new(source) }
     }
+}
+
+// From sysexits.h.
+const DATA_ERROR: u8 = 65;
+const SOFTWARE: u8 = 70;
+const IO_ERROR: u8 = 74;
+const TEMPORARY: u8 = 75;
+const NO_PERMISSION: u8 = 77;
+const CONFIGURATION: u8 = 78;
+
+const READ_ONLY: &str = "; it has to be writable: remount the file system, or see to owner and mode";
+const FULL: &str = "; make room on its file system";
+
+fn io_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => READ_ONLY,
+        io::ErrorKind::PermissionDenied => "; it has to belong to the user that this runs as: see to owner and mode",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FULL,
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "; a file is where a directory has to be",
+        _ => "",
+    }
+}
+
+fn sqlite_remedy(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ReadOnly) => READ_ONLY,
+        Some(ErrorCode::DiskFull) => FULL,
+        Some(ErrorCode::SystemIoFailure) => "; the disk may be failing: see the kernel's log",
+        _ => "",
+    }
+}
+
+fn process(holder: Option<i32>) -> String {
+    holder.map_or("another process".to_owned(), |pid| format!("process {pid}"))
 }
 
 /// Why one request was refused. Texts and codes are etcd's (`api/v3rpc/rpctypes/error.go`): clients compare them.

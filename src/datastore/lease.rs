@@ -158,7 +158,8 @@ impl Lessor {
 
 /// When a lease of `ttl` seconds that begins now ends.
 pub(crate) fn deadline(now: Instant, ttl: i64) -> Instant {
-    now + Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
+    // A table from elsewhere may say anything.
+    now + Duration::from_secs(u64::try_from(ttl.clamp(0, MAX_TTL)).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -204,5 +205,7 @@ mod tests {
         assert_eq!(grantable(0), Ok(2));
         assert_eq!(grantable(60), Ok(60));
         assert_eq!(grantable(MAX_TTL + 1), Err(RequestError::LeaseTtlTooLarge));
+        let now = Instant::now();
+        assert_eq!((deadline(now, i64::MIN), deadline(now, i64::MAX)), (now, deadline(now, MAX_TTL)));
     }
 }

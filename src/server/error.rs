@@ -90,7 +90,7 @@ impl Error {
             | Self::Node(k3s_agent::Error::Replace(_)) => 73,
             Self::Locked { .. } => 75,
             Self::Name { .. } | Self::Pki(_) | Self::Identity(_) | Self::Certificate { .. } | Self::Node(_) => 78,
-            Self::Datastore(_) => 74,
+            Self::Datastore(error) => error.exit_code(),
             Self::Notify(_) | Self::Thread(_) => 71,
             Self::Graph(_) => 70,
         }

@@ -4,10 +4,15 @@ use cluster_tests::{Finished, Network, Node, PATIENCE, step};
 
 /// From sysexits.h.
 const USAGE: i32 = 64;
+const DATA_ERROR: i32 = 65;
 const UNAVAILABLE: i32 = 69;
 const CANNOT_CREATE: i32 = 73;
 const IO_ERROR: i32 = 74;
+const IN_USE: i32 = 75;
 const CONFIGURATION: i32 = 78;
+
+/// The datastore alone, at its usual place.
+const DATASTORE: &str = "k3s datastore serve --listen unix:///run/datastore.sock";
 
 /// Command lines of `k3s server`, each with the sentence that it is refused with.
 const FLAGS: [(&str, &str); 26] = [
@@ -138,8 +143,29 @@ fn unfit_machines_are_told_what_they_lack() {
     step("a foreign file where the database should be", || {
         node.write(&format!("{data}/server/db/state.db"), "my notes\n");
         let sentence = format!("{data}/server/db/state.db is not an SQLite database; it is left as it is");
-        refused(&node.execute("k3s server"), IO_ERROR, &sentence);
+        refused(&node.execute("k3s server"), DATA_ERROR, &sentence);
+        refused(&node.execute(DATASTORE), DATA_ERROR, &sentence);
         assert_eq!(node.succeed(&format!("cat {data}/server/db/state.db")), "my notes\n");
+        node.succeed(&format!("rm -r {data}"));
+    });
+    step("a database in use, and one that lost its log in a crash", || {
+        let server = node.background(&format!("exec {DATASTORE}"));
+        node.wait_until_succeeds("test -S /run/datastore.sock", PATIENCE);
+        for verb in ["k3s server", "k3s datastore serve --listen unix:///run/second.sock"] {
+            refused(&node.execute(verb), IN_USE, "is in use by another process: stop that one first");
+        }
+        node.succeed(&format!("kill -KILL {}; rm {data}/server/db/state.db-wal", server.pid));
+        for verb in ["k3s server", DATASTORE] {
+            refused(&node.execute(verb), DATA_ERROR, "state.db-wal is missing");
+        }
+        node.succeed(&format!("rm -r {data}"));
+    });
+    step("a database on a disk that is read-only", || {
+        node.succeed(&format!("mkdir -p {data}/server/db && mount -t tmpfs -o ro tmpfs {data}/server/db"));
+        for verb in ["k3s server", DATASTORE] {
+            refused(&node.execute(verb), IO_ERROR, "it has to be writable: remount the file system");
+        }
+        node.succeed(&format!("umount {data}/server/db"));
     });
     node.fail("pgrep kube || pgrep containerd || pgrep -x k3s");
 }

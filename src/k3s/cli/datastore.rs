@@ -9,11 +9,7 @@ use std::{
 
 use k3s_datastore::{Access, Endpoint, Options, ServerTls, Serving};
 
-use super::{
-    Failure,
-    failure::{OS_ERROR, SOFTWARE},
-    runtime, signals,
-};
+use super::{Failure, failure::OS_ERROR, runtime, signals};
 
 /// Where a server keeps its database unless told otherwise.
 const DATABASE: &str = "/var/lib/rancher/k3s/server/db/state.db";
@@ -60,7 +56,7 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()
             .map_err(|error| Failure::new(OS_ERROR, format!("signals cannot be received: {error}")))?;
-        let failed = |error: k3s_datastore::Error| Failure::from_error(SOFTWARE, &error);
+        let failed = |error: k3s_datastore::Error| Failure::from_error(error.exit_code(), &error);
         let mut options = Options::new(serve.endpoint);
         options.progress_interval = serve.watch_progress_notify_interval;
         let tls = match (&serve.cert_file, &serve.key_file) {

@@ -14,6 +14,8 @@
 //!                                                     └──► Reader: values by revision
 //! ```
 
+#[cfg(test)]
+mod damage;
 mod files;
 #[cfg(test)]
 mod fixture;
@@ -22,10 +24,9 @@ mod reader;
 mod recover;
 mod schema;
 mod space;
+mod unclean;
+mod wal;
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -35,6 +36,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, params};
 use tracing::warn;
 
+use self::files::Files;
 pub(crate) use self::reader::{Reader, Size};
 pub(crate) use self::recover::Recovered;
 use super::kine;
@@ -61,8 +63,8 @@ pub(crate) struct SqliteLog {
     page_size: i64,
     incremental: bool,
     in_transaction: bool,
-    /// Held for as long as the database is open.
-    _lock: File,
+    /// After the connection, which has to be gone before the lock is.
+    files: Files,
 }
 
 impl SqliteLog {
@@ -163,30 +165,16 @@ impl SqliteLog {
     /// Checks what kine would refuse, moves everything into the table and closes the file.
     pub(crate) fn close(mut self) -> Result<(), Error> {
         self.rollback();
-        let duplicate = self.duplicate_row().map_err(at("check", &self.path))?;
-        let path = self.path;
-        self.connection.close().map_err(|(_, source)| at("close", &path)(source))?;
+        let Self { connection, path, files, .. } = self;
+        let duplicate = recover::duplicate_row(&connection).map_err(at("check", &path))?;
+        // First: from here on the write-ahead log may be gone.
+        files.mark_closed()?;
+        open::hold_back_checkpoint(&connection, false).map_err(at("close", &path))?;
+        connection.close().map_err(|(_, source)| at("close", &path)(source))?;
         match duplicate {
             Some((key, previous)) => Err(Error::DuplicateRow { path, key, previous }),
             None => Ok(()),
         }
-    }
-
-    /// A name and `prev_revision` that two rows share.
-    fn duplicate_row(&self) -> rusqlite::Result<Option<(String, i64)>> {
-        // Hashes, since the names of a large table would not fit in memory; equal ones also need equal predecessors.
-        let hasher = RandomState::new();
-        let mut seen = HashSet::new();
-        let mut statement = self.connection.prepare("SELECT name, prev_revision FROM kine")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let name = row.get_ref(0)?.as_bytes_or_null()?.unwrap_or_default();
-            let previous = row.get::<_, Option<i64>>(1)?.unwrap_or_default();
-            if !seen.insert((hasher.hash_one(name), previous)) {
-                return Ok(Some((String::from_utf8_lossy(name).into_owned(), previous)));
-            }
-        }
-        Ok(None)
     }
 
     fn begin(&mut self) -> Result<(), Error> {
@@ -200,15 +188,11 @@ impl SqliteLog {
     }
 
     fn check_foreign_writer(&self) -> Result<(), Error> {
-        if self.read_data_version()? == self.data_version {
+        if self.query("PRAGMA data_version", 0)? == self.data_version {
             Ok(())
         } else {
             Err(Error::ForeignWriter(self.path.clone()))
         }
-    }
-
-    fn read_data_version(&self) -> Result<i64, Error> {
-        self.query("PRAGMA data_version", 0)
     }
 
     fn execute(&self, action: &'static str, sql: &str, params: impl rusqlite::Params) -> Result<(), Error> {

@@ -1,23 +1,29 @@
-//! Opening: refuse what is not ours or not sound before anything in it changes.
+//! Opening: what is not ours or not sound is refused before anything in it changes.
+//!
+//! ```text
+//! files, their lock ─► how the last stop was ─► SQLite: schema, integrity, scan ─► from here on we write:
+//!                                                               settings, our form of the tables, the mark
+//! ```
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use tracing::info;
 
-use super::files::{self, beside};
+use super::files::Files;
 use super::reader::Reader;
-use super::recover::Recovered;
-use super::schema::{self, FORMAT};
+use super::recover::{Recovered, Scan};
+use super::schema::{self, Schema};
 use super::space::WAL_BYTES;
+use super::unclean::{self, Stop};
 use super::{SqliteLog, at};
 use crate::error::Error;
-use crate::revision::Revision;
 
+/// `PRAGMA auto_vacuum` of a file that gives pages back when it is told to.
+const INCREMENTAL: i64 = 2;
 /// How long to wait for somebody else who locks the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -30,37 +36,44 @@ impl SqliteLog {
     /// Opens or creates the database, through SQLite's VFS of this name if not the default one, and reads what it
     /// holds. Checks its integrity after an unclean stop.
     pub(crate) fn open_with_vfs(path: &Path, vfs: Option<&str>) -> Result<(Self, Recovered), Error> {
-        let lock = files::prepare(path)?;
-        // SQLite removes the write-ahead log when the last user closes the database properly.
-        let unclean = fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
+        let files = Files::prepare(path)?;
+        let stop = unclean::examine(&files)?;
+        let path = files.database.as_path();
+
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = connect(path, flags, vfs)?;
-        // Until it is known to be sound nothing is moved into the file, not even at its closing.
-        hold_back_checkpoint(&connection, path, true)?;
-        check_format(&connection, path)?;
-        if unclean {
-            info!(path = %path.display(), "The datastore was not stopped properly; checking its integrity.");
+        // Only a clean close may move the write-ahead log into the file and remove it.
+        hold_back_checkpoint(&connection, true).map_err(unusable("configure", path))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable("configure", path))?;
+        let schema = Schema::read(&connection, path)?;
+        if stop == Stop::Unclean {
             check_integrity(&connection, path)?;
         }
-        let page_size = configure(&connection).map_err(unusable("configure", path))?;
-        let incremental = schema::migrate(&connection, path).map_err(unusable("prepare", path))?;
+        let page_size = configure(&connection, schema).map_err(unusable("configure", path))?;
+
+        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate);
+        let transaction = transaction.map_err(unusable("lock", path))?;
+        let mut scan = Scan::read(&transaction, path, schema)?;
+        let compact_row = schema::migrate(&transaction, path, &mut scan).map_err(unusable("prepare", path))?;
+        transaction.commit().map_err(unusable("prepare", path))?;
+        use_wal(&connection).map_err(unusable("prepare", path))?;
+        files.mark_open()?;
         let mut log = Self {
-            connection,
             path: path.to_owned(),
             vfs: vfs.map(str::to_owned),
             data_version: 0,
-            compact_row: 0,
-            newest_row: Revision::ZERO,
-            gaps: Vec::new(),
+            compact_row,
+            newest_row: scan.newest_row,
+            gaps: std::mem::take(&mut scan.gaps),
             page_size,
-            incremental,
+            incremental: false,
             in_transaction: false,
-            _lock: lock,
+            connection,
+            files,
         };
-        let recovered = log.recover().map_err(unusable("read", path))??;
-        log.data_version = log.read_data_version()?;
-        hold_back_checkpoint(&log.connection, path, false)?;
-        Ok((log, recovered))
+        log.data_version = log.query("PRAGMA data_version", 0)?;
+        log.incremental = log.query("PRAGMA auto_vacuum", 0)? == INCREMENTAL;
+        Ok((log, scan.recovered()))
     }
 
     /// Opens another connection to the same file that only reads.
@@ -77,40 +90,40 @@ fn connect(path: &Path, flags: OpenFlags, vfs: Option<&str>) -> Result<Connectio
         Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs),
         None => Connection::open_with_flags(path, flags),
     };
-    connection.map_err(at("open", path))
+    connection.map_err(unusable("open", path))
 }
 
-fn hold_back_checkpoint(connection: &Connection, path: &Path, held: bool) -> Result<(), Error> {
-    let held = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, held);
-    held.map(drop).map_err(at("configure", path))
+/// Whether closing the connection leaves the write-ahead log as it is.
+pub(super) fn hold_back_checkpoint(connection: &Connection, held: bool) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, held).map(drop)
 }
 
-/// Refuses a file that is no database, or one that a newer program has written.
-fn check_format(connection: &Connection, path: &Path) -> Result<(), Error> {
-    let read = || {
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.query_row("PRAGMA user_version", [], |row| row.get(0))
-    };
-    match read().map_err(unusable("read", path))? {
-        found if found > FORMAT => Err(Error::Newer { path: path.to_owned(), found, known: FORMAT }),
-        _ => Ok(()),
-    }
-}
-
+/// Reads each page once, values too.
 fn check_integrity(connection: &Connection, path: &Path) -> Result<(), Error> {
+    info!(path = %path.display(), "The datastore was not stopped properly; checking its integrity.");
+    let started = Instant::now();
     let check = || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
     match check().map_err(unusable("check", path))? {
-        finding if finding == "ok" => Ok(()),
-        finding => Err(Error::Damaged { path: path.to_owned(), finding }),
+        finding if finding == "ok" => {
+            info!(seconds = started.elapsed().as_secs_f32(), "The datastore is sound.");
+            Ok(())
+        }
+        // Below a line that names the database.
+        finding => {
+            let finding = finding.lines().last().unwrap_or_default().to_owned();
+            Err(Error::Damaged { path: path.to_owned(), finding })
+        }
     }
 }
 
 /// Sets up the connection, and the file if it is new. Returns the page size.
-fn configure(connection: &Connection) -> rusqlite::Result<i64> {
-    // Page size and vacuum mode are only heard by a file that is still empty.
-    connection.pragma_update(None, "page_size", 1024)?;
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+fn configure(connection: &Connection, schema: Schema) -> rusqlite::Result<i64> {
+    if !schema.kine {
+        // Only heard by a file that is still empty.
+        connection.pragma_update(None, "page_size", 1024)?;
+        connection.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+        use_wal(connection)?;
+    }
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", 2 * WAL_BYTES)?;
@@ -119,28 +132,33 @@ fn configure(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA page_size", [], |row| row.get(0))
 }
 
+fn use_wal(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")
+}
+
 /// What a failure to open means.
-fn unusable(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Error {
+pub(super) fn unusable(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Error {
     let path = path.to_owned();
-    move |source| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => Error::NotADatabase(path),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path),
-        Some(ErrorCode::DatabaseCorrupt) => Error::Damaged { path, finding: source.to_string() },
-        _ => Error::Sqlite { action, path, source: Arc::new(source) },
+    move |source| match &source {
+        // A value of a type that neither kine nor we write.
+        rusqlite::Error::InvalidColumnType(..) => Error::Damaged { path, finding: source.to_string() },
+        _ => match source.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => Error::NotADatabase(path),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse { path, holder: None },
+            Some(ErrorCode::DatabaseCorrupt) => Error::Damaged { path, finding: source.to_string() },
+            _ => Error::Sqlite { action, path, source: Arc::new(source) },
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use bytes::Bytes;
-
-    use super::super::fixture::key;
+    use super::super::files::beside;
     use super::*;
-    use crate::index::Entry;
-    use crate::revision::LeaseId;
-    use crate::txn::Row;
+    use crate::revision::Revision;
 
     #[test]
     fn a_new_file_is_private_and_begins_at_one() {
@@ -155,72 +173,5 @@ mod tests {
         assert!(log.incremental && log.page_size == 1024);
         log.close().unwrap();
         assert!(!beside(&path, "-wal").exists());
-    }
-
-    #[test]
-    fn a_second_opener_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.db");
-        let _first = SqliteLog::open(&path).unwrap();
-        assert!(matches!(SqliteLog::open(&path), Err(Error::InUse(_))));
-    }
-
-    #[test]
-    fn what_cannot_be_opened_is_named_and_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.db");
-        let refused = |path: &Path| SqliteLog::open(path).map(drop).unwrap_err();
-
-        fs::write(&path, "this is no database, but long enough to have a header ".repeat(20)).unwrap();
-        let before = fs::read(&path).unwrap();
-        assert!(matches!(refused(&path), Error::NotADatabase(_)));
-        assert!(fs::read(&path).unwrap() == before);
-
-        fs::remove_file(&path).unwrap();
-        SqliteLog::open(&path).unwrap().0.close().unwrap();
-        Connection::open(&path).unwrap().pragma_update(None, "user_version", FORMAT + 1).unwrap();
-        assert!(matches!(refused(&path), Error::Newer { found: 2, known: 1, .. }));
-
-        let under_a_file = path.join("state.db");
-        let text = refused(&under_a_file).to_string();
-        assert!(text.contains("state.db"), "{text}");
-    }
-
-    #[test]
-    fn damage_is_found_after_an_unclean_stop() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.db");
-        let (mut log, _) = SqliteLog::open(&path).unwrap();
-        for revision in 2..200 {
-            let entry =
-                Entry { modified: Revision(revision), created: Revision(revision), version: 1, lease: LeaseId::NONE };
-            let value = Some(Bytes::from(vec![b'v'; 700]));
-            let row = Row { key: key(&format!("/k{revision}")), entry, previous: Revision::ZERO, value };
-            log.append(&row, 0).unwrap();
-        }
-        log.commit(Revision(199)).unwrap();
-        log.query("PRAGMA wal_checkpoint(TRUNCATE)", 0).unwrap();
-        log.put_lease(LeaseId(1), 60, true).unwrap();
-        log.commit(Revision::ZERO).unwrap();
-
-        // As a crash leaves it: copied while it was open. Then a page rots.
-        let crashed = directory.path().join("crashed.db");
-        let mut bytes = fs::read(&path).unwrap();
-        let page = bytes.len() / 2 / 1024 * 1024;
-        bytes[page..page + 1024].fill(0xa5);
-        fs::write(&crashed, &bytes).unwrap();
-        fs::copy(beside(&path, "-wal"), beside(&crashed, "-wal")).unwrap();
-        match SqliteLog::open(&crashed) {
-            Err(Error::Damaged { path, .. }) => assert_eq!(path, crashed),
-            other => panic!("should have found the damage, not {:?}", other.map(|(_, recovered)| recovered)),
-        }
-        assert!(fs::read(&crashed).unwrap() == bytes, "a damaged file is left as it is");
-
-        // The same without damage opens, with the last commit that was only in the write-ahead log.
-        let sound = directory.path().join("sound.db");
-        fs::copy(&path, &sound).unwrap();
-        fs::copy(beside(&path, "-wal"), beside(&sound, "-wal")).unwrap();
-        let (_, recovered) = SqliteLog::open(&sound).unwrap();
-        assert_eq!((recovered.head, recovered.leases.len()), (Revision(199), 1));
     }
 }
