@@ -103,7 +103,7 @@ impl Datastore {
         let (revision, compacted) = (recovered.head, recovered.compacted);
         let (commands, queue) = mpsc::channel(QUEUE);
         let store = Arc::new(Store::new(&options, recovered, readers, commands));
-        let writer = Writer::new(Arc::clone(&store), log, queue, options.reserve);
+        let writer = Writer::new(Arc::clone(&store), log, queue);
         let thread = thread::Builder::new()
             .name("datastore".to_owned())
             .spawn({

@@ -249,6 +249,8 @@ pub(crate) enum RequestError {
     LeaseTtlTooLarge,
     #[error("etcdserver: request is too large")]
     RequestTooLarge,
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
     /// The key is one that the table keeps for itself.
     #[error("etcdserver: key {0:?} is reserved")]
     ReservedKey(String),

@@ -11,7 +11,8 @@ use crate::revision::Revision;
 use crate::store::Store;
 use crate::watch::{Due, Event, Interest, WatcherId};
 
-/// Changes in one step and, about, bytes of values; a watcher never has more of them in memory.
+/// Changes in one step and bytes of values, those before included, unless one change alone has more. So a response is
+/// never so large that etcd would cut it into fragments.
 const CHANGES: usize = 256;
 const BYTES: usize = 256 << 10;
 /// Rows of the log whose values are read at once.
@@ -64,17 +65,30 @@ impl Store {
         // kube-apiserver takes the missing value for the end of its watch.
         let compacted = self.state().compacted;
         let replaced = |event: &Event| event.previous.filter(|_| with_previous && event.entry.modified > compacted);
-        let rows = events.iter().filter_map(|event| Some((event.key.clone(), replaced(event)?.modified)));
-        let mut values = self.values(rows.collect()).await?.into_iter();
-        let changes = events.iter().map(|event| {
-            let key = event.key.clone();
-            let before = replaced(event).and_then(|entry| Some((entry, values.next().flatten()?)));
-            Delivery {
-                previous: before.map(|(entry, value)| KeyValue { key: key.clone(), entry, value }),
-                kv: KeyValue { key, entry: event.entry, value: event.value.clone() },
+        let mut changes: Vec<Delivery> = Vec::with_capacity(events.len());
+        let mut size = 0;
+        for chunk in events.chunks(CHUNK) {
+            let rows = chunk.iter().filter_map(|event| Some((event.key.clone(), replaced(event)?.modified)));
+            let mut values = self.values(rows.collect()).await?.into_iter();
+            for event in chunk {
+                let key = event.key.clone();
+                let before = replaced(event).and_then(|entry| Some((entry, values.next().flatten()?)));
+                size += event.value.len() + before.as_ref().map_or(0, |(_, value)| value.len());
+                if size > BYTES
+                    && let Some(last) = changes.last()
+                {
+                    // The rest comes with the next step.
+                    let through = last.kv.entry.modified;
+                    self.hub().advance(watcher, through);
+                    return Ok(Step::Changes { changes, through });
+                }
+                changes.push(Delivery {
+                    previous: before.map(|(entry, value)| KeyValue { key: key.clone(), entry, value }),
+                    kv: KeyValue { key, entry: event.entry, value: event.value.clone() },
+                });
             }
-        });
-        Ok(Step::Changes { changes: changes.collect(), through })
+        }
+        Ok(Step::Changes { changes, through })
     }
 
     /// The oldest changes from a revision on that a watcher wants.

@@ -139,10 +139,9 @@ impl Lessor {
         self.leases.len()
     }
 
-    pub(crate) fn ids(&self) -> Vec<LeaseId> {
-        let mut ids: Vec<_> = self.leases.keys().copied().collect();
-        ids.sort_unstable();
-        ids
+    /// All leases, the one that ends next first.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = LeaseId> {
+        self.deadlines.iter().map(|(_, id)| *id)
     }
 
     /// When the next lease ends.

@@ -12,7 +12,7 @@
 //!
 //! - `index`, `range`, `txn`, `watch`, `lease`: what is true, without any I/O.
 //! - `log`: the rows, and kine's way to write them.
-//! - `store`, `writer`, `follow`: who holds what, and in which order it changes.
+//! - `store`, `writer`, `follow`, `space`: who holds what, and in which order it changes.
 //! - `etcd`: messages and services on the wire.
 //! - `listen`, `tls`, `datastore`: how the rest of the program uses all that.
 
@@ -35,6 +35,7 @@ mod metrics;
 mod model;
 mod range;
 mod revision;
+mod space;
 mod store;
 mod tls;
 mod txn;

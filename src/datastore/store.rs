@@ -1,7 +1,6 @@
 //! The store as everyone but the writer sees it: reads, watches, leases, and the way to the writer.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use crate::log::sqlite::{Reader, Recovered, Size};
 use crate::metrics::Metrics;
 use crate::range::{Page, Range};
 use crate::revision::{LeaseId, Revision};
+use crate::space::Space;
 use crate::txn::{Txn, TxnReply};
 use crate::watch::Hub;
 use crate::writer::Command;
@@ -65,7 +65,7 @@ pub(crate) struct Store {
     commands: mpsc::Sender<Command>,
     failure: OnceLock<Error>,
     stopped: CancellationToken,
-    pub(crate) no_space: AtomicBool,
+    pub(crate) space: Space,
     pub(crate) metrics: Metrics,
     pub(crate) path: PathBuf,
     progress_interval: Duration,
@@ -108,7 +108,7 @@ impl Store {
             commands,
             failure: OnceLock::new(),
             stopped: CancellationToken::new(),
-            no_space: AtomicBool::new(false),
+            space: Space::new(&options.path, options.reserve),
             metrics: Metrics::default(),
             path: options.path.clone(),
             progress_interval: options.progress_interval,
@@ -257,7 +257,7 @@ impl Store {
     }
 
     pub(crate) fn has_no_space(&self) -> bool {
-        self.no_space.load(Ordering::Relaxed)
+        self.space.is_short()
     }
 
     /// Runs a query on a connection of the pool, off the runtime's threads.

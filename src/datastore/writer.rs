@@ -10,16 +10,13 @@
 //!                 └──── next batch ◄── take the rows back, refuse the batch; stop, unless only the disk is full
 //! ```
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use nix::sys::statvfs::statvfs;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::error::{Error, RequestError};
 use crate::index::Entry;
@@ -79,7 +76,6 @@ pub(crate) struct Writer {
     store: Arc<Store>,
     log: SqliteLog,
     commands: mpsc::Receiver<Command>,
-    space: Space,
     /// The newest revision in the index, published or not.
     head: Revision,
     compaction: Compaction,
@@ -107,13 +103,11 @@ struct Pending {
 }
 
 impl Writer {
-    /// `reserve` is what is kept free on the file system, in bytes.
-    pub(crate) fn new(store: Arc<Store>, log: SqliteLog, commands: mpsc::Receiver<Command>, reserve: u64) -> Self {
+    pub(crate) fn new(store: Arc<Store>, log: SqliteLog, commands: mpsc::Receiver<Command>) -> Self {
         let head = store.revision();
-        let space = Space { directory: directory_of(&store.path), reserve };
         // An interrupted compaction left rows behind that nobody can read.
         let compaction = Compaction::Deleting { resume: None, waiting: Vec::new() };
-        Self { store, log, commands, space, head, compaction, postponed: None }
+        Self { store, log, commands, head, compaction, postponed: None }
     }
 
     /// Works until it is told to close, everybody has gone, or the log fails.
@@ -248,7 +242,7 @@ impl Writer {
             txn.decide(&view, &mut LogSources { store: &store, log: &self.log })?
         };
         if let Some(row) = &decision.row {
-            if row.value.is_some() && space.is_short(&self.space, &store) {
+            if row.value.is_some() && space.is_short(&store) {
                 return Err(RequestError::NoSpace.into());
             }
             self.append(row.clone(), pending)?;
@@ -315,8 +309,7 @@ impl Writer {
             warn!(path = %self.store.path.display(), "Another program locks the database; a write was refused.");
             (RequestError::Storage(error.to_string()), Ok(()))
         } else if sqlite::is_full(&error) {
-            warn!(path = %self.store.path.display(), "The file system is full; writes are refused.");
-            self.store.no_space.store(true, Ordering::Relaxed);
+            self.store.space.ran_out();
             (RequestError::NoSpace, Ok(()))
         } else {
             (RequestError::Stopped(error.to_string()), Err(error))
@@ -332,7 +325,7 @@ impl Writer {
             }
             if id.is_none() { lessor.unused_id() } else { id }
         };
-        if SpaceCheck::default().is_short(&self.space, &self.store) {
+        if SpaceCheck::default().is_short(&self.store) {
             return Err(RequestError::NoSpace.into());
         }
         self.log.put_lease(id, ttl, true)?;
@@ -491,36 +484,12 @@ impl Sources for LogSources<'_> {
     }
 }
 
-/// The file system below the database.
-struct Space {
-    directory: PathBuf,
-    reserve: u64,
-}
-
 /// Whether there is room for new data, looked up at most once per batch.
 #[derive(Default)]
 struct SpaceCheck(Option<bool>);
 
 impl SpaceCheck {
-    fn is_short(&mut self, space: &Space, store: &Store) -> bool {
-        *self.0.get_or_insert_with(|| {
-            // A file system that cannot be asked is not known to be full: SQLite will tell.
-            let short = statvfs(&space.directory).is_ok_and(|fs| {
-                fs.blocks_available() as u128 * fs.fragment_size() as u128 <= u128::from(space.reserve)
-            });
-            if store.no_space.swap(short, Ordering::Relaxed) != short {
-                let path = space.directory.display();
-                if short {
-                    warn!(%path, reserve = space.reserve, "The file system is nearly full; only deletes are accepted.");
-                } else {
-                    info!(%path, "There is room on the file system again; writes are accepted.");
-                }
-            }
-            short
-        })
+    fn is_short(&mut self, store: &Store) -> bool {
+        *self.0.get_or_insert_with(|| store.space.look())
     }
-}
-
-fn directory_of(path: &Path) -> PathBuf {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }

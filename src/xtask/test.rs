@@ -55,6 +55,12 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         return Ok(());
     }
     step("components", || Component::all()?.iter().try_for_each(|component| component.build().map(drop)))?;
+    step("etcd's contract, by etcd first", || {
+        let etcd = Component::named("etcd")?.build()?.folder;
+        let mut contract = nextest(&["--package", "k3s-datastore", "contract::"]);
+        contract.env("ETCD_BINARY", etcd.join("etcd")).env("ETCDCTL_BINARY", etcd.join("etcdctl"));
+        count(contract, counts)
+    })?;
     step("tests of components", || Component::all()?.iter().try_for_each(|component| add(component.test()?, counts)))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args {}))?;

@@ -62,6 +62,6 @@ pub(super) fn time_to_live(
 }
 
 pub(super) fn leases(service: &Service, _: EmptyRequest) -> Result<LeaseLeasesResponse, Status> {
-    let leases = service.store.lessor().ids().into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+    let leases = service.store.lessor().ids().map(|id| LeaseStatus { id: id.0 }).collect();
     Ok(LeaseLeasesResponse { header: service.header_now(), leases })
 }

@@ -231,7 +231,8 @@ pub(crate) struct HeaderResponse {
     pub(crate) header: Option<ResponseHeader>,
 }
 
-/// A request without fields that matter here: of LeaseLeases, Status, Defragment, MemberList.
+/// A request without fields that matter here: of LeaseLeases, Status, Defragment, Hash, MemberList, AuthStatus,
+/// Authenticate.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct EmptyRequest {}
 
@@ -433,6 +434,50 @@ pub(crate) struct StatusResponse {
     pub(crate) db_size_in_use: i64,
     #[prost(string, tag = "11")]
     pub(crate) storage_version: String,
+    #[prost(int64, tag = "12")]
+    pub(crate) db_size_quota: i64,
+    #[prost(message, optional, tag = "13")]
+    pub(crate) downgrade_info: Option<DowngradeInfo>,
+}
+
+/// Whether a downgrade is under way; without fields it is not.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DowngradeInfo {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct HashResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) header: Option<ResponseHeader>,
+    #[prost(uint32, tag = "2")]
+    pub(crate) hash: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct HashKvRequest {
+    #[prost(int64, tag = "1")]
+    pub(crate) revision: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct HashKvResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) header: Option<ResponseHeader>,
+    #[prost(uint32, tag = "2")]
+    pub(crate) hash: u32,
+    #[prost(int64, tag = "3")]
+    pub(crate) compact_revision: i64,
+    #[prost(int64, tag = "4")]
+    pub(crate) hash_revision: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AuthStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) header: Option<ResponseHeader>,
+    #[prost(bool, tag = "2")]
+    pub(crate) enabled: bool,
+    #[prost(uint64, tag = "3")]
+    pub(crate) auth_revision: u64,
 }
 
 /// `grpc.health.v1.HealthCheckRequest`
@@ -445,7 +490,7 @@ pub(crate) struct HealthCheckRequest {
 /// `grpc.health.v1.HealthCheckResponse`
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct HealthCheckResponse {
-    /// 1 serving, 2 not serving.
+    /// 1 serving, 2 not serving, 3 no such service.
     #[prost(int32, tag = "1")]
     pub(crate) status: i32,
 }

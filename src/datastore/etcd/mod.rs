@@ -1,11 +1,13 @@
 //! etcd's v3 gRPC API: one file per service, the dispatch and the connections here.
 
+mod auth;
 mod cluster;
+mod hash;
 mod health;
 mod kv;
 mod lease;
 mod maintenance;
-mod messages;
+pub(crate) mod messages;
 mod watch;
 
 use std::convert::Infallible;
@@ -184,7 +186,12 @@ impl Service {
             "/etcdserverpb.Maintenance/Status" => unary(request, |r| maintenance::status(self, r)).await,
             "/etcdserverpb.Maintenance/Alarm" => unary(request, |r| ready(maintenance::alarm(&self, r))).await,
             "/etcdserverpb.Maintenance/Defragment" => unary(request, |r| maintenance::defragment(self, r)).await,
+            "/etcdserverpb.Maintenance/Hash" => unary(request, |r| maintenance::hash(self, r)).await,
+            "/etcdserverpb.Maintenance/HashKV" => unary(request, |r| maintenance::hash_kv(self, r)).await,
             "/etcdserverpb.Cluster/MemberList" => unary(request, |r| ready(cluster::member_list(&self, r))).await,
+            "/etcdserverpb.Auth/AuthStatus" => unary(request, |r| ready(auth::status(&self, r))).await,
+            "/etcdserverpb.Auth/Authenticate" => unary(request, |r| ready(auth::authenticate(r))).await,
+            "/grpc.health.v1.Health/Watch" => streaming(request, |r| health::watch(self, r)).await,
             "/grpc.health.v1.Health/Check" => unary(request, |r| ready(health::check(&self, r))).await,
             other => Status::unimplemented(format!("{other} is not served: {}", why_not(other))).into_http(),
         }
@@ -206,16 +213,19 @@ impl Service {
     }
 }
 
+/// Why a call of etcd's is not served.
 fn why_not(path: &str) -> &'static str {
-    match path {
-        "/etcdserverpb.Maintenance/Snapshot" => "the data is an SQLite file, not one of etcd's",
-        "/etcdserverpb.Maintenance/Hash" | "/etcdserverpb.Maintenance/HashKV" => {
-            "there is no other member to compare with"
+    match path.rsplit_once('/').unwrap_or_default() {
+        ("/etcdserverpb.Maintenance", "Snapshot") => {
+            "the data is an SQLite file, not one of etcd's; `k3s snapshot save` copies it"
         }
-        _ if path.starts_with("/etcdserverpb.Cluster/") || path.starts_with("/etcdserverpb.Maintenance/") => {
-            "this datastore is one server on one file"
+        ("/etcdserverpb.Maintenance", "MoveLeader") => "the one member there is always leads",
+        ("/etcdserverpb.Maintenance", "Downgrade") => "the data has no etcd version that it could go back to",
+        ("/etcdserverpb.Cluster", _) => "this datastore is one server on one file; members cannot be changed",
+        ("/etcdserverpb.Auth", _) => {
+            "there are no users and roles; who may open the socket, or has a trusted certificate, may do everything"
         }
-        _ if path.starts_with("/etcdserverpb.Auth/") => "access is decided by who may open the socket",
+        ("/v3lockpb.Lock" | "/v3electionpb.Election", _) => "build it of leases and transactions, as etcdctl does",
         _ => "this datastore does not know it",
     }
 }
@@ -283,7 +293,7 @@ impl From<RequestError> for Status {
             RequestError::Compacted | RequestError::FutureRevision | RequestError::LeaseTtlTooLarge => Code::OutOfRange,
             RequestError::NoSpace => Code::ResourceExhausted,
             RequestError::LeaseNotFound => Code::NotFound,
-            RequestError::LeaseExists => Code::FailedPrecondition,
+            RequestError::LeaseExists | RequestError::AuthNotEnabled => Code::FailedPrecondition,
             RequestError::Unsupported(_) => Code::Unimplemented,
             RequestError::Storage(_) => Code::Internal,
             RequestError::Stopped(_) => Code::Unavailable,

@@ -3,6 +3,8 @@
 //! Each test runs against this store, and first against etcd itself where `ETCD_BINARY` names it: what does not hold
 //! there is not the contract.
 
+mod etcdctl;
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -17,11 +19,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+use crate::etcd::messages::{AuthStatusResponse, EmptyRequest, HealthCheckRequest, HealthCheckResponse};
 use crate::{Datastore, Error, Options};
+
+/// How often watchers that ask for it hear of progress here, in milliseconds: the least that etcd takes.
+const PROGRESS: u64 = 100;
 
 /// This store, served on a port of its own.
 pub(crate) struct Served {
     pub(crate) client: Client,
+    url: String,
     shutdown: CancellationToken,
     serving: JoinHandle<Result<(), Error>>,
 }
@@ -40,8 +47,9 @@ impl Served {
             datastore.serve(listener, stop).await?;
             datastore.close().await
         });
-        let client = Client::connect([format!("http://{address}")], None).await.unwrap();
-        Self { client, shutdown, serving }
+        let url = format!("http://{address}");
+        let client = Client::connect([&url], None).await.unwrap();
+        Self { client, url, shutdown, serving }
     }
 
     pub(crate) async fn close(self) {
@@ -53,6 +61,7 @@ impl Served {
 /// etcd, if there is one to compare with.
 struct Original {
     client: Client,
+    url: String,
     process: Child,
     _directory: TempDir,
 }
@@ -70,6 +79,7 @@ impl Original {
             .args(["--listen-client-urls", &urls[0], "--advertise-client-urls", &urls[0]])
             .args(["--listen-peer-urls", &urls[1], "--initial-advertise-peer-urls", &urls[1]])
             .args(["--initial-cluster", &format!("default={}", urls[1])])
+            .arg(format!("--watch-progress-notify-interval={PROGRESS}ms"))
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -80,7 +90,7 @@ impl Original {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        Some(Self { client, process, _directory: directory })
+        Some(Self { client, url: urls[0].clone(), process, _directory: directory })
     }
 }
 
@@ -92,16 +102,27 @@ impl Drop for Original {
 }
 
 async fn contract(test: impl AsyncFn(Client)) {
+    contract_at(async |client, _| test(client).await).await;
+}
+
+/// For tests that also need the address.
+async fn contract_at(test: impl AsyncFn(Client, String)) {
     if let Some(original) = Original::start().await {
-        test(original.client.clone()).await;
+        test(original.client.clone(), original.url.clone()).await;
     }
-    ours(test).await;
+    ours_at(test).await;
 }
 
 async fn ours(test: impl AsyncFn(Client)) {
+    ours_at(async |client, _| test(client).await).await;
+}
+
+async fn ours_at(test: impl AsyncFn(Client, String)) {
     let directory = tempfile::tempdir().unwrap();
-    let served = Served::open(Options::new(directory.path().join("state.db"))).await;
-    test(served.client.clone()).await;
+    let mut options = Options::new(directory.path().join("state.db"));
+    options.progress_interval = Duration::from_millis(PROGRESS);
+    let served = Served::open(options).await;
+    test(served.client.clone(), served.url.clone()).await;
     served.close().await;
 }
 
@@ -623,4 +644,199 @@ async fn everyday_maintenance_is_answered() {
         assert_eq!(health.header().unwrap().member_id(), status.leader());
     })
     .await;
+}
+
+#[tokio::test]
+async fn keys_hash_as_in_etcd() {
+    contract(async |client| {
+        let hash = async |revision| {
+            let hash = client.clone().hash_kv(revision).await?;
+            Ok((hash.hash(), hash.compact_version(), hash.header().unwrap().revision()))
+        };
+        assert_eq!(hash(0).await.unwrap(), (0x40a4_756d, -1, 1));
+        let mut client = client.clone();
+        client.lease_grant(60, Some(LeaseGrantOptions::new().with_id(77))).await.unwrap();
+        put(&mut client, "a", "1").await;
+        client.put("b", vec![0, 255], Some(PutOptions::new().with_lease(77))).await.unwrap();
+        put(&mut client, "a", "2").await;
+        client.delete("b", None).await.unwrap();
+        put(&mut client, "c", "").await;
+        assert_eq!(hash(0).await.unwrap(), (0x5181_8949, -1, 6));
+        assert_eq!(hash(6).await.unwrap(), (0x5181_8949, -1, 6));
+        assert_eq!(hash(4).await.unwrap(), (0xc2ce_62bd, -1, 6));
+        client.compact(5, Some(etcd_client::CompactionOptions::new().with_physical())).await.unwrap();
+        assert_eq!(hash(0).await.unwrap(), (0x50a7_7844, 5, 6));
+        let compacted = (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted".to_owned());
+        let future = (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision".to_owned());
+        assert_eq!(refusal(hash(4).await), compacted);
+        assert_eq!(refusal(hash(7).await), future);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_one_server_on_one_file_cannot_do_is_refused_with_the_reason() {
+    ours(async |mut client| {
+        let mut refused = Vec::new();
+        let snapshot = match client.snapshot().await {
+            Ok(mut stream) => refusal(stream.message().await),
+            Err(error) => refusal::<()>(Err(error)),
+        };
+        refused.push((snapshot, "k3s snapshot save"));
+        refused.push((refusal(client.move_leader(1).await), "always leads"));
+        refused.push((refusal(client.member_add(["http://127.0.0.1:1"], None).await), "members cannot be changed"));
+        refused.push((refusal(client.member_remove(1).await), "members cannot be changed"));
+        refused.push((
+            refusal(client.member_update(1, ["http://127.0.0.1:1".to_owned()]).await),
+            "members cannot be changed",
+        ));
+        refused.push((refusal(client.member_promote(1).await), "members cannot be changed"));
+        refused.push((refusal(client.auth_enable().await), "no users and roles"));
+        refused.push((refusal(client.user_list().await), "no users and roles"));
+        refused.push((refusal(client.lock("name", None).await), "as etcdctl does"));
+        refused.push((refusal(client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await), "cannot be set"));
+        for ((code, text), reason) in refused {
+            assert!(code == Code::Unimplemented && text.contains(reason), "{code:?}: {text}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn authentication_is_off() {
+    contract_at(async |_, url| {
+        let endpoint = tonic::transport::Endpoint::from_shared(url).unwrap().connect_lazy();
+        let authenticated: Result<EmptyRequest, _> =
+            call(&endpoint, "/etcdserverpb.Auth/Authenticate", EmptyRequest {}).await;
+        let status = authenticated.unwrap_err();
+        let off = (Code::FailedPrecondition, "etcdserver: authentication is not enabled");
+        assert_eq!((status.code(), status.message()), off);
+        let status: AuthStatusResponse =
+            call(&endpoint, "/etcdserverpb.Auth/AuthStatus", EmptyRequest {}).await.unwrap();
+        assert_eq!((status.enabled, status.auth_revision), (false, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn health_is_told() {
+    contract_at(async |_, url| {
+        let endpoint = tonic::transport::Endpoint::from_shared(url).unwrap().connect_lazy();
+        let ask = |service: &str| HealthCheckRequest { service: service.to_owned() };
+        let check = async |service| -> Result<HealthCheckResponse, tonic::Status> {
+            call(&endpoint, "/grpc.health.v1.Health/Check", ask(service)).await
+        };
+        assert_eq!(check("").await.unwrap().status, 1);
+        assert_eq!(check("no.such.Service").await.unwrap_err().code(), Code::NotFound);
+        let watch = async |service| {
+            let mut grpc = tonic::client::Grpc::new(endpoint.clone());
+            grpc.ready().await.unwrap();
+            let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Watch");
+            let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+            let stream = grpc.server_streaming(tonic::Request::new(ask(service)), path, codec).await;
+            stream.unwrap().into_inner().message().await.unwrap().unwrap().status
+        };
+        assert_eq!(watch("").await, 1);
+        assert_eq!(watch("no.such.Service").await, 3);
+    })
+    .await;
+}
+
+async fn call<Q, R>(endpoint: &tonic::transport::Channel, path: &'static str, request: Q) -> Result<R, tonic::Status>
+where
+    Q: prost::Message + 'static,
+    R: prost::Message + Default + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(endpoint.clone());
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<Q, R>::default();
+    let path = http::uri::PathAndQuery::from_static(path);
+    grpc.unary(tonic::Request::new(request), path, codec).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn an_alarm_that_is_off_can_be_disarmed() {
+    contract(async |mut client| {
+        for action in [AlarmAction::Get, AlarmAction::Deactivate] {
+            assert!(client.alarm(action, AlarmType::Nospace, None).await.unwrap().alarms().is_empty());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn leases_are_listed_by_their_end() {
+    contract(async |mut client| {
+        for (id, ttl) in [(1, 300), (2, 100), (3, 200)] {
+            client.lease_grant(ttl, Some(LeaseGrantOptions::new().with_id(id))).await.unwrap();
+        }
+        let leases = client.leases().await.unwrap();
+        assert_eq!(leases.leases().iter().map(etcd_client::LeaseStatus::id).collect::<Vec<_>>(), [2, 3, 1]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn progress_comes_by_itself_to_who_asked() {
+    contract(async |mut client| {
+        let mut stream = watch(&mut client, "a", WatchOptions::new().with_progress_notify()).await;
+        let revision = put(&mut client, "b", "").await;
+        loop {
+            let progress = message(&mut stream).await;
+            assert!(progress.events().is_empty() && progress.watch_id() == 0 && !progress.canceled());
+            if progress.header().unwrap().revision() == revision {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn large_events_come_in_pieces() {
+    contract(async |mut client| {
+        let value = "x".repeat(1 << 20);
+        for key in ["a", "b", "c", "d"] {
+            put(&mut client, key, &value).await;
+        }
+        for key in ["a", "b", "c", "d"] {
+            client.delete(key, None).await.unwrap();
+        }
+        let past = WatchOptions::new().with_all_keys().with_start_revision(2).with_prev_key().with_fragment();
+        let mut stream = watch(&mut client, "", past).await;
+        let mut revisions = Vec::new();
+        while revisions.len() < 8 {
+            let response = message(&mut stream).await;
+            let value = |kv: Option<&etcd_client::KeyValue>| kv.map_or(0, |kv| kv.value().len());
+            let size: usize = response.events().iter().map(|event| value(event.kv()) + value(event.prev_kv())).sum();
+            assert!(size < 2 << 20, "{size} bytes");
+            revisions.extend(response.events().iter().map(|event| event.kv().unwrap().mod_revision()));
+        }
+        assert_eq!(revisions, (2..10).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn leases_outlive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options::new(directory.path().join("state.db"));
+    let served = Served::open(options.clone()).await;
+    let mut client = served.client.clone();
+    for id in [1, 2] {
+        client.lease_grant(60, Some(LeaseGrantOptions::new().with_id(id))).await.unwrap();
+    }
+    client.put("a", "", Some(PutOptions::new().with_lease(1))).await.unwrap();
+    client.lease_revoke(2).await.unwrap();
+    served.close().await;
+
+    let served = Served::open(options).await;
+    let mut client = served.client.clone();
+    let state = client.lease_time_to_live(1, Some(LeaseTimeToLiveOptions::new().with_keys())).await.unwrap();
+    assert_eq!((state.granted_ttl(), state.keys()), (60, &[b"a".to_vec()][..]));
+    assert!((1..=60).contains(&state.ttl()));
+    assert_eq!(client.lease_time_to_live(2, None).await.unwrap().ttl(), -1);
+    client.lease_revoke(1).await.unwrap();
+    assert_eq!(client.get("a", None).await.unwrap().count(), 0);
+    served.close().await;
 }
