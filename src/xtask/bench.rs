@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: what the product costs, beside the same programs started by hand; and whether its bytes are the same each time.
 //!
-//! A bench measures and tells: no figure makes it fail.
+//! A bench measures and tells: no figure makes it fail, only a broken promise does.
 
 mod api;
 mod contender;
+mod crash;
 mod figures;
 mod start;
 mod usage;
@@ -23,6 +24,8 @@ pub(crate) struct Args {
 enum What {
     /// How soon a single node is there, and what it takes when idle, beside a script that starts the same programs with etcd.
     Start(start::Args),
+    /// The datastore through many kills, disk failures and power cuts, beside etcd. A broken promise makes it fail.
+    Crash(crash::Args),
     /// `cargo xtask reproducible --all`.
     Reproducible,
 }
@@ -30,6 +33,7 @@ enum What {
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Start(args) => start::run(args),
+        What::Crash(args) => crash::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true }),
     }
 }
