@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use crate::process::succeed;
 
 /// A Debian package, the program by which it is known elsewhere, and what for.
-const PACKAGES: [(&str, Option<&str>); 13] = [
+const PACKAGES: [(&str, Option<&str>); 15] = [
     // C: SQLite, the cryptography, runc's and pause's own.
     ("gcc", Some("cc")),
     ("libc6-dev", None),
@@ -31,6 +31,9 @@ const PACKAGES: [(&str, Option<&str>); 13] = [
     ("iproute2", Some("ip")),
     // Kernel modules.
     ("kmod", Some("modprobe")),
+    // The disks whose power tests cut.
+    ("e2fsprogs", Some("mkfs.ext4")),
+    ("mount", Some("losetup")),
     // What scenarios look at a node with.
     ("procps", Some("pgrep")),
     ("curl", Some("curl")),

@@ -15,6 +15,8 @@ use crate::{component::Component, counts::Counts, dist, process::succeed, reprod
 const TOOLS: [(&str, &str); 2] = [("cargo-nextest", "0.9.151"), ("cargo-deny", "0.20.2")];
 /// The package of the cluster scenarios.
 const SCENARIOS: &str = "cluster-tests";
+/// The package that judges datastores; etcd, the first of them, is a component.
+const DATASTORES: &str = "datastore-tests";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -50,7 +52,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         command.current_dir(workspace::root()).args(["nextest", "run"]).args(arguments);
         command
     };
-    step("unit tests", || count(nextest(&["--workspace", "--exclude", SCENARIOS]), counts))?;
+    step("unit tests", || count(nextest(&["--workspace", "--exclude", SCENARIOS, "--exclude", DATASTORES]), counts))?;
     if args.unit {
         return Ok(());
     }
@@ -62,6 +64,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         count(contract, counts)
     })?;
     step("tests of components", || Component::all()?.iter().try_for_each(|component| add(component.test()?, counts)))?;
+    step("datastores", || count(nextest(&["--package", DATASTORES, "--no-fail-fast"]), counts))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args {}))?;
     step("cluster scenarios", || count(nextest(&["--package", SCENARIOS, "--no-fail-fast"]), counts))

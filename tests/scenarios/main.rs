@@ -4,7 +4,6 @@ mod api;
 
 mod agentless;
 mod bad_input;
-mod power_cut;
 mod restarts;
 mod single_node;
 mod two_nodes;

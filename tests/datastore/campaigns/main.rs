@@ -27,7 +27,9 @@ async fn run() -> Result<bool> {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["judge", history] => judge(Path::new(history)),
-        [scratch, cycles, cuts, seed] => long_run(Path::new(scratch), cycles.parse()?, cuts.parse()?, seed.parse()?).await,
+        [scratch, cycles, cuts, seed] => {
+            long_run(Path::new(scratch), cycles.parse()?, cuts.parse()?, seed.parse()?).await
+        }
         _ => bail!("usage: datastore-campaigns SCRATCH CYCLES CUTS SEED | judge HISTORY"),
     }
 }
@@ -44,7 +46,9 @@ async fn long_run(scratch: &Path, cycles: u64, cuts: u64, seed: u64) -> Result<b
     let store = env::current_exe()?.with_file_name("datastore-server");
     let contenders = [Datastore::etcd()?, Datastore::Store(store.clone())];
     println!("Seed {seed}.\n");
-    println!("| datastore | crash | cycles | in a compaction | disks failing | requests | acknowledged writes | unknown | events checked | violations | mistakes found | missed | s |");
+    println!(
+        "| datastore | crash | cycles | in a compaction | disks failing | requests | acknowledged writes | unknown | events checked | violations | mistakes found | missed | s |"
+    );
     println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     let mut is_clean = true;
     for (crash, cycles) in [(Crash::Kill, cycles), (Crash::PowerCut { forgetful: false }, cuts)] {

@@ -88,8 +88,12 @@ impl Fault {
             Self::TimeTravel => return travel_in_time(history, rng),
             Self::Uncompacted => return read_compacted(history, rng),
             Self::Unasked => return tell_unasked(history, rng),
-            Self::Dropped => return drop_event(history, rng, |at, told| told[0] < told[at] && told[at] < told[told.len() - 1]),
-            Self::MissedAtStart => return drop_event(history, rng, |at, told| at == 0 && told[0] < told[told.len() - 1]),
+            Self::Dropped => {
+                return drop_event(history, rng, |at, told| told[0] < told[at] && told[at] < told[told.len() - 1]);
+            }
+            Self::MissedAtStart => {
+                return drop_event(history, rng, |at, told| at == 0 && told[0] < told[told.len() - 1]);
+            }
             Self::Reordered => |messages, rng| reorder(messages, rng),
             Self::Duplicated => duplicate,
             Self::Invented => |messages, rng| invent(messages, rng),
@@ -187,11 +191,7 @@ fn tell_unasked(mut history: History, rng: &mut Rng) -> Option<History> {
 
 /// A watch is not told of a write that was answered, so that it is known to have happened. The revisions that it was
 /// told decide which will do.
-fn drop_event(
-    mut history: History,
-    rng: &mut Rng,
-    will_do: impl Fn(usize, &[Revision]) -> bool,
-) -> Option<History> {
+fn drop_event(mut history: History, rng: &mut Rng, will_do: impl Fn(usize, &[Revision]) -> bool) -> Option<History> {
     let answered: HashSet<_> = history.operations.iter_mut().filter_map(written).map(|revision| *revision).collect();
     rng.shuffle(&mut history.watches);
     history.watches.iter_mut().find_map(|watch| {

@@ -388,3 +388,98 @@ impl<'a> Replay<'a> {
         wrong.into_iter().for_each(|wrong| self.violation(wrong));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        history::{Wanted, Watch},
+        model::State,
+    };
+
+    /// A put of `/a`, called and answered at these moments, with the revision it was given.
+    fn put(number: u64, guard: Option<Revision>, called: u64, answered: Option<(u64, Revision)>) -> Operation {
+        let value = Value::Ours { number, padding: 0 };
+        let request = Request::Put { key: "/a".to_owned(), value, lease: 0, guard, or_read: false };
+        let outcome = match answered {
+            Some((at, revision)) => Outcome::Answered { at: Moment(at), answer: Answer::Written { revision } },
+            None => Outcome::Unknown { error: "the connection broke".to_owned() },
+        };
+        Operation { request, called: Moment(called), outcome }
+    }
+
+    /// A read of `/a` that found the value of this number, as it was written at `revision`.
+    fn read(found: Option<u64>, called: u64, at: u64, revision: Revision) -> Operation {
+        let value = |number| Value::Ours { number, padding: 0 };
+        let found = found.map(|number| KeyValue {
+            key: "/a".to_owned(),
+            value: value(number),
+            created: 2,
+            modified: revision,
+            version: revision - 1,
+            lease: 0,
+        });
+        let count = i64::from(found.is_some());
+        let answer = Answer::Range { revision, found: found.into_iter().collect(), count };
+        let request = Request::Range { keys: Keys::One("/a".to_owned()), revision: None, limit: 0 };
+        Operation { request, called: Moment(called), outcome: Outcome::Answered { at: Moment(at), answer } }
+    }
+
+    /// What is wrong with a history in which a watch was told these puts of `/a`.
+    fn wrong(operations: &[Operation], told: &[(u64, Revision)]) -> Vec<String> {
+        let event = |&(number, revision): &(u64, Revision)| {
+            let value = Value::Ours { number, padding: 0 };
+            let now = KeyValue {
+                key: "/a".to_owned(),
+                value,
+                created: 2,
+                modified: revision,
+                version: revision - 1,
+                lease: 0,
+            };
+            Event { change: Change::Put(now), previous: None }
+        };
+        let messages = match told {
+            [] => Vec::new(),
+            told => vec![Message { at: Moment(1000), body: Body::Events(told.iter().map(event).collect()) }],
+        };
+        let watch = Watch { keys: Keys::all(), start: 2, wanted: Wanted::All, called: Moment(0), messages };
+        let history = History { before: State::default(), operations: operations.to_vec(), watches: vec![watch] };
+        check(&history).1.into_iter().map(|violation| violation.what).collect()
+    }
+
+    #[test]
+    fn requests_that_overlap_may_happen_in_any_order() {
+        let overlapping =
+            [put(1, Some(0), 10, Some((50, 2))), put(2, None, 20, Some((30, 3))), read(Some(1), 15, 60, 2)];
+        assert_eq!(wrong(&overlapping, &[(1, 2), (2, 3)]), Vec::<String>::new());
+        // Called after the second write was answered, the read comes too late for the first.
+        let late = [overlapping[0].clone(), overlapping[1].clone(), read(Some(1), 35, 60, 2)];
+        assert!(wrong(&late, &[])[0].contains("goes back"));
+    }
+
+    #[test]
+    fn what_nobody_answered_happened_or_did_not() {
+        let unknown = put(2, Some(2), 20, None);
+        let first = put(1, Some(0), 10, Some((15, 2)));
+        assert_eq!(wrong(&[first.clone(), unknown.clone(), read(Some(1), 30, 40, 2)], &[]), Vec::<String>::new());
+        let seen = [first.clone(), unknown.clone(), read(Some(2), 30, 40, 3)];
+        assert_eq!(wrong(&seen, &[(2, 3)]), Vec::<String>::new());
+        assert!(wrong(&seen, &[])[0].contains("nobody knows what happened at revision 3"));
+        // Once it was seen it stays.
+        let undone = [first, unknown, read(Some(2), 30, 40, 3), read(Some(1), 50, 60, 2)];
+        assert!(wrong(&undone, &[(2, 3)])[0].contains("goes back"));
+    }
+
+    #[test]
+    fn lost_invented_and_unguarded_writes_are_seen() {
+        let acknowledged = put(1, Some(0), 10, Some((15, 2)));
+        assert!(wrong(&[acknowledged.clone(), read(None, 20, 30, 2)], &[])[0].contains("there were 1 keys"));
+        assert!(wrong(&[acknowledged.clone(), read(None, 20, 30, 1)], &[])[0].contains("goes back"));
+        assert!(wrong(&[], &[(7, 2)])[0].contains("nobody asked for"));
+        let unguarded = put(2, Some(0), 20, Some((25, 3)));
+        assert!(wrong(&[acknowledged.clone(), unguarded], &[])[0].contains("although the key was at 2"));
+        let reused = put(2, None, 20, Some((25, 2)));
+        assert!(wrong(&[acknowledged, reused], &[])[0].contains("two writes were given revision 2"));
+    }
+}
