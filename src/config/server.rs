@@ -45,6 +45,8 @@ pub struct ServerConfig {
     pub agent_token: Option<Secret>,
     /// The administrator's kubeconfig.
     pub kubeconfig: KubeconfigOutput,
+    /// Whether `/metrics` shows what k3s itself counts, beside kube-apiserver's (`--supervisor-metrics`).
+    pub supervisor_metrics: bool,
     /// Packaged add-ons left out (`--disable`).
     pub disabled_addons: BTreeSet<Addon>,
     /// Control-plane parts left out (`--disable-scheduler` and its like).
@@ -122,6 +124,7 @@ impl ServerConfig {
             token: token.as_ref().map(token::password).transpose()?,
             agent_token: agent_token.as_ref().map(token::password).transpose()?,
             kubeconfig: KubeconfigOutput::from_values(values, environment)?,
+            supervisor_metrics: values.is_on("supervisor-metrics"),
             disabled_addons,
             disabled: DisabledParts {
                 scheduler: values.is_on("disable-scheduler"),

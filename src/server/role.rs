@@ -12,6 +12,7 @@ use k3s_datastore::{Access, BoundEndpoint, Datastore, Endpoint, Options as Datas
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
+use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
@@ -108,10 +109,15 @@ impl Server {
         let pki = bootstrap::credentials(&config, &paths, &host)?;
         let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
         let (api_ready, ready) = watch::channel(false);
-        let front_settings = Front { certificate, client_ca, upstream, ready, routes: Routes::new(&paths.server()) };
-
         let DatastoreConfig::Sqlite { path } = &config.datastore;
         let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
+        let metrics = config.supervisor_metrics.then(|| {
+            let mut registry = Registry::default();
+            datastore.register_metrics(&mut registry);
+            registry
+        });
+        let routes = Routes::new(&paths.server());
+        let front_settings = Front { certificate, client_ca, upstream, ready, routes, metrics };
         let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?;
         let supervisor = Supervisor::new(Options {
             run_dir: paths.run().to_path_buf(),

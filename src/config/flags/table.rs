@@ -244,9 +244,8 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("embedded-registry", "Share images between nodes")
                 .server()
                 .unserved(refusal("the embedded registry", "leave it out and configure mirrors in registries.yaml")),
-            switch("supervisor-metrics", "Serve metrics")
-                .server()
-                .unserved(refusal("a metrics page of the supervisor", LEAVE_OUT)),
+            switch("supervisor-metrics", "Show metrics of k3s itself at /metrics, beside those of kube-apiserver")
+                .server(),
             switch("secrets-encryption", "Encrypt Secrets at rest")
                 .server()
                 .unserved(refusal("encryption of Secrets", "use --kube-apiserver-arg=encryption-provider-config=FILE")),

@@ -9,6 +9,7 @@ use std::{
 use http::{Method, Request, Response, Uri, Version, header, uri};
 use hyper::body::Incoming;
 use k3s_pki::ClientCa;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -16,7 +17,7 @@ use super::{
     Front,
     body::{self, Body},
     connector::Connector,
-    headers,
+    headers, metrics,
     peer::{Caller, Peer},
     pool::{Pool, PoolError},
     status::Status,
@@ -37,17 +38,19 @@ pub(super) struct Gateway {
     routes: Routes,
     trusted: Pool,
     plain: Pool,
+    metrics: Option<Registry>,
 }
 
 impl Gateway {
     pub(super) fn new(front: Front) -> Self {
-        let Front { certificate: _, client_ca, upstream, ready, routes } = front;
+        let Front { certificate: _, client_ca, upstream, ready, routes, metrics } = front;
         let pool = |tls| Pool::new(Connector::new(upstream.address, tls), IDLE);
-        Self { client_ca, ready, routes, trusted: pool(upstream.trusted_tls()), plain: pool(upstream.plain_tls()) }
+        let (trusted, plain) = (pool(upstream.trusted_tls()), pool(upstream.plain_tls()));
+        Self { client_ca, ready, routes, trusted, plain, metrics }
     }
 
     /// Answers one request of `peer`. `tasks` run upgraded connections.
-    pub(super) async fn answer(&self, request: Request<Incoming>, peer: &Peer, tasks: &Tasks) -> Response<Body> {
+    pub(super) async fn answer(&self, mut request: Request<Incoming>, peer: &Peer, tasks: &Tasks) -> Response<Body> {
         if request.method() == Method::CONNECT {
             return Status::method_not_allowed(
                 "CONNECT is for the egress proxy, which this version does not have: kube-apiserver dials nodes directly",
@@ -60,7 +63,16 @@ impl Gateway {
         if !*self.ready.borrow() {
             return Status::unavailable("apiserver not ready").into();
         }
-        self.forward(request, peer, tasks).await.unwrap_or_else(Into::into)
+        let metrics = self.metrics.as_ref().filter(|_| metrics::is_asked_for(request.method(), request.uri().path()));
+        if metrics.is_some() {
+            metrics::ask_for_text(request.headers_mut());
+        }
+        let answer = self.forward(request, peer, tasks).await;
+        match metrics {
+            Some(registry) => answer.and_then(|page| metrics::append(page, registry)),
+            None => answer,
+        }
+        .unwrap_or_else(Into::into)
     }
 
     /// Ends all connections to kube-apiserver.

@@ -12,6 +12,7 @@ mod connector;
 mod gateway;
 mod headers;
 mod listener;
+mod metrics;
 mod peer;
 mod pool;
 mod slots;
@@ -28,6 +29,7 @@ mod tests;
 use std::sync::Arc;
 
 use k3s_pki::ClientCa;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 pub use body::{Body, BodyError};
@@ -53,4 +55,6 @@ pub struct Front {
     pub ready: watch::Receiver<bool>,
     /// What is answered here.
     pub routes: Routes,
+    /// What `/metrics` shows beside kube-apiserver's, where it is asked for (`--supervisor-metrics`).
+    pub metrics: Option<Registry>,
 }

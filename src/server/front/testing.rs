@@ -23,6 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use k3s_pki::ClientCa;
+use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -153,6 +154,7 @@ pub(crate) struct Seen {
 /// | `/hang` | none |
 /// | `/watch` | `event`, then nothing for ever |
 /// | `/flood` | bytes without end |
+/// | `/metrics` | `theirs 1`, for a request with a token; else 403 |
 /// | `/echo` | the request's body and trailers |
 /// | `/upgrade` | 101, then what it hears once the client has ended, in capitals; without `Upgrade`, 400 |
 /// | else | `ok` |
@@ -340,6 +342,12 @@ async fn answer(mut request: Request<Incoming>, tasks: &Tasks) -> Response<Body>
         "/flood" => {
             Response::new(Endless { first: None, then: Some(Bytes::from_static(&[b'x'; 16 << 10])) }.boxed_unsync())
         }
+        "/metrics" if request.headers().get("authorization").is_none() => {
+            Response::builder().status(403).header("content-type", "text/plain").body(full("no")).unwrap()
+        }
+        "/metrics" => {
+            Response::builder().header("content-type", &request.headers()["accept"]).body(full("theirs 1\n")).unwrap()
+        }
         "/echo" => Response::new(body::streamed(request.into_body())),
         "/upgrade" if request.headers().contains_key("upgrade") => {
             let protocol = request.headers()["upgrade"].clone();
@@ -396,6 +404,11 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// With metrics of ours.
+    pub(crate) async fn start_with(metrics: Option<Registry>) -> Self {
         let (client_ca, server_ca, request_header_ca) = (Ca::new("client-ca"), Ca::new("server-ca"), Ca::new("rh-ca"));
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
         let proxy_certificate = request_header_ca.client("system:auth-proxy", None).current();
@@ -408,6 +421,7 @@ impl Setup {
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             ready: is_ready,
             routes: Routes::new(_server_dir.path()),
+            metrics,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -5,6 +5,7 @@ use http::{Request, Version};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use rustls::sign::CertifiedKey;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -124,6 +125,25 @@ async fn the_serving_certificate_can_be_exchanged_while_serving() {
     setup.certificate.replace(renewed.certified_key());
     assert_ne!(shown(&setup).await, before);
     assert_eq!(shown(&setup).await, renewed.der());
+}
+
+#[tokio::test]
+async fn metrics_of_ours_follow_kube_apiservers_for_whom_it_lets_see_them() {
+    let mut registry = Registry::default();
+    registry.register("ours", "What we count", Gauge::<i64>::default());
+    let token = ("authorization", "Bearer abc");
+
+    let setup = Setup::start_with(Some(registry)).await;
+    let client = setup.http2(None).await;
+    let page = text(client.get_with("/metrics", &[token, ("accept-encoding", "gzip")]).await).await;
+    assert_eq!(page, "theirs 1\n# HELP ours What we count.\n# TYPE ours gauge\nours 0\n");
+    assert!(!setup.api.last().headers.contains_key("accept-encoding"));
+    let refused = client.get("/metrics").await;
+    assert_eq!((refused.status().as_u16(), text(refused).await.as_str()), (403, "no"));
+
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    assert_eq!(text(client.get_with("/metrics", &[token, ("accept", "text/plain")]).await).await, "theirs 1\n");
 }
 
 #[tokio::test]
