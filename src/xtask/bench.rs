@@ -1,18 +1,27 @@
-//! `cargo xtask bench`: what the product costs, beside the same programs started by hand; and whether its bytes are the same each time.
+//! `cargo xtask bench`: what the product costs, beside others that do the same; and whether its bytes are the same each time.
 //!
 //! A bench measures and tells: no figure makes it fail, only a broken promise does.
 
 mod api;
 mod contender;
 mod crash;
+mod datastore;
 mod figures;
+mod growth;
+mod idle;
+mod load;
+mod markdown;
 mod start;
+mod store;
 mod usage;
+
+use std::process::Command;
 
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::reproducible;
+use crate::process::succeed;
+use crate::{dist, reproducible, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,6 +35,12 @@ enum What {
     Start(start::Args),
     /// The datastore through many kills, disk failures and power cuts, beside etcd. A broken promise makes it fail.
     Crash(crash::Args),
+    /// How fast the datastore is, what it writes and what it takes, beside etcd and kine.
+    Datastore(datastore::Args),
+    /// What the datastore costs as it grows to a million revisions.
+    Growth(growth::Args),
+    /// What the datastore of an idle cluster does, beside etcd and kine under the same programs.
+    Idle(idle::Args),
     /// `cargo xtask reproducible --all`.
     Reproducible,
 }
@@ -34,6 +49,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Start(args) => start::run(args),
         What::Crash(args) => crash::run(args),
+        What::Datastore(args) => datastore::run(args),
+        What::Growth(args) => growth::run(args),
+        What::Idle(args) => idle::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true }),
     }
+}
+
+/// Builds what nodes run: target/dist, unless that is to be taken as it is, and the harness' own program.
+fn build(no_dist: bool) -> Result<()> {
+    if !no_dist {
+        dist::run(&dist::Args {})?;
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    succeed(cargo.current_dir(workspace::root()).args(["build", "--quiet", "--package", "cluster-tests", "--bins"]))
 }

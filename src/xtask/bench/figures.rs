@@ -50,11 +50,17 @@ impl Figures {
     }
 
     fn median(&self, quantity: Quantity, name: &str, side: Side) -> Option<f64> {
-        let mut figures = self.taken.get(&(quantity, name.to_owned(), side))?.clone();
-        figures.sort_by(f64::total_cmp);
-        let middle = figures.len() / 2;
-        Some(if figures.len() % 2 == 0 { f64::midpoint(figures[middle - 1], figures[middle]) } else { figures[middle] })
+        median(self.taken.get(&(quantity, name.to_owned(), side))?.iter().copied())
     }
+}
+
+/// The middle one; `None` of none.
+pub(super) fn median(figures: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut figures: Vec<_> = figures.into_iter().collect();
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.len() / 2;
+    let lower = if figures.len() % 2 == 0 { middle.checked_sub(1)? } else { middle };
+    Some(f64::midpoint(figures[lower], figures[middle]))
 }
 
 impl fmt::Display for Figures {

@@ -1,4 +1,4 @@
-# A single-node cluster by hand, as quick as it gets: etcd and the components of libexec/k3s, with certificates, kubeconfigs and
+# A single-node cluster by hand, as quick as it gets: a store (/opt/store.sh) and the components of libexec/k3s, with certificates, kubeconfigs and
 # configuration files that are there already, and images that were imported before. Ends the components when it is asked to end.
 # Needs NODE and ADDRESS. Other variables, such as GOGC, reach the components.
 set -eu
@@ -28,9 +28,7 @@ ADMIN
 
 trap 'kill -TERM $nodes 2>/dev/null; kill -TERM $apiserver; wait $apiserver || true; kill -TERM $stores; wait; exit 0' TERM
 
-/opt/etcd --data-dir /var/lib/etcd --log-level warn \
-    --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
-    --listen-peer-urls http://127.0.0.1:2380 &
+sh /opt/store.sh &
 stores=$!
 
 kube-apiserver \

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use super::api::{Api, pass};
 use super::contender::{Contender, Script, stop};
 use super::figures::{Figures, Quantity};
+use super::store::Store;
 use super::usage::{Processes, Usage};
-use crate::process::{stdout, succeed};
-use crate::{dist, workspace};
+use crate::process::stdout;
 
 /// How long a node is left alone before it counts as idle.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -43,15 +43,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if !args.no_build {
-        dist::run(&dist::Args {})?;
-    }
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    succeed(cargo.current_dir(workspace::root()).args(["build", "--quiet", "--package", "cluster-tests", "--bins"]))?;
-    let contenders = [
-        Contender::K3s { flags: args.k3s_flags.clone() },
-        Contender::Script(Script::prepare(args.script_env.clone())?),
-    ];
+    super::build(args.no_build)?;
+    let script = Script::prepare(args.script_env.clone())?;
+    let contenders = [Contender::K3s { flags: args.k3s_flags.clone() }, Contender::Script(&script, Store::Etcd)];
     let mut figures = Figures::default();
     for round in 1..=args.rounds {
         for contender in &contenders {
@@ -68,13 +62,13 @@ type Part = fn(&Usage) -> f64;
 
 /// One round of one side.
 struct Trial<'a> {
-    contender: &'a Contender,
+    contender: &'a Contender<'a>,
     node: Node,
     figures: &'a mut Figures,
 }
 
 impl<'a> Trial<'a> {
-    fn run(contender: &'a Contender, starts_only: bool, figures: &'a mut Figures) -> Result<()> {
+    fn run(contender: &'a Contender<'a>, starts_only: bool, figures: &'a mut Figures) -> Result<()> {
         let node = contender.boot()?;
         let mut trial = Self { contender, node, figures };
         let job = trial.start("first", Quantity::EmptyStart, Quantity::EmptyStartCpu)?;

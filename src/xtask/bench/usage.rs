@@ -34,6 +34,8 @@ pub(super) struct Usage {
     pub(super) cpu: f64,
     /// kB since its start that it caused to be written to a disk. What file systems write for themselves is nobody's.
     pub(super) written: f64,
+    /// How often one of its threads was given a processor since it started: voluntary and involuntary context switches.
+    pub(super) wakeups: f64,
 }
 
 impl Processes {
@@ -46,6 +48,11 @@ impl Processes {
             .filter(|pid| *pid != 1)
             .filter_map(|pid: u32| Some((pid, Process::read(&proc.join(pid.to_string()))?)));
         Ok(Self(processes.collect()))
+    }
+
+    /// The memory that a program holds, and the work that it has done since `earlier`.
+    pub(super) fn of(&self, program: &str, earlier: &Self) -> Result<Usage> {
+        self.since(earlier).get(program).copied().with_context(|| format!("{program} has ended"))
     }
 
     /// Sums by program, and of all: the memory that they hold, and the work that they have done since `earlier`.
@@ -61,6 +68,7 @@ impl Processes {
                 sum.anonymous += usage.anonymous;
                 sum.cpu += usage.cpu - before.cpu;
                 sum.written += usage.written - before.written;
+                sum.wakeups += usage.wakeups - before.wakeups;
             }
         }
         sums
@@ -70,18 +78,37 @@ impl Processes {
 impl Process {
     fn read(folder: &Path) -> Option<Self> {
         let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
+        Some(Self {
+            name: if read("cgroup")?.contains("kubepods") { PODS.to_owned() } else { name(&read("cmdline")?)? },
+            usage: Usage::read(folder)?,
+        })
+    }
+}
+
+impl Usage {
+    /// Of the process whose folder in /proc this is; `None` if it has ended.
+    pub(super) fn read(folder: &Path) -> Option<Self> {
+        let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
         let (memory, io) = (read("smaps_rollup")?, read("io")?);
         let kib = |key: &str| Some(field(&memory, key)? / 1024.0);
         Some(Self {
-            name: if read("cgroup")?.contains("kubepods") { PODS.to_owned() } else { name(&read("cmdline")?)? },
-            usage: Usage {
-                memory: kib("Pss:")?,
-                anonymous: kib("Pss_Anon:")?,
-                cpu: ticks(&read("stat")?)? / TICKS * 1000.0,
-                written: (field(&io, "write_bytes:")? - field(&io, "cancelled_write_bytes:")?) / 1000.0,
-            },
+            memory: kib("Pss:")?,
+            anonymous: kib("Pss_Anon:")?,
+            cpu: ticks(&read("stat")?)? / TICKS * 1000.0,
+            written: (field(&io, "write_bytes:")? - field(&io, "cancelled_write_bytes:")?) / 1000.0,
+            wakeups: wakeups(&folder.join("task"))?,
         })
     }
+}
+
+/// Of the threads that there are; what others did before they ended is lost.
+fn wakeups(tasks: &Path) -> Option<f64> {
+    let switches = |status: String| {
+        Some(field(&status, "voluntary_ctxt_switches:")? + field(&status, "nonvoluntary_ctxt_switches:")?)
+    };
+    let statuses = fs::read_dir(tasks).ok()?.flatten().map(|task| fs::read_to_string(task.path().join("status")));
+    // A thread may end meanwhile.
+    Some(statuses.flatten().filter_map(switches).sum())
 }
 
 fn name(cmdline: &str) -> Option<String> {
@@ -112,13 +139,16 @@ mod tests {
             ("cgroup", "4:memory:/k3stest/1-0-server\n"),
             ("smaps_rollup", "56-7f ---p 00000000 00:00 0 [rollup]\nRss:  90 kB\nPss:  3072 kB\nPss_Anon:  1024 kB\n"),
             ("stat", "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 12 3 4 1 20 0 9 0 100\n"),
+            ("task/7/status", "voluntary_ctxt_switches:\t3\nnonvoluntary_ctxt_switches:\t1\n"),
+            ("task/8/status", "voluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t0\n"),
             ("io", "rchar: 1\nwrite_bytes: 9000\ncancelled_write_bytes: 1000\n"),
         ] {
-            fs::create_dir_all(proc.join("7")).unwrap();
-            fs::write(proc.join("7").join(file), text).unwrap();
+            let path = proc.join("7").join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
         }
         fs::create_dir(proc.join("8")).unwrap();
-        let usage = Usage { memory: 3.0, anonymous: 1.0, cpu: 200.0, written: 8.0 };
+        let usage = Usage { memory: 3.0, anonymous: 1.0, cpu: 200.0, written: 8.0, wakeups: 9.0 };
         let expected = Process { name: "containerd".into(), usage };
         assert_eq!(Processes::below(proc).unwrap(), Processes(BTreeMap::from([(7, expected)])));
     }

@@ -1,0 +1,85 @@
+//! What came of a phase.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// What one client did in a phase.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    /// How long each operation took.
+    pub(crate) latencies: Vec<Duration>,
+    /// How many operations of them changed something.
+    pub(crate) writes: usize,
+}
+
+/// The figures of a phase: one line of the output.
+#[derive(Debug, Serialize, PartialEq)]
+pub(crate) struct Outcome {
+    operations: usize,
+    /// Changes that the store acknowledged.
+    writes: usize,
+    seconds: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+impl Log {
+    /// Does an operation that reads.
+    pub(crate) async fn read<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        let started = Instant::now();
+        let answer = operation.await?;
+        self.latencies.push(started.elapsed());
+        Ok(answer)
+    }
+
+    /// Does an operation that changes something.
+    pub(crate) async fn write<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        let answer = self.read(operation).await?;
+        self.writes += 1;
+        Ok(answer)
+    }
+}
+
+impl Outcome {
+    /// Of all clients' logs, which were written at the same time.
+    pub(crate) fn new(logs: impl IntoIterator<Item = Log>, took: Duration) -> Self {
+        let (mut latencies, mut writes) = (Vec::new(), 0);
+        for log in logs {
+            latencies.extend(log.latencies);
+            writes += log.writes;
+        }
+        latencies.sort_unstable();
+        Self {
+            operations: latencies.len(),
+            writes,
+            seconds: took.as_secs_f64(),
+            p50_ms: percentile(&latencies, 50),
+            p99_ms: percentile(&latencies, 99),
+        }
+    }
+}
+
+/// Of sorted latencies, in milliseconds: so many percent of them were not longer.
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).map_or(0.0, Duration::as_secs_f64) * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_put_together() {
+        let log = |latencies: &[u64], writes| Log {
+            latencies: latencies.iter().copied().map(Duration::from_millis).collect(),
+            writes,
+        };
+        let outcome = Outcome::new([log(&[3, 9], 1), log(&[1, 2], 2)], Duration::from_secs(2));
+        assert_eq!(outcome, Outcome { operations: 4, writes: 3, seconds: 2.0, p50_ms: 2.0, p99_ms: 9.0 });
+        assert_eq!(Outcome::new([], Duration::ZERO).p99_ms, 0.0);
+    }
+}

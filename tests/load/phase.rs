@@ -1,0 +1,197 @@
+//! The phases: what is asked, by how many clients at once, how often.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::client::PAGE;
+use crate::outcome::{Log, Outcome};
+use crate::registry::{OBJECTS, Registry, dealt};
+use crate::{mixed, watch};
+
+/// A line of standard input. All but `create` need objects that are there.
+#[derive(Subcommand)]
+pub(crate) enum Phase {
+    /// Make objects.
+    Create(Size),
+    /// Change objects, each guarded by the revision that it had.
+    Update(Size),
+    /// Read single objects.
+    Get(Size),
+    /// Read pages of 500 objects.
+    List(Size),
+    /// Count all objects.
+    Count(Size),
+    /// Change objects while watchers look on; an operation is an event that reaches a watcher, its latency counts from the request.
+    Watch {
+        /// How many watchers, each on a connection of its own.
+        #[arg(long)]
+        watchers: usize,
+        #[command(flatten)]
+        size: Size,
+    },
+    /// What an API server does: see [`mixed`].
+    Mixed(Size),
+    /// Remove objects, each guarded by the revision that it had.
+    Delete(Size),
+    /// Forget history, while a client reads pages; an operation is a page, the seconds are those of the compaction.
+    Compact,
+}
+
+/// How much.
+#[derive(clap::Args, Clone, Copy)]
+pub(crate) struct Size {
+    /// How many clients, each on a connection of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    clients: u16,
+    /// How many operations of all clients together.
+    #[arg(long)]
+    operations: usize,
+}
+
+impl Size {
+    pub(crate) fn clients(self) -> usize {
+        self.clients.into()
+    }
+
+    /// The numbers of the operations, dealt to the clients.
+    pub(crate) fn dealt(self) -> Vec<Vec<usize>> {
+        dealt(0..self.operations, self.clients())
+    }
+
+    pub(crate) fn operations(self) -> usize {
+        self.operations
+    }
+}
+
+impl Phase {
+    pub(crate) async fn run(self, registry: &mut Registry) -> Result<Outcome> {
+        match self {
+            Self::Create(size) => create(registry, size).await,
+            Self::Update(size) => update(registry, size).await,
+            Self::Get(size) => get(registry, size).await,
+            Self::List(size) => list(registry, size).await,
+            Self::Count(size) => count(registry, size).await,
+            Self::Watch { watchers, size } => watch::run(registry, watchers, size).await,
+            Self::Mixed(size) => mixed::run(registry, size).await,
+            Self::Delete(size) => delete(registry, size).await,
+            Self::Compact => compact(registry).await,
+        }
+    }
+}
+
+async fn create(registry: &mut Registry, size: Size) -> Result<Outcome> {
+    let names = registry.names(size.operations());
+    let hands = dealt(names, size.clients()).into_iter().map(|names| (names, Vec::new())).collect();
+    let values = registry.values().clone();
+    let (outcome, hands) = registry
+        .together(hands, move |mut client, (names, mut objects)| {
+            let values = values.clone();
+            async move {
+                let mut log = Log::default();
+                for name in names {
+                    objects.push(log.write(client.create(name, values.make())).await?);
+                }
+                Ok((log, (Vec::new(), objects)))
+            }
+        })
+        .await?;
+    registry.collect(hands.into_iter().map(|(_, objects)| objects));
+    Ok(outcome)
+}
+
+/// Also the writers of [`watch`].
+pub(crate) async fn update(registry: &mut Registry, size: Size) -> Result<Outcome> {
+    let hands = registry.deal(size.clients())?.into_iter().zip(size.dealt()).collect();
+    let values = registry.values().clone();
+    let (outcome, hands) = registry
+        .together(hands, move |mut client, (mut objects, numbers)| {
+            let values = values.clone();
+            async move {
+                let mut log = Log::default();
+                for turn in 0..numbers.len() {
+                    let object = turn % objects.len();
+                    log.write(client.update(&mut objects[object], values.make())).await?;
+                }
+                Ok((log, (objects, numbers)))
+            }
+        })
+        .await?;
+    registry.collect(hands.into_iter().map(|(objects, _)| objects));
+    Ok(outcome)
+}
+
+async fn get(registry: &Registry, size: Size) -> Result<Outcome> {
+    let keys = registry.keys(1)?;
+    // Not in the order of the file: a stride that shares no factor with most counts.
+    let key = |number: usize| keys[number * 7919 % keys.len()].clone();
+    let hands = size.dealt().into_iter().map(|numbers| numbers.into_iter().map(key).collect()).collect();
+    let reading = registry.together(hands, |mut client, keys: Vec<String>| async move {
+        let mut log = Log::default();
+        for key in &keys {
+            log.read(client.get(key)).await?;
+        }
+        Ok((log, keys))
+    });
+    Ok(reading.await?.0)
+}
+
+async fn list(registry: &Registry, size: Size) -> Result<Outcome> {
+    let starts = registry.keys(PAGE as usize)?;
+    let start = |number: usize| starts[number % starts.len()].clone();
+    let hands = size.dealt().into_iter().map(|numbers| numbers.into_iter().map(start).collect()).collect();
+    let reading = registry.together(hands, |mut client, starts: Vec<String>| async move {
+        let mut log = Log::default();
+        for start in &starts {
+            log.read(client.list(start, OBJECTS, 0)).await?;
+        }
+        Ok((log, starts))
+    });
+    Ok(reading.await?.0)
+}
+
+async fn count(registry: &Registry, size: Size) -> Result<Outcome> {
+    let counting = registry.together(size.dealt(), |mut client, numbers| async move {
+        let mut log = Log::default();
+        for _ in &numbers {
+            log.read(client.count(OBJECTS)).await?;
+        }
+        Ok((log, numbers))
+    });
+    Ok(counting.await?.0)
+}
+
+async fn delete(registry: &mut Registry, size: Size) -> Result<Outcome> {
+    let hands = registry.deal(size.clients())?.into_iter().zip(size.dealt()).collect();
+    let (outcome, hands) = registry
+        .together(hands, |mut client, (mut objects, numbers)| async move {
+            let mut log = Log::default();
+            for object in objects.drain(..numbers.len().min(objects.len())) {
+                log.write(client.delete(object)).await?;
+            }
+            Ok((log, (objects, numbers)))
+        })
+        .await?;
+    registry.collect(hands.into_iter().map(|(objects, _)| objects));
+    Ok(outcome)
+}
+
+async fn compact(registry: &Registry) -> Result<Outcome> {
+    let starts = registry.keys(PAGE as usize)?;
+    let (mut compacting, mut reading) = (registry.connect().await?, registry.connect().await?);
+    let revision = reading.revision().await?;
+    let started = Instant::now();
+    let compaction = tokio::spawn(async move {
+        compacting.compact(revision).await?;
+        anyhow::Ok(started.elapsed())
+    });
+    let mut log = Log::default();
+    for start in starts.iter().cycle() {
+        log.read(reading.list(start, OBJECTS, 0)).await?;
+        if compaction.is_finished() {
+            break;
+        }
+    }
+    Ok(Outcome::new([log], compaction.await??))
+}

@@ -1,0 +1,206 @@
+//! The objects that are in the store, and clients that work on them together.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tokio::task::JoinSet;
+
+use crate::client::{Client, Object, PAGE};
+use crate::outcome::{Log, Outcome};
+
+/// What objects are called below.
+pub(crate) const OBJECTS: &str = "/registry/configmaps/";
+
+/// How long a store may take to answer its first request.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often it is asked meanwhile.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// The state that phases hand on to each other.
+pub(crate) struct Registry {
+    endpoint: String,
+    values: Values,
+    /// Sorted by key.
+    objects: Vec<Object>,
+    /// How many were ever made: the name of the next one.
+    made: usize,
+}
+
+/// Where values come from: each bears the moment at which it was made.
+#[derive(Debug, Clone)]
+pub(crate) struct Values {
+    filler: Vec<u8>,
+    epoch: Instant,
+}
+
+impl Registry {
+    pub(crate) fn new(endpoint: String, value_bytes: usize) -> Self {
+        Self { endpoint, values: Values::new(value_bytes), objects: Vec::new(), made: 0 }
+    }
+
+    /// Asks until the store answers.
+    pub(crate) async fn wait_until_answered(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.connect().await {
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context(format!("{} does not answer after {PATIENCE:?}", self.endpoint)));
+                }
+                Err(_) => tokio::time::sleep(AGAIN).await,
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Learns which objects an earlier run left.
+    pub(crate) async fn discover(&mut self) -> Result<()> {
+        let mut client = self.connect().await?;
+        let mut start = OBJECTS.to_owned();
+        loop {
+            let page = client.list(&start, OBJECTS, 0).await?;
+            for kv in &page {
+                self.objects.push(Object { key: kv.key_str()?.to_owned(), revision: kv.mod_revision() });
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE as usize => start = format!("{}\0", last.key_str()?),
+                _ => break,
+            }
+        }
+        self.made = self.objects.len();
+        Ok(())
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Client> {
+        Client::connect(&self.endpoint).await.with_context(|| format!("cannot connect to {}", self.endpoint))
+    }
+
+    pub(crate) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Names for `count` new objects.
+    pub(crate) fn names(&mut self, count: usize) -> Vec<String> {
+        let names = (self.made..self.made + count).map(|number| format!("{OBJECTS}default/object-{number:08}"));
+        let names = names.collect();
+        self.made += count;
+        names
+    }
+
+    /// Every `step`th key.
+    pub(crate) fn keys(&self, step: usize) -> Result<Vec<String>> {
+        ensure!(!self.objects.is_empty(), "there is no object: create some first");
+        Ok(self.objects.iter().step_by(step).map(|object| object.key.clone()).collect())
+    }
+
+    /// Takes all objects out, dealt to `clients`.
+    pub(crate) fn deal(&mut self, clients: usize) -> Result<Vec<Vec<Object>>> {
+        ensure!(self.objects.len() >= clients, "there are fewer objects than clients: create some first");
+        Ok(dealt(self.objects.drain(..), clients))
+    }
+
+    /// Takes objects back.
+    pub(crate) fn collect(&mut self, objects: impl IntoIterator<Item = Vec<Object>>) {
+        self.objects.extend(objects.into_iter().flatten());
+        self.objects.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+    }
+
+    /// Gives each hand to a client of its own, lets all work at once, and returns what they did and the hands as they are then.
+    pub(crate) async fn together<Hand, Work>(
+        &self,
+        hands: Vec<Hand>,
+        work: impl Fn(Client, Hand) -> Work,
+    ) -> Result<(Outcome, Vec<Hand>)>
+    where
+        Hand: Send + 'static,
+        Work: Future<Output = Result<(Log, Hand)>> + Send + 'static,
+    {
+        let mut ready = Vec::new();
+        for hand in hands {
+            ready.push((self.connect().await?, hand));
+        }
+        let started = Instant::now();
+        let mut clients = JoinSet::new();
+        for (client, hand) in ready {
+            clients.spawn(work(client, hand));
+        }
+        let (mut logs, mut hands) = (Vec::new(), Vec::new());
+        while let Some(client) = clients.join_next().await {
+            let (log, hand) = client.context("a client panicked")??;
+            logs.push(log);
+            hands.push(hand);
+        }
+        Ok((Outcome::new(logs, started.elapsed()), hands))
+    }
+}
+
+impl Values {
+    fn new(bytes: usize) -> Self {
+        // Bytes that do not compress, the same in every run: xorshift64.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        };
+        Self { filler: (0..bytes.max(size_of::<u64>())).map(|_| next()).collect(), epoch: Instant::now() }
+    }
+
+    /// Short ones, as of a node's heartbeat.
+    pub(crate) fn short(&self) -> Self {
+        Self { filler: self.filler[..self.filler.len().min(300)].to_vec(), epoch: self.epoch }
+    }
+
+    /// A value made now.
+    pub(crate) fn make(&self) -> Vec<u8> {
+        let mut value = self.filler.clone();
+        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        value[..size_of::<u64>()].copy_from_slice(&now.to_le_bytes());
+        value
+    }
+
+    /// How long ago a value was made.
+    pub(crate) fn age(&self, value: &[u8]) -> Result<Duration> {
+        let stamp = value.first_chunk().context("a value lacks the moment at which it was made")?;
+        Ok(self.epoch.elapsed().saturating_sub(Duration::from_nanos(u64::from_le_bytes(*stamp))))
+    }
+}
+
+/// Dealt like cards: the first to the first, the second to the second.
+pub(crate) fn dealt<Card>(cards: impl IntoIterator<Item = Card>, hands: usize) -> Vec<Vec<Card>> {
+    let mut dealt: Vec<Vec<Card>> = (0..hands).map(|_| Vec::new()).collect();
+    for (index, card) in cards.into_iter().enumerate() {
+        dealt[index % hands].push(card);
+    }
+    dealt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_dealt_and_collected_without_loss() {
+        let mut registry = Registry::new(String::new(), 0);
+        let objects = registry.names(5).into_iter().map(|key| Object { key, revision: 1 }).collect();
+        registry.collect([objects]);
+        let before = registry.keys(1).unwrap();
+        let mut hands = registry.deal(2).unwrap();
+        assert_eq!(hands.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
+        hands.reverse();
+        registry.collect(hands);
+        assert_eq!(registry.keys(1).unwrap(), before);
+        assert_eq!(registry.names(1), ["/registry/configmaps/default/object-00000005"]);
+        assert!(registry.deal(6).is_err());
+    }
+
+    #[test]
+    fn a_value_tells_its_age() {
+        let values = Values::new(100);
+        let value = values.make();
+        assert_eq!(value.len(), 100);
+        assert!(values.age(&value).unwrap() <= values.epoch.elapsed());
+        assert!(values.age(&[]).is_err());
+    }
+}
