@@ -48,7 +48,7 @@ enum Verb {
     StorageTests(storage_tests::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
-    /// Measure: `start`, `datastore`, `growth`, `idle`, `reproducible`.
+    /// Measure: `start`, `datastore`, `growth`, `idle`, `crash`, `reproducible`.
     Bench(bench::Args),
     /// Build components twice, in different folders and from an empty cache, and compare the bytes.
     Reproducible(reproducible::Args),

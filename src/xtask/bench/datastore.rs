@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // None is always the one after another.
         stores.rotate_right(1);
     }
-    println!("{} objects of {} bytes; {} rounds, medians.\n", args.keys, args.value_bytes, args.rounds);
+    println!("{} objects of {} bytes; medians of {} rounds.\n", args.keys, args.value_bytes, args.rounds);
     print!("{results}");
     Ok(())
 }
