@@ -57,7 +57,9 @@ impl Store {
         let name = self.name();
         let command = match self {
             // The node has it.
-            Self::K3s => format!("/opt/k3s/bin/k3s datastore serve --endpoint sqlite://{folder}/state.db --listen {ENDPOINT}"),
+            Self::K3s => {
+                format!("/opt/k3s/bin/k3s datastore serve --endpoint sqlite://{folder}/state.db --listen {ENDPOINT}")
+            }
             Self::Etcd => format!(
                 "/opt/etcd --data-dir {folder}/etcd --log-level warn --listen-peer-urls http://127.0.0.1:2380 \
                  --listen-client-urls {ENDPOINT} --advertise-client-urls {ENDPOINT}"
