@@ -12,7 +12,7 @@
 //!
 //! - `index`, `range`, `txn`, `watch`, `lease`: what is true, without any I/O.
 //! - `log`: the rows, and kine's way to write them.
-//! - `store`, `writer`, `follow`, `space`: who holds what, and in which order it changes.
+//! - `store`, `readers`, `writer`, `follow`, `space`: who holds what, and in which order it changes.
 //! - `etcd`: messages and services on the wire.
 //! - `listen`, `tls`, `datastore`: how the rest of the program uses all that.
 
@@ -34,6 +34,7 @@ mod metrics;
 #[cfg(test)]
 mod model;
 mod range;
+mod readers;
 mod revision;
 mod space;
 mod store;

@@ -1,11 +1,11 @@
 //! The store as everyone but the writer sees it: reads, watches, leases, and the way to the writer.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use crate::lease::{self, LeaseState, Lessor};
 use crate::log::sqlite::{Reader, Recovered, Size};
 use crate::metrics::Metrics;
 use crate::range::{Page, Range};
+use crate::readers::Readers;
 use crate::revision::{LeaseId, Revision};
 use crate::space::Space;
 use crate::txn::{Txn, TxnReply};
@@ -27,6 +28,8 @@ use crate::writer::Command;
 
 /// A result up to this part of the cache goes into it; larger ones would only push everything else out.
 const CACHED_RESULT_PART: usize = 4;
+/// Rows that are read without going to another thread.
+const ROWS_IN_PLACE: usize = 4;
 
 /// What is published. Rows above `published` may be in the index already: the writer is about to commit them, and no
 /// read looks that far.
@@ -72,13 +75,6 @@ pub(crate) struct Store {
     opened: Instant,
 }
 
-/// A few connections that read, each used by one blocking task at a time.
-struct Readers {
-    idle: Mutex<Vec<Reader>>,
-    permits: Arc<Semaphore>,
-    count: u32,
-}
-
 impl Store {
     pub(crate) fn new(
         options: &Options,
@@ -96,7 +92,6 @@ impl Store {
         for (key, entry) in index.live(head) {
             lessor.attach(key, LeaseId::NONE, entry.lease);
         }
-        let count = u32::try_from(readers.len()).unwrap_or(u32::MAX);
         Self {
             state: RwLock::new(State { index, published: head, compacted, removals: Removals::default() }),
             hub: Mutex::new(Hub::new(head, options.ring)),
@@ -104,7 +99,7 @@ impl Store {
             cache: Mutex::new(ValueCache::new(options.value_cache)),
             cache_bytes: options.value_cache,
             lessor_changed: Notify::new(),
-            readers: Readers { permits: Arc::new(Semaphore::new(readers.len())), idle: Mutex::new(readers), count },
+            readers: Readers::new(readers),
             commands,
             failure: OnceLock::new(),
             stopped: CancellationToken::new(),
@@ -240,7 +235,7 @@ impl Store {
             return Ok(values);
         }
         let wanted: Vec<_> = missing.iter().map(|&i| rows[i].clone()).collect();
-        let read = self.read(move |reader| reader.values(&wanted)).await?;
+        let read = self.read_values(wanted).await?;
         let size: usize = read.iter().flatten().map(Bytes::len).sum();
         let mut cache = (size <= self.cache_bytes / CACHED_RESULT_PART).then(|| self.cache());
         for (i, value) in missing.into_iter().zip(read) {
@@ -260,31 +255,29 @@ impl Store {
         self.space.is_short()
     }
 
+    /// Reads values that are not in the cache. A few are read in place: two reads from the kernel's cache take less than
+    /// the way to another thread and back.
+    async fn read_values(&self, rows: Vec<(Key, Revision)>) -> Result<Vec<Option<Bytes>>, RequestError> {
+        if rows.len() <= ROWS_IN_PLACE
+            && let Some(reader) = self.readers.try_lend()
+        {
+            return reader.values(&rows).map_err(storage_failed);
+        }
+        self.read(move |reader| reader.values(&rows)).await
+    }
+
     /// Runs a query on a connection of the pool, off the runtime's threads.
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Reader) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, RequestError> {
-        let permit = self.readers.permits.acquire().await.map_err(|_| self.stopped_error())?;
-        let reader = self.readers.idle().pop().ok_or_else(|| self.stopped_error())?;
-        let task = spawn_blocking(move || {
-            let result = query(&reader);
-            (reader, result)
-        });
-        let (reader, result) = task.await.map_err(|error| RequestError::Storage(error.to_string()))?;
-        self.readers.idle().push(reader);
-        drop(permit);
-        result.map_err(|error| RequestError::Storage(error.to_string()))
+        let reader = self.readers.lend().await.ok_or_else(|| self.stopped_error())?;
+        spawn_blocking(move || query(&reader)).await.map_err(storage_failed)?.map_err(storage_failed)
     }
 
     /// Waits for the reads under way and closes the connections that read.
     pub(crate) async fn close_readers(&self) {
-        // An error means that somebody else has closed them already.
-        if let Ok(all) = self.readers.permits.acquire_many(self.readers.count).await {
-            self.readers.permits.close();
-            self.readers.idle().clear();
-            drop(all);
-        }
+        self.readers.close().await;
     }
 
     /// When progress notifications are due next: the same moments for all watchers, so that they wake us together.
@@ -336,8 +329,6 @@ impl Store {
     }
 }
 
-impl Readers {
-    fn idle(&self) -> MutexGuard<'_, Vec<Reader>> {
-        self.idle.lock().expect("a push or pop does not panic")
-    }
+fn storage_failed(error: impl std::error::Error) -> RequestError {
+    RequestError::Storage(error.to_string())
 }

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use tonic::Status;
 
+use super::Service;
+use super::call::check_size;
 use super::messages::{
     self, CompactionRequest, Compare, CompareOperand, DeleteRangeRequest, DeleteRangeResponse, HeaderResponse,
     PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, RequestOpKind, ResponseHeader, ResponseOp,
     ResponseOpKind, TxnRequest, TxnResponse,
 };
-use super::{Service, check_size};
 use crate::error::RequestError;
 use crate::key::KeyRange;
 use crate::range::{KeyValue, Page, Range, RevisionBounds, SortOrder, SortTarget};

@@ -1,7 +1,9 @@
-//! etcd's v3 gRPC API: one file per service, the dispatch and the connections here.
+//! etcd's v3 gRPC API: one file per service, the dispatch here.
 
 mod auth;
+mod call;
 mod cluster;
+mod connection;
 mod hash;
 mod health;
 mod kv;
@@ -10,32 +12,25 @@ mod maintenance;
 pub(crate) mod messages;
 mod watch;
 
-use std::convert::Infallible;
-use std::future::{Future, ready};
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
-use tonic::server::Grpc;
-use tonic::{Code, Status, Streaming};
-use tonic_prost::ProstCodec;
-use tower::service_fn;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, RequestError};
 use crate::listen::Listener;
 use crate::revision::Revision;
 use crate::store::Store;
+use call::{streaming, unary};
 use messages::ResponseHeader;
 
 /// The version of etcd whose behaviour this is. kube-apiserver chooses features by it.
@@ -45,20 +40,8 @@ const CLUSTER_ID: u64 = 0x6b33_735f_636c_7573;
 const MEMBER_ID: u64 = 0x6b33_735f_6d65_6d62;
 const RAFT_TERM: u64 = 1;
 
-/// Largest request that etcd takes by default, in bytes.
-const MAX_REQUEST: usize = 1536 * 1024;
-/// Largest message that is read at all: etcd allows this much beside the request.
-const MAX_MESSAGE: usize = MAX_REQUEST + 512 * 1024;
-/// HTTP/2 windows and buffers, in bytes: small, since a node has a hundred connections, most of them idle.
-const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
-const SEND_BUFFER: usize = 64 << 10;
-/// Streams per connection: etcd does not limit them, and a watch holds one for ever.
-const STREAMS: u32 = 1 << 20;
 /// How long a client may take to make its connection usable.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection may take to end its streams at shutdown.
-const DRAIN: Duration = Duration::from_secs(2);
 /// How long to leave clients waiting when there is no descriptor for them.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -110,41 +93,10 @@ where
 {
     let shutdown = service.shutdown.clone();
     match shutdown.run_until_cancelled(timeout(HANDSHAKE, handshake)).await {
-        Some(Ok(Ok(stream))) => serve_connection(service, stream).await,
+        Some(Ok(Ok(stream))) => connection::serve(service, stream).await,
         Some(Ok(Err(error))) => debug!(%error, "A client was refused at the handshake."),
         Some(Err(_)) => debug!("A client did not finish its handshake in time."),
         None => {}
-    }
-}
-
-async fn serve_connection(service: Service, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-    let shutdown = service.shutdown.clone();
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_concurrent_streams(STREAMS)
-        .serve_connection(
-            TokioIo::new(stream),
-            hyper::service::service_fn(move |request| {
-                let service = service.clone();
-                async move { Ok::<_, Infallible>(service.answer(request).await) }
-            }),
-        );
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = &mut connection => result,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            match timeout(DRAIN, connection).await {
-                Ok(result) => result,
-                // A client that does not read cannot be told goodbye.
-                Err(_) => return debug!("A client did not close its connection in time."),
-            }
-        }
-    };
-    if let Err(error) = result {
-        debug!(%error, "A client's connection broke.");
     }
 }
 
@@ -228,54 +180,6 @@ fn why_not(path: &str) -> &'static str {
         ("/v3lockpb.Lock" | "/v3electionpb.Election", _) => "build it of leases and transactions, as etcdctl does",
         _ => "this datastore does not know it",
     }
-}
-
-/// Answers a call of one message with one message.
-async fn unary<Q, R, F>(request: Request<Incoming>, handle: impl FnOnce(Q) -> F + Send) -> Response<Body>
-where
-    Q: Message + Default + Send + 'static,
-    R: Message + Send + 'static,
-    F: Future<Output = Result<R, Status>> + Send,
-{
-    let mut handle = Some(handle);
-    let call = service_fn(|request: tonic::Request<Q>| {
-        let handled = handle.take().map(|handle| handle(request.into_inner()));
-        async move {
-            match handled {
-                Some(handled) => handled.await.map(tonic::Response::new),
-                None => Err(Status::internal("a call was handled twice")),
-            }
-        }
-    });
-    grpc().unary(call, request).await
-}
-
-/// Answers a stream of messages with a stream of messages.
-async fn streaming<Q, R, S>(request: Request<Incoming>, handle: impl FnOnce(Streaming<Q>) -> S + Send) -> Response<Body>
-where
-    Q: Message + Default + Send + 'static,
-    R: Message + Send + 'static,
-    S: Stream<Item = Result<R, Status>> + Send + 'static,
-{
-    let mut handle = Some(handle);
-    let call = service_fn(|request: tonic::Request<Streaming<Q>>| {
-        let handled = handle.take().map(|handle| tonic::Response::new(handle(request.into_inner())));
-        ready(handled.ok_or_else(|| Status::internal("a call was handled twice")))
-    });
-    grpc().streaming(call, request).await
-}
-
-fn grpc<Q, R>() -> Grpc<ProstCodec<R, Q>>
-where
-    Q: Message + Default + Send + 'static,
-    R: Message + Send + 'static,
-{
-    Grpc::new(ProstCodec::default()).max_decoding_message_size(MAX_MESSAGE)
-}
-
-/// Refuses what etcd would refuse for its size.
-fn check_size(request: &impl Message) -> Result<(), RequestError> {
-    if request.encoded_len() > MAX_REQUEST { Err(RequestError::RequestTooLarge) } else { Ok(()) }
 }
 
 impl From<RequestError> for Status {

@@ -1,6 +1,8 @@
 //! The log in an SQLite file.
 //!
-//! A commit is on the disk when it returns (`synchronous=FULL`), and a commit is one `fsync` however many rows it has.
+//! A commit is on the disk when it returns (`synchronous=FULL`), and a commit is one `fdatasync` however many rows it
+//! has. The write-ahead log is short and its file is written over again and again: as long as it grows, each commit
+//! makes the file system write its own journal as well.
 //! There are no indexes while we run: their pages are most of what kine writes; the index is in memory.
 //!
 //! A new file has pages of 1024 bytes, no AUTOINCREMENT and incremental vacuum. Bytes written for one row of 1500 bytes

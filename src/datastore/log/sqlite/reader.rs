@@ -31,6 +31,9 @@ impl Reader {
     /// The values of rows, in their order; `None` for a row that compaction has deleted.
     pub(crate) fn values(&self, rows: &[(Key, Revision)]) -> Result<Vec<Option<Bytes>>, Error> {
         let read = || {
+            if let [(key, revision)] = rows {
+                return Ok(vec![value(&self.connection, key, *revision)?]);
+            }
             // One read transaction for all, instead of a lock and an unlock for each.
             let snapshot = self.connection.unchecked_transaction()?;
             let values =

@@ -14,6 +14,8 @@ use crate::revision::Revision;
 /// Format of our own tables and columns, in `PRAGMA user_version`; kine leaves it zero.
 pub(super) const FORMAT: i64 = 1;
 
+/// `version` and `lease_id` come before the values, so that the start, which reads all rows without their values, does
+/// not step over them. kine, which names its columns, does not mind; in a file of its own they are added behind.
 const CREATE_TABLES: &str = "
     CREATE TABLE IF NOT EXISTS kine (
         id INTEGER PRIMARY KEY,
@@ -23,10 +25,10 @@ const CREATE_TABLES: &str = "
         create_revision INTEGER,
         prev_revision INTEGER,
         lease INTEGER,
-        value BLOB,
-        old_value BLOB,
         version INTEGER,
-        lease_id INTEGER
+        lease_id INTEGER,
+        value BLOB,
+        old_value BLOB
     );
     CREATE TABLE IF NOT EXISTS k3s_lease (id INTEGER PRIMARY KEY, ttl INTEGER NOT NULL, expires INTEGER);";
 

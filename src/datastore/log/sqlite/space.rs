@@ -4,7 +4,7 @@ use super::{SqliteLog, at};
 use crate::error::Error;
 
 /// Size of the write-ahead log at which it is copied into the table, in bytes.
-pub(super) const WAL_BYTES: i64 = 4 << 20;
+pub(super) const WAL_BYTES: i64 = 1 << 20;
 /// Free pages are given back to the file system when they are more than this part of the file…
 const FREE_PART: i64 = 4;
 /// …and more than this, in bytes: smaller holes are soon filled again.
