@@ -89,6 +89,15 @@ impl Files {
     }
 }
 
+impl Drop for Files {
+    /// A child that another thread starts at this moment has a copy of the descriptor until its exec: closing ours alone
+    /// would leave the lock to it.
+    fn drop(&mut self) {
+        // An error changes nothing: then the lock ends with the last copy.
+        let _ = self.lock.unlock();
+    }
+}
+
 /// The path of a file that lies beside the database.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
