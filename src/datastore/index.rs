@@ -39,13 +39,11 @@ pub(crate) struct Change {
     pub(crate) previous: Option<Entry>,
 }
 
-/// Rows of one compaction step, oldest first within each key.
+/// Rows that a compaction may delete, as far as it has looked.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Removal {
-    /// Key and the first revision of it that stays.
-    pub(crate) keys: Vec<(Key, Revision)>,
+pub(crate) struct Superseded {
     pub(crate) revisions: Vec<Revision>,
-    /// Where the next step goes on; `None` when this is the last one.
+    /// The key to look at next; `None` when this was the last.
     pub(crate) resume: Option<Key>,
 }
 
@@ -119,53 +117,43 @@ impl Index {
             .collect()
     }
 
-    /// Plans the next compaction step: rows that no read at or after `compacted` can see, from key `resume` on, until
-    /// `limit` rows are found.
+    /// Finds rows that no read at or after `compacted` can see, among `limit` keys from `resume` on. They are to be
+    /// deleted in the order of their revisions: a tombstone that went before an older row of its key would let the next
+    /// start find the key alive again.
     ///
-    /// A tombstone goes only together with all older rows of its key, or the next start would find the key alive again.
-    /// It stays while its revision is `compacted` itself (a watch may still start there) or `newest_row`, so that the
-    /// largest id of the table is never deleted.
+    /// A tombstone stays while its revision is `compacted` itself (a watch may still start there) or `newest_row`, so
+    /// that the largest id of the table is never deleted.
     pub(crate) fn superseded(
         &self,
         resume: Option<&Key>,
         compacted: Revision,
         newest_row: Revision,
         limit: usize,
-    ) -> Removal {
+    ) -> Superseded {
         let from = resume.map_or(Bound::Unbounded, |key| Bound::Included(key.as_ref()));
-        let mut removal = Removal::default();
-        for (key, history) in self.keys.range::<[u8], _>((from, Bound::Unbounded)) {
-            if removal.revisions.len() >= limit {
-                removal.resume = Some(key.clone());
-                break;
-            }
+        let mut keys = self.keys.range::<[u8], _>((from, Bound::Unbounded));
+        let mut revisions = Vec::new();
+        for (_, history) in keys.by_ref().take(limit) {
             let old = history.partition_point(|entry| entry.modified <= compacted);
             let Some(last) = old.checked_sub(1) else { continue };
             let removable = history[last].is_tombstone()
                 && history[last].modified < compacted
                 && history[last].modified < newest_row;
             let gone = if removable { old } else { last };
-            if gone == 0 {
-                continue;
-            }
-            let stays = history.get(gone).map_or(history[gone - 1].modified.next(), |entry| entry.modified);
-            removal.revisions.extend(history[..gone].iter().map(|entry| entry.modified));
-            removal.keys.push((key.clone(), stays));
+            revisions.extend(history[..gone].iter().map(|entry| entry.modified));
         }
-        removal
+        Superseded { revisions, resume: keys.next().map(|(key, _)| key.clone()) }
     }
 
-    /// Forgets the rows of a finished compaction step.
-    pub(crate) fn remove(&mut self, removal: &Removal) {
-        for (key, stays) in &removal.keys {
-            let Some(history) = self.keys.get_mut(key) else { continue };
-            let gone = history.partition_point(|entry| entry.modified < *stays);
-            history.drain(..gone);
-            if history.is_empty() {
-                self.keys.remove(key);
-            } else {
-                history.shrink_to(history.len() + 1);
-            }
+    /// Forgets a key's rows up to a revision: they are deleted.
+    pub(crate) fn remove(&mut self, key: &[u8], through: Revision) {
+        let Some(history) = self.keys.get_mut(key) else { return };
+        let gone = history.partition_point(|entry| entry.modified <= through);
+        history.drain(..gone);
+        if history.is_empty() {
+            self.keys.remove(key);
+        } else {
+            history.shrink_to(history.len() + 1);
         }
     }
 
@@ -240,14 +228,15 @@ mod tests {
     #[test]
     fn compaction_takes_tombstones_with_their_whole_past() {
         let mut index = sample();
-        let removal = index.superseded(None, Revision(6), Revision(7), 10);
+        let found = index.superseded(None, Revision(6), Revision(7), 10);
         // The tombstone at 6 stays: a watch may start at the compacted revision.
-        assert_eq!(removal.revisions, [2, 4, 5, 3].map(Revision));
-        index.remove(&removal);
+        assert_eq!(found.revisions, [2, 4, 5, 3].map(Revision));
+        for (key, revision) in [(b"a", 2), (b"b", 3), (b"a", 4), (b"a", 5)] {
+            index.remove(key, Revision(revision));
+        }
         assert_eq!(index.newest(b"b"), Some(Entry::tombstone(Revision(6))));
-        let removal = index.superseded(None, Revision(7), Revision(7), 10);
-        assert_eq!(removal.revisions, [Revision(6)]);
-        index.remove(&removal);
+        assert_eq!(index.superseded(None, Revision(7), Revision(7), 10).revisions, [Revision(6)]);
+        index.remove(b"b", Revision(6));
         assert_eq!(index.newest(b"b"), None);
         assert_eq!(index.at(b"a", Revision(7)).map(|e| e.modified), Some(Revision(7)));
     }
@@ -262,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn compaction_goes_in_steps() {
+    fn compaction_looks_at_some_keys_at_a_time() {
         let index = sample();
         let first = index.superseded(None, Revision(7), Revision(7), 1);
         assert_eq!((first.revisions.len(), first.resume.clone()), (3, Some(key("b"))));

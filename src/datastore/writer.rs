@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use crate::error::{Error, RequestError};
-use crate::index::Entry;
+use crate::index::{Entry, Superseded};
 use crate::key::Key;
 use crate::lease;
 use crate::log::sqlite::{self, SqliteLog};
@@ -30,8 +30,9 @@ use crate::watch::Event;
 
 /// Transactions that one commit takes at most.
 const BATCH: usize = 512;
-/// Rows that one step of a compaction deletes, about; a step holds writers up.
-const COMPACT_ROWS: usize = 256;
+/// Keys that one step of a compaction looks at, and rows that one step deletes; a step holds writers up.
+const COMPACT_KEYS: usize = 8192;
+const COMPACT_ROWS: usize = 512;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
@@ -86,9 +87,15 @@ pub(crate) struct Writer {
 /// What is left to do of a compaction.
 enum Compaction {
     Done,
-    /// Rows are being deleted, from this key on.
-    Deleting {
+    /// The index is searched, from this key on, for rows that nobody can read any more.
+    Searching {
         resume: Option<Key>,
+        found: Vec<Revision>,
+        waiting: Vec<Reply<Revision>>,
+    },
+    /// They are deleted in the order of their revisions, which is how they lie in the file. The next are the last here.
+    Deleting {
+        rows: Vec<Revision>,
         waiting: Vec<Reply<Revision>>,
     },
     /// Free pages go back to the file system.
@@ -106,7 +113,7 @@ impl Writer {
     pub(crate) fn new(store: Arc<Store>, log: SqliteLog, commands: mpsc::Receiver<Command>) -> Self {
         let head = store.revision();
         // An interrupted compaction left rows behind that nobody can read.
-        let compaction = Compaction::Deleting { resume: None, waiting: Vec::new() };
+        let compaction = Compaction::begin(Vec::new());
         Self { store, log, commands, head, compaction, postponed: None }
     }
 
@@ -385,7 +392,7 @@ impl Writer {
         self.store.metrics.compaction_begun();
         debug!(%revision, "Compacting the datastore.");
         let mut waiting = match std::mem::replace(&mut self.compaction, Compaction::Done) {
-            Compaction::Deleting { waiting, .. } => waiting,
+            Compaction::Searching { waiting, .. } | Compaction::Deleting { waiting, .. } => waiting,
             Compaction::Done | Compaction::Shrinking => Vec::new(),
         };
         if physical {
@@ -394,7 +401,7 @@ impl Writer {
             // Whoever asked may have gone.
             let _ = reply.send(Ok(self.head));
         }
-        self.compaction = Compaction::Deleting { resume: None, waiting };
+        self.compaction = Compaction::begin(waiting);
         Ok(())
     }
 
@@ -402,12 +409,25 @@ impl Writer {
     fn housekeep(&mut self) -> Result<(), Error> {
         self.compaction = match std::mem::replace(&mut self.compaction, Compaction::Done) {
             Compaction::Done => Compaction::Done,
-            Compaction::Deleting { resume, waiting } => match self.delete_compacted(resume.as_ref()) {
-                Ok(Some(resume)) => Compaction::Deleting { resume: Some(resume), waiting },
-                Ok(None) => {
+            Compaction::Searching { resume, mut found, waiting } => {
+                let newest = self.log.newest_row();
+                let state = self.store.state();
+                let Superseded { mut revisions, resume } =
+                    state.index.superseded(resume.as_ref(), state.compacted, newest, COMPACT_KEYS);
+                found.append(&mut revisions);
+                if resume.is_some() {
+                    Compaction::Searching { resume, found, waiting }
+                } else {
+                    found.sort_unstable_by(|a, b| b.cmp(a));
+                    Compaction::Deleting { rows: found, waiting }
+                }
+            }
+            Compaction::Deleting { mut rows, waiting } => match self.delete_compacted(&mut rows) {
+                Ok(()) if rows.is_empty() => {
                     answer_all(waiting, &Ok(self.head));
                     Compaction::Shrinking
                 }
+                Ok(()) => Compaction::Deleting { rows, waiting },
                 Err(error) => {
                     let (refusal, outcome) = self.absorb(error);
                     answer_all(waiting, &Err(refusal));
@@ -425,24 +445,36 @@ impl Writer {
         }
     }
 
-    /// Deletes the next compacted rows. Returns where to go on.
-    fn delete_compacted(&mut self, resume: Option<&Key>) -> Result<Option<Key>, Error> {
-        let (removal, compacted) = {
-            let mut state = self.store.state_mut();
-            let newest = self.log.newest_row();
-            let removal = state.index.superseded(resume, state.compacted, newest, COMPACT_ROWS);
-            state.removals.under_way = !removal.revisions.is_empty();
-            (removal, state.compacted)
-        };
+    /// Deletes the next compacted rows; takes them from the list.
+    fn delete_compacted(&mut self, rows: &mut Vec<Revision>) -> Result<(), Error> {
         let started = Instant::now();
-        let deleted = self.log.delete(&removal.revisions, compacted).and_then(|()| self.commit(&[]));
-        self.store.metrics.compaction_step(removal.revisions.len(), started.elapsed());
+        let mut step = rows.split_off(rows.len().saturating_sub(COMPACT_ROWS));
+        step.reverse();
+        let compacted = {
+            let mut state = self.store.state_mut();
+            state.removals.under_way = !step.is_empty();
+            state.compacted
+        };
+        let deleted = self.log.delete(&step, compacted).and_then(|deleted| {
+            self.commit(&[])?;
+            Ok(deleted)
+        });
         let mut state = self.store.state_mut();
         state.removals.under_way = false;
-        deleted?;
-        state.index.remove(&removal);
+        for (key, revision) in deleted? {
+            state.index.remove(&key, revision);
+        }
         state.removals.done += 1;
-        Ok(removal.resume)
+        drop(state);
+        self.store.metrics.compaction_step(step.len(), started.elapsed());
+        Ok(())
+    }
+}
+
+impl Compaction {
+    /// What is to be done after the compacted revision has moved.
+    fn begin(waiting: Vec<Reply<Revision>>) -> Self {
+        Self::Searching { resume: None, found: Vec::new(), waiting }
     }
 }
 

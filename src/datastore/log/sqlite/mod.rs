@@ -35,7 +35,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use tracing::warn;
 
 use self::files::Files;
@@ -120,17 +120,34 @@ impl SqliteLog {
         self.execute("compact", "UPDATE kine SET prev_revision = ?1 WHERE id = ?2", [revision.0, row])
     }
 
-    /// Deletes compacted rows in the transaction at hand, in this order, and the gap rows up to `compacted`.
-    pub(crate) fn delete(&mut self, revisions: &[Revision], compacted: Revision) -> Result<(), Error> {
+    /// Deletes compacted rows in the transaction at hand, in this order, and the gap rows up to `compacted`. Returns the
+    /// rows with their keys.
+    pub(crate) fn delete(
+        &mut self,
+        revisions: &[Revision],
+        compacted: Revision,
+    ) -> Result<Vec<(Key, Revision)>, Error> {
         let newest = self.newest_row.0;
         let (old, kept): (Vec<_>, _) =
             std::mem::take(&mut self.gaps).into_iter().partition(|&id| id < compacted.0 && id < newest);
         self.gaps = kept;
-        for id in old.into_iter().chain(revisions.iter().map(|revision| revision.0)) {
+        for id in old {
             self.begin()?;
             self.execute("compact", "DELETE FROM kine WHERE id = ?1", [id])?;
         }
-        Ok(())
+        let mut deleted = Vec::with_capacity(revisions.len());
+        for &revision in revisions {
+            self.begin()?;
+            let key = self.delete_row(revision).map_err(at("compact", &self.path))?;
+            deleted.extend(key.map(|key| (key, revision)));
+        }
+        Ok(deleted)
+    }
+
+    fn delete_row(&self, revision: Revision) -> rusqlite::Result<Option<Key>> {
+        let mut statement = self.connection.prepare_cached("DELETE FROM kine WHERE id = ?1 RETURNING name")?;
+        let key = |row: &rusqlite::Row<'_>| Ok(kine::key_of(row.get_ref(0)?.as_bytes_or_null()?.unwrap_or_default()));
+        statement.query_row([revision.0], key).optional()
     }
 
     /// Makes the transaction at hand durable. Returns whether there was one. `newest` is the largest row id by now.
