@@ -8,6 +8,8 @@ use crate::revision::Revision;
 
 /// What an entry costs beside its value.
 const OVERHEAD: usize = 96;
+/// Forgotten values whose places are not worth a sweep.
+const FORGOTTEN: usize = 256;
 
 /// A clock cache: the oldest value goes unless it was used since it was last looked at. Values never change, since a
 /// revision names one value for ever.
@@ -50,6 +52,17 @@ impl ValueCache {
         }
     }
 
+    /// Drops a value that nobody will ask for again.
+    pub(crate) fn forget(&mut self, revision: Revision) {
+        if let Some(slot) = self.values.remove(&revision) {
+            self.bytes -= slot.value.len() + OVERHEAD;
+            // The places of forgotten values in the order are given up when there are more of them than of others.
+            if self.order.len() > 2 * self.values.len() + FORGOTTEN {
+                self.order.retain(|revision| self.values.contains_key(revision));
+            }
+        }
+    }
+
     fn evict_one(&mut self) {
         let Some(oldest) = self.order.pop_front() else { return };
         match self.values.get_mut(&oldest) {
@@ -85,5 +98,17 @@ mod tests {
         assert!(cache.bytes <= cache.capacity);
         cache.insert(Revision(99), Bytes::from(vec![0; 1000]));
         assert!(cache.get(Revision(99)).is_none());
+    }
+
+    #[test]
+    fn forgotten_values_leave_nothing_behind() {
+        let mut cache = ValueCache::new(1 << 20);
+        for revision in 0..10_000 {
+            cache.insert(Revision(revision), Bytes::from_static(b"value"));
+            cache.forget(Revision(revision - 1));
+        }
+        assert!(cache.get(Revision(9_999)).is_some());
+        assert_eq!(cache.bytes, 5 + OVERHEAD);
+        assert!(cache.order.len() <= FORGOTTEN + 2);
     }
 }

@@ -37,7 +37,7 @@ pub struct Options {
     /// Bytes to keep free on the file system: below that only deletes are accepted. It has to hold what moves on then:
     /// the write-ahead log, its copy into the table, and the deletes; 16 MiB is the least that does.
     pub reserve: u64,
-    /// Bytes of values to keep in memory.
+    /// Bytes of values to keep in memory: of those written or read lately, and what they replaced.
     pub value_cache: usize,
     /// Bytes of recent events to keep in memory: a watcher that is further behind reads the file.
     pub ring: usize,
@@ -48,12 +48,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults for a file: 32 MiB reserve, 2 MiB of values, 1 MiB of events, progress every 5 s as k3s has it.
+    /// The defaults for a file: 32 MiB reserve, 8 MiB of values, 1 MiB of events, progress every 5 s as k3s has it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             reserve: 32 << 20,
-            value_cache: 2 << 20,
+            value_cache: 8 << 20,
             ring: 1 << 20,
             progress_interval: Duration::from_secs(5),
             vfs: None,

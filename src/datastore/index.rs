@@ -79,6 +79,12 @@ impl Index {
         self.keys.get(key)?.last().copied()
     }
 
+    /// The revision of the row before the newest one of a key.
+    pub(crate) fn before_newest(&self, key: &[u8]) -> Option<Revision> {
+        let history = self.keys.get(key)?;
+        Some(history[history.len().checked_sub(2)?].modified)
+    }
+
     /// The key as it was at a revision.
     #[cfg(test)]
     pub(crate) fn at(&self, key: &[u8], revision: Revision) -> Option<Entry> {

@@ -26,10 +26,9 @@ use crate::txn::{Txn, TxnReply};
 use crate::watch::Hub;
 use crate::writer::Command;
 
-/// A result up to this part of the cache goes into it; larger ones would only push everything else out.
-const CACHED_RESULT_PART: usize = 4;
-/// Rows that are read without going to another thread.
-const ROWS_IN_PLACE: usize = 4;
+/// Rows that are read without going to another thread, and kept in the cache then. Whoever reads more of them keeps them
+/// himself, as kube-apiserver does with its lists.
+const FEW_ROWS: usize = 4;
 
 /// What is published. Rows above `published` may be in the index already: the writer is about to commit them, and no
 /// read looks that far.
@@ -62,7 +61,6 @@ pub(crate) struct Store {
     hub: Mutex<Hub>,
     lessor: Mutex<Lessor>,
     cache: Mutex<ValueCache>,
-    cache_bytes: usize,
     lessor_changed: Notify,
     readers: Readers,
     commands: mpsc::Sender<Command>,
@@ -97,7 +95,6 @@ impl Store {
             hub: Mutex::new(Hub::new(head, options.ring)),
             lessor: Mutex::new(lessor),
             cache: Mutex::new(ValueCache::new(options.value_cache)),
-            cache_bytes: options.value_cache,
             lessor_changed: Notify::new(),
             readers: Readers::new(readers),
             commands,
@@ -236,8 +233,7 @@ impl Store {
         }
         let wanted: Vec<_> = missing.iter().map(|&i| rows[i].clone()).collect();
         let read = self.read_values(wanted).await?;
-        let size: usize = read.iter().flatten().map(Bytes::len).sum();
-        let mut cache = (size <= self.cache_bytes / CACHED_RESULT_PART).then(|| self.cache());
+        let mut cache = (missing.len() <= FEW_ROWS).then(|| self.cache());
         for (i, value) in missing.into_iter().zip(read) {
             if let (Some(cache), Some(value)) = (&mut cache, &value) {
                 cache.insert(rows[i].1, value.clone());
@@ -258,7 +254,7 @@ impl Store {
     /// Reads values that are not in the cache. A few are read in place: two reads from the kernel's cache take less than
     /// the way to another thread and back.
     async fn read_values(&self, rows: Vec<(Key, Revision)>) -> Result<Vec<Option<Bytes>>, RequestError> {
-        if rows.len() <= ROWS_IN_PLACE
+        if rows.len() <= FEW_ROWS
             && let Some(reader) = self.readers.try_lend()
         {
             return reader.values(&rows).map_err(storage_failed);

@@ -107,6 +107,8 @@ struct Pending {
     row: Row,
     /// The live entry that it replaces.
     replaced: Option<Entry>,
+    /// The row that one had replaced: watchers have seen what it was, and nobody asks for it again.
+    outdated: Option<Revision>,
 }
 
 impl Writer {
@@ -265,10 +267,11 @@ impl Writer {
         self.log.append(&row, ttl)?;
         let mut state = self.store.state_mut();
         let replaced = state.index.newest(&row.key).filter(|entry| !entry.is_tombstone());
+        let outdated = state.index.before_newest(&row.key);
         state.index.push(&row.key, row.entry);
         drop(state);
         self.head = row.entry.modified;
-        pending.push(Pending { row, replaced });
+        pending.push(Pending { row, replaced, outdated });
         Ok(())
     }
 
@@ -287,11 +290,14 @@ impl Writer {
         let mut hub = self.store.hub();
         let mut lessor = self.store.lessor();
         let mut cache = self.store.cache();
-        hub.publish(pending.into_iter().map(|Pending { row, replaced }| {
+        hub.publish(pending.into_iter().map(|Pending { row, replaced, outdated }| {
             let Row { key, entry, value, .. } = row;
             lessor.attach(&key, replaced.map_or(LeaseId::NONE, |entry| entry.lease), entry.lease);
             if let Some(value) = &value {
                 cache.insert(entry.modified, value.clone());
+            }
+            if let Some(outdated) = outdated {
+                cache.forget(outdated);
             }
             Event { key, entry, value: value.unwrap_or_default(), previous: replaced }
         }));

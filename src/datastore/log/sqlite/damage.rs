@@ -35,7 +35,7 @@ const CASES: [Case; 22] = [
     ("a page of garbage", |path| sound(path).scribble(middle(path), 1024), &[DAMAGED, "malformed", SNAPSHOT]),
     ("the same after a crash", |path| crashed(path).scribble(middle(path), 1024), &[DAMAGED, SNAPSHOT]),
     ("half a file", |path| sound(path).truncate(middle(path)), &[DAMAGED, "malformed"]),
-    ("half a page too much", |path| sound(path).truncate(middle(path) + 512), &[DAMAGED, "malformed"]),
+    ("half a page too much", |path| sound(path).truncate(middle(path) + 256), &[DAMAGED, "malformed"]),
     ("an empty file with a log", |path| crashed(path).truncate(0), &["is missing or empty", SNAPSHOT]),
     ("a log alone", |path| crashed(path).remove(), &["is missing or empty", "put the database back", SNAPSHOT]),
     (

@@ -22,6 +22,8 @@ use super::unclean::{self, Stop};
 use super::{SqliteLog, at};
 use crate::error::Error;
 
+/// Page size of a new file; the module above says why.
+const PAGE_BYTES: i64 = 512;
 /// `PRAGMA auto_vacuum` of a file that gives pages back when it is told to.
 const INCREMENTAL: i64 = 2;
 /// How long to wait for somebody else who locks the database.
@@ -120,7 +122,7 @@ fn check_integrity(connection: &Connection, path: &Path) -> Result<(), Error> {
 fn configure(connection: &Connection, schema: Schema) -> rusqlite::Result<i64> {
     if !schema.kine {
         // Only heard by a file that is still empty.
-        connection.pragma_update(None, "page_size", 1024)?;
+        connection.pragma_update(None, "page_size", PAGE_BYTES)?;
         connection.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
         use_wal(connection)?;
     }
@@ -170,7 +172,7 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(&beside(&path, "-wal")), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
-        assert!(log.incremental && log.page_size == 1024);
+        assert!(log.incremental && log.page_size == PAGE_BYTES);
         log.close().unwrap();
         assert!(!beside(&path, "-wal").exists());
     }

@@ -3,14 +3,14 @@
 use super::{SqliteLog, at};
 use crate::error::Error;
 
-/// Size of the write-ahead log at which it is copied into the table, in bytes.
-pub(super) const WAL_BYTES: i64 = 1 << 20;
+/// Size of the write-ahead log at which it is copied into the table, in bytes. The file grows to it once.
+pub(super) const WAL_BYTES: i64 = 512 << 10;
 /// Free pages are given back to the file system when they are more than this part of the file…
 const FREE_PART: i64 = 4;
 /// …and more than this, in bytes: smaller holes are soon filled again.
 const FREE_BYTES: i64 = 4 << 20;
 /// A step of that: it holds writers up.
-const VACUUM_STEP: &str = "PRAGMA incremental_vacuum(256)";
+const VACUUM_STEP: &str = "PRAGMA incremental_vacuum(512)";
 
 impl SqliteLog {
     /// Copies the write-ahead log into the table once it is long enough; readers are not held up.
