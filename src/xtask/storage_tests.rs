@@ -48,6 +48,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Runs every test against `datastore`.
+pub(crate) fn run_all(datastore: Datastore) -> Result<Counts> {
+    against(datastore, EVERY)
+}
+
 fn against(datastore: Datastore, tests: &str) -> Result<Counts> {
     let folder = Component::named("storage-tests")?.build()?.folder;
     let command = serde_json::to_string(&datastore.command()?)?;
@@ -77,7 +82,7 @@ impl Datastore {
         let (program, arguments): (_, &[&str]) = match self {
             Self::K3s => (
                 dist::folder().join("bin/k3s"),
-                &["datastore", "serve", "--path", "{dir}/state.db", "--listen", "unix://{socket}"],
+                &["datastore", "serve", "--endpoint", "sqlite://{dir}/state.db", "--listen", "unix://{socket}"],
             ),
             Self::Etcd => (
                 component("etcd")?,
@@ -85,7 +90,7 @@ impl Datastore {
                     "--data-dir={dir}/data",
                     "--unsafe-no-fsync",
                     "--listen-client-urls=unix://{socket}",
-                    "--advertise-client-urls=unix://{socket}",
+                    "--advertise-client-urls=http://127.0.0.1:0",
                     "--listen-peer-urls=http://127.0.0.1:0",
                     "--initial-advertise-peer-urls=http://127.0.0.1:0",
                     "--initial-cluster=default=http://127.0.0.1:0",

@@ -9,10 +9,21 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{component::Component, counts::Counts, dist, process::succeed, reproducible, system_packages, workspace};
+use crate::{
+    component::Component,
+    counts::Counts,
+    dist,
+    process::succeed,
+    reproducible,
+    storage_tests::{self, Datastore},
+    system_packages, workspace,
+};
 
-/// Tools that cargo does not bring along, built once into the cache.
-const TOOLS: [(&str, &str); 2] = [("cargo-nextest", "0.9.151"), ("cargo-deny", "0.20.2")];
+/// Tools that cargo does not bring along, built once into the cache, and the part of them that is used.
+const TOOLS: [(&str, &str, &[&str]); 2] = [
+    ("cargo-nextest", "0.9.151", &["--no-default-features", "--features", "default-no-update"]),
+    ("cargo-deny", "0.20.2", &[]),
+];
 /// The package of the cluster scenarios.
 const SCENARIOS: &str = "cluster-tests";
 /// The package that judges datastores; etcd, the first of them, is a component.
@@ -67,6 +78,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     step("datastores", || count(nextest(&["--package", DATASTORES, "--no-fail-fast"]), counts))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args {}))?;
+    step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts))?;
     step("cluster scenarios", || count(nextest(&["--package", SCENARIOS, "--no-fail-fast"]), counts))
 }
 
@@ -86,11 +98,13 @@ fn cargo() -> Command {
 }
 
 /// The tool's program, built if the cache does not have this version.
-fn tool((name, version): (&str, &str)) -> Result<PathBuf> {
+fn tool((name, version, features): (&str, &str, &[&str])) -> Result<PathBuf> {
     let folder = workspace::cache()?.join("tools").join(format!("{name}-{version}"));
     let program = folder.join("bin").join(name);
     if !program.exists() {
-        succeed(cargo().args(["install", "--quiet", "--locked", name, "--version", version, "--root"]).arg(&folder))?;
+        // What a run gains by optimised tools is less than what optimising them takes.
+        let install = ["install", "--quiet", "--locked", "--debug", name, "--version", version];
+        succeed(cargo().args(install).args(features).arg("--root").arg(&folder))?;
     }
     Ok(program)
 }
