@@ -30,5 +30,5 @@ pub use faults::Fault;
 pub use model::{State, Timeline};
 pub use place::Place;
 pub use proof::Proof;
-pub use server::{Datastore, Server};
+pub use server::{Datastore, PATIENCE, Server};
 pub use verdict::{Promise, Verdict, Violation};

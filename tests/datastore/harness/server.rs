@@ -22,9 +22,13 @@ use tokio::{
 use crate::{place::Place, vfs::Disk};
 
 /// How long a server may take to start or to stop.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// What etcd says beside its address, in JSON.
 const ETCD_SERVES: &str = "serving client traffic insecurely";
+/// What kine says before its address.
+const KINE_SERVES: &str = "Kine available at ";
+/// Its database is `db/state.db` in the folder where it runs, its log the standard error.
+const KINE: &str = r#"cd "$0" && exec "$@" 2>&1"#;
 
 /// Which datastore is tested.
 #[derive(Clone, Debug)]
@@ -33,6 +37,8 @@ pub enum Datastore {
     Store(PathBuf),
     /// etcd, by its program.
     Etcd(PathBuf),
+    /// kine, by its program. It keeps its database where ours does.
+    Kine(PathBuf),
 }
 
 impl Datastore {
@@ -41,18 +47,15 @@ impl Datastore {
     /// # Errors
     /// There is none.
     pub fn etcd() -> Result<Self> {
-        let home = std::env::var_os("HOME").context("HOME is not set")?;
-        let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-        let components = cache.join("k3s/components");
-        let folders = fs::read_dir(&components).into_iter().flatten().filter_map(Result::ok);
-        let builds = folders.filter(|folder| folder.file_name().as_encoded_bytes().starts_with(b"etcd-"));
-        let newest = builds
-            .map(|build| build.path().join("etcd"))
-            .max_by_key(|program| fs::metadata(program).and_then(|program| program.modified()).ok());
-        let program = newest.filter(|program| program.exists());
-        let program = program
-            .with_context(|| format!("there is no etcd in {}: run cargo xtask components", components.display()))?;
-        Ok(Self::Etcd(program))
+        component("etcd").map(Self::Etcd)
+    }
+
+    /// kine as the components' cache has it, the newest if there are several.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn kine() -> Result<Self> {
+        component("kine").map(Self::Kine)
     }
 
     /// What it is called.
@@ -60,8 +63,21 @@ impl Datastore {
         match self {
             Self::Store(_) => "ours",
             Self::Etcd(_) => "etcd",
+            Self::Kine(_) => "kine",
         }
     }
+}
+
+/// The program of a component of the same name.
+fn component(name: &str) -> Result<PathBuf> {
+    let home = std::env::var_os("HOME").context("HOME is not set")?;
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
+    let components = cache.join("k3s/components");
+    let folders = fs::read_dir(&components).into_iter().flatten().filter_map(Result::ok);
+    let builds = folders.filter(|folder| folder.file_name().to_string_lossy().starts_with(&format!("{name}-")));
+    let programs = builds.map(|build| build.path().join(name)).filter(|program| program.exists());
+    let newest = programs.max_by_key(|program| fs::metadata(program).and_then(|program| program.modified()).ok());
+    newest.with_context(|| format!("there is no {name} in {}: run cargo xtask components {name}", components.display()))
 }
 
 /// A running datastore. It is killed when this is dropped.
@@ -96,6 +112,15 @@ impl Server {
                 // Alone, it need not wait for others before it elects itself.
                 command.args(["--heartbeat-interval", "10", "--election-timeout", "100", "--log-outputs", "stdout"]);
                 ensure!(disk == Disk::Honest, "etcd cannot be given another disk");
+                command
+            }
+            Datastore::Kine(program) => {
+                ensure!(disk == Disk::Honest, "kine cannot be given another disk");
+                let mut command = place.command(Path::new("sh"));
+                command.args(["-c", KINE]).arg(place.path()).arg(program);
+                command.args(["--listen-address", "127.0.0.1:0", "--metrics-bind-address", "0"]);
+                // As much as it is asked to: it keeps a thousand revisions otherwise.
+                command.args(["--compact-min-retain", "0"]);
                 command
             }
         };
@@ -176,6 +201,9 @@ async fn address(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<String> {
     while let Some(line) = lines.next_line().await? {
         if let Some(address) = line.strip_prefix("serving ") {
             return Ok(address.to_owned());
+        }
+        if let Some((_, address)) = line.split_once(KINE_SERVES) {
+            return Ok(address.trim_end().to_owned());
         }
         if line.contains(ETCD_SERVES) {
             let said: serde_json::Value = serde_json::from_str(&line).context("etcd's log is no JSON")?;

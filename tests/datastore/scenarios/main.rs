@@ -4,3 +4,4 @@ mod run;
 
 mod crashes;
 mod power_cuts;
+mod takeover;
