@@ -7,7 +7,8 @@ fn an_agentless_server_serves_the_api_and_runs_no_node() {
     let network = Network::new();
     let server = Node::boot(&network, "server");
     step("the API is served", || {
-        server.write("/etc/rancher/k3s/config.yaml", "disable-agent: true\nwrite-kubeconfig-mode: '0644'\n");
+        let config = "disable-agent: true\nsupervisor-metrics: true\nwrite-kubeconfig-mode: '0644'\n";
+        server.write("/etc/rancher/k3s/config.yaml", config);
         server.start_k3s("");
         server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
         assert_eq!(server.succeed("stat -Lc %a /etc/rancher/k3s/k3s.yaml").trim(), "644");
@@ -19,6 +20,14 @@ fn an_agentless_server_serves_the_api_and_runs_no_node() {
         let children: Vec<_> = server.components().into_keys().collect();
         assert_eq!(children, ["kube-apiserver", "kube-controller-manager", "kube-scheduler"]);
         server.fail("pgrep -x containerd || pgrep -x kubelet || pgrep -x kube-proxy || ip link show cni0 || ip link show flannel.1");
+    });
+    step("metrics of the datastore follow those of kube-apiserver", || {
+        let page = server.kubectl("get --raw /metrics");
+        for metric in
+            ["apiserver_request_total{", "k3s_datastore_revision ", "k3s_datastore_requests_total{method=\"KV/Txn\""]
+        {
+            assert!(page.lines().any(|line| line.starts_with(metric)), "{metric} is not in {page}");
+        }
     });
     step("it ends when asked to, and leaves no process", || {
         server.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");

@@ -9,7 +9,11 @@ use std::{
 
 use k3s_datastore::{Access, Endpoint, Options, ServerTls, Serving};
 
-use super::{Failure, failure::OS_ERROR, runtime, signals};
+use super::{
+    Failure,
+    failure::{OS_ERROR, USAGE},
+    runtime, signals,
+};
 
 /// Where a server keeps its database unless told otherwise.
 const DATABASE: &str = "/var/lib/rancher/k3s/server/db/state.db";
@@ -25,8 +29,8 @@ pub(super) enum Verb {
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
     /// The database: sqlite:///FILE, made if it is not there; sqlite:// is a server's own
-    #[arg(long, value_name = "URL", default_value = "sqlite://", value_parser = database)]
-    endpoint: PathBuf,
+    #[arg(long, value_name = "URL", default_value = "sqlite://")]
+    endpoint: String,
     /// unix:///PATH, http://IP:PORT or https://IP:PORT; may be repeated
     #[arg(long, value_name = "URL", required = true)]
     listen: Vec<Endpoint>,
@@ -52,12 +56,13 @@ pub(super) struct Serve {
 
 pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
     let Verb::Serve(serve) = verb;
+    let path = database(&serve.endpoint).map_err(|reason| Failure::new(USAGE, format!("--endpoint: {reason}")))?;
     runtime::log(false);
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()
             .map_err(|error| Failure::new(OS_ERROR, format!("signals cannot be received: {error}")))?;
         let failed = |error: k3s_datastore::Error| Failure::from_error(error.exit_code(), &error);
-        let mut options = Options::new(serve.endpoint);
+        let mut options = Options::new(path);
         options.progress_interval = serve.watch_progress_notify_interval;
         let tls = match (&serve.cert_file, &serve.key_file) {
             (Some(certificate), Some(key)) => {
