@@ -20,6 +20,12 @@ const CIPHER_SUITES: &str = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_E
 TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,\
 TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256";
 
+/// The first would have it tell the front to go after each 401, and with it everybody else on the same connection; the front does
+/// the same to the one client whose request it was. The others write a lease each every ten seconds for kube-apiservers to find
+/// each other by, and this one is alone.
+const FEATURE_GATES: &str =
+    "UnauthenticatedHTTP2DOSMitigation=false,APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false";
+
 /// kube-apiserver for `config`, advertised to the cluster at `advertise`.
 pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, advertise: IpAddr) -> Launch {
     let network = &config.network;
@@ -62,9 +68,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .set("requestheader-username-headers", "X-Remote-User")
         .path("proxy-client-cert-file", paths.tls("client-auth-proxy.crt"))
         .path("proxy-client-key-file", paths.tls("client-auth-proxy.key"))
-        // It would tell the front to go after each 401, and with it everybody else on the same connection. The front does the same
-        // to the one client whose request it was.
-        .set("feature-gates", "UnauthenticatedHTTP2DOSMitigation=false")
+        .set("feature-gates", FEATURE_GATES)
         .set("enable-admission-plugins", "NodeRestriction")
         .set("profiling", false)
         .verbosity(config.verbosity);

@@ -45,7 +45,10 @@ impl Failure {
             return if error.exit_code() == 0 { Ok(ExitCode::SUCCESS) } else { Ok(USAGE.into()) };
         }
         let text = error.to_string();
-        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        // What is missing is listed below the first line, up to an empty one.
+        let told: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let line = told.join(" ");
+        let line = line.trim_start_matches("error: ");
         Err(Self::new(USAGE, format!("{line}; see k3s --help")))
     }
 
