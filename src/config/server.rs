@@ -79,11 +79,6 @@ impl ServerConfig {
         Some(Warning::NodePortInUse { range: self.network.node_ports, port: *port, owner })
     }
 
-    /// `<data-dir>/server`.
-    pub fn server_dir(&self) -> PathBuf {
-        self.data_dir.join("server")
-    }
-
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
         let data_dir = environment.absolute(values.text("data-dir").text);
         let disabled_addons: BTreeSet<Addon> = values.each("disable", str::parse)?.into_iter().collect();
@@ -397,7 +392,6 @@ mod tests {
         let (config, warnings) = Host::new().server(&[]).expect("the defaults are valid");
         assert_eq!(warnings, []);
         assert_eq!(config.data_dir, Path::new("/var/lib/rancher/k3s"));
-        assert_eq!(config.server_dir(), Path::new("/var/lib/rancher/k3s/server"));
         assert_eq!(config.bind_address.to_string(), "0.0.0.0");
         assert_eq!((config.https_listen_port, config.apiserver_port(), config.advertise_port), (6443, 6444, 6443));
         assert_eq!(config.network.cluster_cidrs[0].to_string(), "10.42.0.0/16");
