@@ -387,7 +387,11 @@ async fn malformed_requests_get_etcds_errors() {
         assert_eq!(refusal(client.put("", "", None).await), invalid("etcdserver: key is not provided"));
         assert_eq!(refusal(client.delete("", None).await), invalid("etcdserver: key is not provided"));
         let large = vec![0; 1600 * 1024];
-        assert_eq!(refusal(client.put("a", large, None).await), invalid("etcdserver: request is too large"));
+        assert_eq!(refusal(client.put("a", large.clone(), None).await), invalid("etcdserver: request is too large"));
+        assert_eq!(refusal(client.delete(large, None).await), invalid("etcdserver: request is too large"));
+        // Beyond this nothing is read at all.
+        let reason = "grpc: received message larger than max (2097160 vs. 2097152)".to_owned();
+        assert_eq!(refusal(client.put("a", vec![0; 2 << 20], None).await), (Code::ResourceExhausted, reason));
         let unknown = PutOptions::new().with_lease(4711);
         let not_found = (Code::NotFound, "etcdserver: requested lease not found".to_owned());
         assert_eq!(refusal(client.put("a", "1", Some(unknown)).await), not_found);

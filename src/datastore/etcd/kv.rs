@@ -34,6 +34,7 @@ pub(super) async fn put(service: Service, request: PutRequest) -> Result<PutResp
 }
 
 pub(super) async fn delete_range(service: Service, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
+    check_size(&request)?;
     let reply = service.store.txn(Txn::of(Op::Delete(request.try_into()?))).await?;
     let header = service.header(reply.revision);
     match reply.replies.into_iter().next() {

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::{Connection, OptionalExtension as _, Statement, Transaction};
 
 use super::super::kine;
 use super::at;
 use crate::error::Error;
 use crate::key::Key;
 use crate::revision::Revision;
+
+const SELECT_VALUE: &str = "SELECT value FROM kine WHERE id = ?1";
 
 /// Sizes of the database file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,15 +33,14 @@ impl Reader {
     /// The values of rows, in their order; `None` for a row that compaction has deleted.
     pub(crate) fn values(&self, rows: &[(Key, Revision)]) -> Result<Vec<Option<Bytes>>, Error> {
         let read = || {
-            if let [(key, revision)] = rows {
-                return Ok(vec![value(&self.connection, key, *revision)?]);
-            }
-            // One read transaction for all, instead of a lock and an unlock for each.
-            let snapshot = self.connection.unchecked_transaction()?;
-            let values =
-                rows.iter().map(|(key, revision)| value(&snapshot, key, *revision)).collect::<rusqlite::Result<_>>()?;
-            snapshot.finish()?;
-            Ok(values)
+            // One read transaction for several rows, instead of a lock and an unlock for each.
+            let snapshot = (rows.len() > 1).then(|| self.connection.unchecked_transaction()).transpose()?;
+            let mut select = self.connection.prepare_cached(SELECT_VALUE)?;
+            let values: rusqlite::Result<_> =
+                rows.iter().map(|(key, revision)| select_value(&mut select, key, *revision)).collect();
+            drop(select);
+            snapshot.map_or(Ok(()), Transaction::finish)?;
+            values
         };
         read().map_err(at("read", &self.path))
     }
@@ -57,8 +58,11 @@ impl Reader {
 }
 
 pub(super) fn value(connection: &Connection, key: &Key, revision: Revision) -> rusqlite::Result<Option<Bytes>> {
-    connection
-        .prepare_cached("SELECT value FROM kine WHERE id = ?1")?
+    select_value(&mut *connection.prepare_cached(SELECT_VALUE)?, key, revision)
+}
+
+fn select_value(select: &mut Statement<'_>, key: &Key, revision: Revision) -> rusqlite::Result<Option<Bytes>> {
+    select
         .query_row([revision.0], |row| {
             Ok(match row.get_ref(0)? {
                 ValueRef::Blob(value) | ValueRef::Text(value) => kine::decode_value(key, value),
