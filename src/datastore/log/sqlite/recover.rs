@@ -51,6 +51,8 @@ pub(super) struct Scan {
     /// Rows that only fill gaps.
     pub(super) gaps: Vec<i64>,
     leases: HashMap<LeaseId, StoredLease>,
+    /// Time to live of leases that rows name and the table of leases does not have.
+    row_leases: HashMap<LeaseId, i64>,
     /// The largest of what was given out and has no row any more: the compacted revision, SQLite's own count.
     given_out: Revision,
     compacted: Revision,
@@ -116,12 +118,22 @@ impl Scan {
                 scan.take(row)?;
             }
         }
+        scan.keep_leases_of_live_keys();
         scan.compacted = Revision(scan.compact_rows.iter().map(|(revision, _)| *revision).max().unwrap_or(0));
         scan.given_out = scan.compacted.max(autoincrement_sequence(connection)?);
         if scan.given_out.0 > TOO_LARGE {
             return Err(Fault::Row(format!("no revision is as large as {}", scan.given_out)));
         }
         Ok(scan)
+    }
+
+    /// kine has no table of leases. One whose keys are all gone has ended, and must not come back from their past.
+    fn keep_leases_of_live_keys(&mut self) {
+        for (_, entry) in self.index.live(self.newest_row) {
+            if let Some(ttl) = self.row_leases.remove(&entry.lease) {
+                self.leases.insert(entry.lease, StoredLease { id: entry.lease, ttl, remaining: None });
+            }
+        }
     }
 
     fn take(&mut self, row: &Row<'_>) -> Result<(), Fault> {
@@ -142,7 +154,7 @@ impl Scan {
             self.compact_rows.push((prev_revision, id));
             return Ok(());
         }
-        if prev_revision >= id || create_revision > id {
+        if prev_revision >= id || !(0..=id).contains(&create_revision) {
             return finding("follows a row that is newer than itself");
         }
         if kine::is_gap(id, name, deleted, prev_revision) {
@@ -157,11 +169,12 @@ impl Scan {
             self.index.push(&key, Entry::tombstone(modified));
             return Ok(());
         }
-        let before = newest.filter(|entry| !created && !entry.is_tombstone());
-        let version = match row.get::<_, Option<i64>>(7)? {
-            Some(version) => version,
-            None => version_in_value(&key, row).unwrap_or_else(|| before.map_or(0, |entry| entry.version) + 1),
-        };
+        // kine writes one for each update.
+        let created = if created || create_revision == 0 { modified } else { Revision(create_revision) };
+        // A row of kine's has no version. This one grows with each change, and stays when compaction takes the rows
+        // before.
+        let version = row.get::<_, Option<i64>>(7)?.or_else(|| version_in_value(&key, row));
+        let version = version.unwrap_or(modified.0 - created.0 + 1);
         if version >= TOO_LARGE {
             return finding("has a version that no key can have");
         }
@@ -171,14 +184,9 @@ impl Scan {
             None if ttl > 0 => LeaseId(id),
             None => LeaseId::NONE,
         };
-        if !lease.is_none() {
-            self.leases.entry(lease).or_insert(StoredLease { id: lease, ttl, remaining: None });
+        if !lease.is_none() && !self.leases.contains_key(&lease) {
+            self.row_leases.insert(lease, ttl);
         }
-        let created = match (created, create_revision) {
-            (true, _) => modified,
-            (false, 1..) => Revision(create_revision),
-            (false, _) => before.map_or(modified, |entry| entry.created),
-        };
         self.index.push(&key, Entry { modified, created, version: version.max(1), lease });
         Ok(())
     }
@@ -255,7 +263,7 @@ mod tests {
             })
             .collect();
         let expected = [
-            ("/registry/a", 3, 6, 2, 0),
+            ("/registry/a", 3, 6, 4, 0),
             ("/registry/b", 13, 13, 1, 0),
             ("/registry/events/e", 10, 10, 1, 10),
             ("/registry/health", 2, 2, 1, 0),
