@@ -78,7 +78,7 @@ pub struct Status {
 /// open ──► serving (any number of listeners) ──► close: all committed data in one file, checked for kine
 ///               └── the log fails ──► stopped: reads and writes are refused; see `stopped`
 /// ```
-/// Dropping it stops it as a crash would: nothing acknowledged is lost, but the next start checks the file.
+/// Dropping it closes it too, at some later time and without telling how that went.
 pub struct Datastore {
     store: Arc<Store>,
     tasks: TaskTracker,
@@ -149,7 +149,7 @@ impl Datastore {
         registry.sub_registry_with_prefix("k3s_datastore").register_collector(Box::new(collector));
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -242,6 +242,13 @@ pub async fn serve(options: Options, serving: &Serving, shutdown: CancellationTo
     failed.and(served).and(closed)
 }
 
+impl Drop for Datastore {
+    fn drop(&mut self) {
+        // The writer holds the store, and with it the way to itself: it has to be told.
+        self.store.abandon();
+    }
+}
+
 impl std::fmt::Debug for Datastore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Datastore").field("path", &self.store.path).finish_non_exhaustive()
@@ -327,6 +334,16 @@ mod tests {
         .unwrap();
         let failed = serve(options, &serving, CancellationToken::new()).await;
         assert!(matches!(failed, Err(Error::NotADatabase(_))), "{failed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_store_lets_go_of_its_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        drop(Datastore::open(Options::new(&path)).await.unwrap());
+        let lock = std::fs::File::open(path.with_file_name("state.db-lock")).unwrap();
+        spawn_blocking(move || lock.lock()).await.unwrap().unwrap();
+        Datastore::open(Options::new(&path)).await.unwrap().close().await.unwrap();
     }
 
     #[tokio::test]

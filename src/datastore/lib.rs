@@ -25,6 +25,8 @@ mod datastore;
 mod error;
 mod etcd;
 mod follow;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod index;
 mod key;
 mod lease;

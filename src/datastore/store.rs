@@ -312,6 +312,13 @@ impl Store {
         RequestError::Storage(format!("a row of {} is gone that should be there", self.path.display()))
     }
 
+    /// Has the writer close the log, and waits for nothing.
+    pub(crate) fn abandon(&self) {
+        let (reply, _) = oneshot::channel();
+        // It has ended already, or so much waits for it that the process is not about to go on.
+        let _ = self.commands.try_send(Command::Close { reply });
+    }
+
     pub(crate) async fn close_writer(&self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         // If the writer has ended already, the reason is in `failure`.

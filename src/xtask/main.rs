@@ -8,6 +8,7 @@ mod digest;
 mod dist;
 mod down;
 mod folder;
+mod fuzz;
 mod go_test;
 mod image;
 mod images;
@@ -44,6 +45,8 @@ enum Verb {
     Images(images::Args),
     /// Run everything that CI runs.
     Test(test::Args),
+    /// Look for inputs that break what takes bytes from others; see `tests/fuzz`.
+    Fuzz(fuzz::Args),
     /// Run Kubernetes' own storage tests against the datastore of `target/dist`, or against etcd or kine.
     StorageTests(storage_tests::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Components(args) => components::run(&args),
         Verb::Images(args) => images::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::StorageTests(args) => storage_tests::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Bench(args) => bench::run(&args),

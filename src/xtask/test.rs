@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     component::Component,
     counts::Counts,
-    dist,
+    dist, fuzz,
     process::succeed,
     reproducible,
     storage_tests::{self, Datastore},
@@ -24,6 +24,8 @@ const TOOLS: [(&str, &str, &[&str]); 2] = [
     ("cargo-nextest", "0.9.151", &["--no-default-features", "--features", "default-no-update"]),
     ("cargo-deny", "0.20.2", &[]),
 ];
+/// How long each fuzz target runs here: enough for its seeds and for what is easily found.
+const FUZZ_SECONDS: u64 = 5;
 /// The package of the cluster scenarios.
 const SCENARIOS: &str = "cluster-tests";
 /// The package that judges datastores; etcd, the first of them, is a component.
@@ -67,6 +69,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     step("unit tests", || {
         count(&mut nextest(&format!("not (package({SCENARIOS}) or package({DATASTORES}))")), counts)
     })?;
+    step("fuzz", || fuzz::run(&fuzz::Args { targets: Vec::new(), seconds: FUZZ_SECONDS }))?;
     if args.unit {
         return Ok(());
     }

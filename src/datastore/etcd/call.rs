@@ -13,7 +13,6 @@ use futures_util::Stream;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use prost::Message;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -30,8 +29,18 @@ const MAX_MESSAGE: usize = MAX_REQUEST + 512 * 1024;
 /// What comes before a message.
 const PREFIX: usize = 5;
 
+/// The bytes of a request: from a connection, or from a fuzzer.
+pub(super) trait Payload:
+    hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + Unpin + 'static
+{
+}
+
+impl Payload for hyper::body::Incoming {}
+#[cfg(any(test, feature = "fuzz"))]
+impl Payload for Full<Bytes> {}
+
 /// Answers a call of one message with one message.
-pub(super) async fn unary<Q, R, F>(request: Request<Incoming>, handle: impl FnOnce(Q) -> F) -> Response<Body>
+pub(super) async fn unary<Q, R, F>(request: Request<impl Payload>, handle: impl FnOnce(Q) -> F) -> Response<Body>
 where
     Q: Message + Default,
     R: Message,
@@ -46,7 +55,7 @@ where
 
 /// Answers a stream of messages with a stream of messages.
 pub(super) async fn streaming<Q, R, S>(
-    request: Request<Incoming>,
+    request: Request<impl Payload>,
     handle: impl FnOnce(Streaming<Q>) -> S + Send,
 ) -> Response<Body>
 where
@@ -68,10 +77,10 @@ pub(super) fn check_size(request: &impl Message) -> Result<(), RequestError> {
 }
 
 /// Reads the one message of a call.
-async fn receive<Q: Message + Default>(mut body: Incoming) -> Result<Q, Status> {
+async fn receive<Q: Message + Default>(mut body: impl Payload) -> Result<Q, Status> {
     let mut received = Received::default();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Status::from_error(Box::new(error)))?;
+        let frame = frame.map_err(|error| Status::from_error(error.into()))?;
         if let Ok(data) = frame.into_data() {
             received.push(data)?;
         }

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +29,7 @@ use crate::error::{Error, RequestError};
 use crate::listen::Listener;
 use crate::revision::Revision;
 use crate::store::Store;
-use call::{streaming, unary};
+use call::{Payload, streaming, unary};
 use messages::ResponseHeader;
 
 /// The version of etcd whose behaviour this is. kube-apiserver chooses features by it.
@@ -100,6 +99,21 @@ where
     }
 }
 
+/// Answers one call as a connection does, and returns its status once all of the answer is there.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) async fn ask(store: &Arc<Store>, path: &str, body: bytes::Bytes) -> Status {
+    use http_body_util::{BodyExt as _, Full};
+    let service = Service { store: Arc::clone(store), url: "".into(), shutdown: CancellationToken::new() };
+    let request = Request::post(path).header("content-type", "application/grpc").body(Full::new(body));
+    let (head, body) = service.answer(request.expect("the path is one")).await.into_parts();
+    let body = match body.collect().await {
+        Ok(body) => body,
+        Err(status) => return status,
+    };
+    let status = body.trailers().and_then(Status::from_header_map).or(Status::from_header_map(&head.headers));
+    status.unwrap_or_else(|| Status::internal("a call was answered without a status"))
+}
+
 /// What every call needs.
 #[derive(Clone)]
 struct Service {
@@ -111,7 +125,7 @@ struct Service {
 
 impl Service {
     /// Answers a call and counts how.
-    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self, request: Request<impl Payload>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let store = Arc::clone(&self.store);
         let response = self.dispatch(&path, request).await;
@@ -122,7 +136,7 @@ impl Service {
         response
     }
 
-    async fn dispatch(self, path: &str, request: Request<Incoming>) -> Response<Body> {
+    async fn dispatch(self, path: &str, request: Request<impl Payload>) -> Response<Body> {
         match path {
             "/etcdserverpb.KV/Range" => unary(request, |r| kv::range(self, r)).await,
             "/etcdserverpb.KV/Put" => unary(request, |r| kv::put(self, r)).await,

@@ -1,0 +1,73 @@
+//! `cargo xtask fuzz`: libFuzzer on the targets of `tests/fuzz`, guided by coverage, on the stable toolchain.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{process::succeed, workspace};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which ones; all by default.
+    pub(crate) targets: Vec<String>,
+    /// How long to look, for each.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub(crate) seconds: u64,
+}
+
+/// Builds the targets and runs one after the other, each from its seeds and from what earlier runs have added to them.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let room = workspace::root().join("tests/fuzz");
+    let known = targets(&room.join("corpus"))?;
+    if let Some(unknown) = args.targets.iter().find(|target| !known.contains(target)) {
+        bail!("There is no target {unknown}; there are {}", known.join(", "));
+    }
+    succeed(
+        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .current_dir(workspace::root())
+            .env("RUSTC_WORKSPACE_WRAPPER", room.join("rustc"))
+            // Of the whole workspace, so that dependencies are those that its other builds have made.
+            .args(["build", "--workspace", "--bin", "fuzz", "--features", "fuzz/libfuzzer"]),
+    )?;
+    for target in if args.targets.is_empty() { &known } else { &args.targets } {
+        fuzz(target, &room.join("corpus").join(target), args.seconds)?;
+    }
+    Ok(())
+}
+
+/// Each target has a folder of seeds.
+fn targets(corpus: &Path) -> Result<Vec<String>> {
+    let folders = fs::read_dir(corpus).with_context(|| format!("Cannot list {}", corpus.display()))?;
+    let mut names =
+        folders.map(|folder| Ok(folder?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn fuzz(target: &str, seeds: &Path, seconds: u64) -> Result<()> {
+    let built = workspace::target().join("debug/fuzz");
+    let found = workspace::target().join("fuzz").join(target);
+    let corpus = found.join("corpus");
+    fs::create_dir_all(&corpus).with_context(|| format!("Cannot make {}", corpus.display()))?;
+    println!("── {target}: {seconds} s");
+    let status = Command::new(built)
+        .env("FUZZ_TARGET", target)
+        // Databases are made and synced thousands of times.
+        .envs(Some(PathBuf::from("/dev/shm")).filter(|memory| memory.is_dir()).map(|memory| ("TMPDIR", memory)))
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-artifact_prefix={}/", found.display()))
+        .args(["-timeout=20", "-rss_limit_mb=1024", "-max_len=16384", "-print_final_stats=1", "-verbosity=1"])
+        .args([&corpus, seeds])
+        .status()
+        .context("Cannot run the fuzzer")?;
+    ensure!(
+        status.success(),
+        "{target} fails for the input that is named above; mend it, and keep the input in {}",
+        seeds.display()
+    );
+    Ok(())
+}
