@@ -38,9 +38,9 @@ const ASK: Duration = Duration::from_millis(20);
 /// What ends each cycle's traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// `kill -9`, on the machine's file system; in half of the cycles our store's disk fails before.
+    /// `kill -9`, on the machine's file system. In half of the cycles our store's disk may fail before.
     Kill,
-    /// The power of the disk is cut.
+    /// The power of the disk is cut. In half of the cycles our store's disk may fail before, unless it is forgetful.
     PowerCut {
         /// Whether syncs do nothing: the checkers have to see it.
         forgetful: bool,
@@ -72,7 +72,7 @@ pub struct Tally {
     pub cycles: u64,
     /// Crashes in the midst of a compaction.
     pub compactions: u64,
-    /// Cycles whose disk was to fail.
+    /// Disks that failed before.
     pub failures: u64,
     /// Requests, answered or not.
     pub requests: usize,
@@ -184,9 +184,7 @@ impl Campaign {
     /// The test itself failed, or the server did not answer at all.
     pub async fn cycle(&mut self) -> Result<Cycle> {
         let disk = self.choose_disk();
-        let (beats, heard) = unbounded_channel();
-        let shared = Shared { clock: self.clock, beats, numbers: Arc::clone(&self.numbers) };
-        let traces = self.traffic(disk, shared.clone(), heard).await?;
+        let traces = self.traffic(disk).await?;
         let mut history = History { before: self.state.clone(), operations: Vec::new(), watches: Vec::new() };
         let mut unfinished = Vec::new();
         for trace in traces {
@@ -195,47 +193,49 @@ impl Campaign {
             unfinished.extend(trace.unfinished);
         }
         self.tally.cycles += 1;
-        self.tally.failures += u64::from(matches!(disk, Disk::Failing { .. }));
-        let server = match Server::start(&self.datastore, &self.place, self.lasting_disk()).await {
-            Ok(server) => server,
-            Err(error) => {
-                history.watches.extend(unfinished);
-                return Ok(Cycle {
-                    disk,
-                    history,
-                    violations: vec![Violation::new(Promise::Opens, format!("{error:#}"))],
-                });
-            }
-        };
-        self.aftermath(&server, shared, unfinished, &mut history).await?;
+        let recovered = self.recover(unfinished, &mut history).await;
         self.count(&history);
-        let Verdict { mut violations, after, .. } = Verdict::of(&history);
-        self.state = after;
-        if self.rng.bool() {
-            server.kill().await?;
-        } else {
-            let status = server.stop().await?;
-            // etcd ends by the signal.
-            if matches!(self.datastore, Datastore::Store(_)) && !status.success() {
-                violations.push(Violation::new(Promise::Opens, format!("it stopped with {status}")));
+        let violations = match recovered {
+            Ok(server) => {
+                let Verdict { mut violations, after, .. } = Verdict::of(&history);
+                self.state = after;
+                violations.extend(self.end(server).await?);
+                violations
             }
-        }
+            Err(error) => vec![Violation::new(Promise::Recovers, format!("{error:#}"))],
+        };
         Ok(Cycle { disk, history, violations })
     }
 
-    fn choose_disk(&mut self) -> Disk {
-        match (self.crash, &self.datastore) {
-            (Crash::Kill, Datastore::Store(_)) if self.rng.bool() => {
-                let failure = *self.rng.choice(&Failure::ALL).unwrap_or(&Failure::Write);
-                let calls = match failure {
-                    Failure::Write | Failure::WriteFull | Failure::WriteHalf => 4000,
-                    Failure::Sync => 200,
-                    Failure::Truncate => 2,
-                };
-                Disk::Failing { failure, nth: self.rng.u64(1..=calls) }
-            }
-            _ => self.lasting_disk(),
+    /// What the clients of one server share, and their beats: these end with the last client.
+    fn shared(&self) -> (Shared, UnboundedReceiver<Beat>) {
+        let (beats, heard) = unbounded_channel();
+        (Shared { clock: self.clock, beats, numbers: Arc::clone(&self.numbers) }, heard)
+    }
+
+    /// Kills the server, or stops it and looks whether it thinks that all is well.
+    async fn end(&mut self, server: Server) -> Result<Option<Violation>> {
+        if self.rng.bool() {
+            server.kill().await?;
+            return Ok(None);
         }
+        let status = server.stop().await?;
+        // etcd ends by the signal.
+        let is_well = status.success() || matches!(self.datastore, Datastore::Etcd(_));
+        Ok((!is_well).then(|| Violation::new(Promise::Recovers, format!("it stopped with {status}"))))
+    }
+
+    fn choose_disk(&mut self) -> Disk {
+        if matches!(self.datastore, Datastore::Etcd(_)) || self.lasting_disk() != Disk::Honest || self.rng.bool() {
+            return self.lasting_disk();
+        }
+        let failure = *self.rng.choice(&Failure::ALL).unwrap_or(&Failure::Write);
+        let calls = match failure {
+            Failure::Write | Failure::WriteFull | Failure::WriteHalf => 500,
+            Failure::Sync => 40,
+            Failure::Truncate => 2,
+        };
+        Disk::Failing { failure, nth: self.rng.u64(1..=calls) }
     }
 
     /// The disk without its accidents.
@@ -244,16 +244,19 @@ impl Campaign {
     }
 
     /// Starts the store and its clients, and lets it crash at a random moment. Returns what the clients saw.
-    async fn traffic(&mut self, disk: Disk, shared: Shared, mut heard: UnboundedReceiver<Beat>) -> Result<Vec<Trace>> {
+    async fn traffic(&mut self, disk: Disk) -> Result<Vec<Trace>> {
         let server = match Server::start(&self.datastore, &self.place, disk).await {
             Ok(server) => server,
             // A disk that fails while the store opens.
-            Err(_) if matches!(disk, Disk::Failing { .. }) => return Ok(Vec::new()),
+            Err(_) if matches!(disk, Disk::Failing { .. }) => {
+                self.tally.failures += 1;
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error),
         };
-        let clients = traffic::start(&server, &shared, self.state.revision, &mut self.rng).await?;
-        drop(shared);
-        let moment = self.rng.usize(50..800);
+        let (shared, mut heard) = self.shared();
+        let clients = traffic::start(&server, shared, self.state.revision, &mut self.rng).await?;
+        let moment = self.rng.usize(10..250);
         // At the latest when all clients have given up.
         let mut finished = 0;
         while finished < moment
@@ -270,19 +273,16 @@ impl Campaign {
             server.freeze().await?;
             self.place.cut_power(self.scratch.path(), self.tally.cycles + 1).await?;
         }
-        server.kill().await?;
+        self.tally.failures += u64::from(server.kill().await?);
         clients.join_all().await.into_iter().collect()
     }
 
-    /// Looks at what is left: takes up the watches where they were, reads everything, and writes a little.
-    async fn aftermath(
-        &mut self,
-        server: &Server,
-        shared: Shared,
-        unfinished: Vec<Watch>,
-        history: &mut History,
-    ) -> Result<()> {
-        let mut session = Session::connect(server, shared).await?;
+    /// Starts the store again and looks at what is left: takes up the watches where they were, reads everything, and
+    /// writes a little.
+    async fn recover(&mut self, unfinished: Vec<Watch>, history: &mut History) -> Result<Server> {
+        let server = Server::start(&self.datastore, &self.place, self.lasting_disk()).await?;
+        let (shared, _) = self.shared();
+        let mut session = Session::connect(&server, shared).await?;
         let everything = || Request::Range { keys: Keys::all(), revision: None, limit: 0 };
         let mut newest = ask(&mut session, everything()).await?.revision();
         for n in 0..3 {
@@ -309,7 +309,7 @@ impl Campaign {
             history.watches.push(watch);
         }
         history.operations.append(&mut session.operations);
-        Ok(())
+        Ok(server)
     }
 
     fn count(&mut self, history: &History) {

@@ -28,7 +28,7 @@ const TTL: i64 = 3600;
 pub(crate) enum Beat {
     /// A compaction is being asked for.
     Compacting,
-    /// A request has got its answer, or will never.
+    /// A request to change something has got its answer, or will never.
     Finished,
 }
 
@@ -82,9 +82,16 @@ impl Session {
                 None => (Outcome::Unknown { error: error.to_string() }, None),
             },
         };
+        if !matches!(request, Request::Range { .. }) {
+            self.beat(Beat::Finished);
+        }
         self.operations.push(Operation { request, called, outcome });
-        self.beat(Beat::Finished);
         Ok(reply)
+    }
+
+    /// Has the store rewrite its file, which changes nothing that it holds. Returns whether the server is still there.
+    pub(crate) async fn defragment(&mut self) -> bool {
+        self.client.defragment().await.is_ok()
     }
 
     /// Opens a watch. `None` when the server is gone.

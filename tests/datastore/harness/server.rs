@@ -19,7 +19,10 @@ use tokio::{
     time::{Duration, timeout},
 };
 
-use crate::{place::Place, vfs::Disk};
+use crate::{
+    place::Place,
+    vfs::{DISK_FAILED, Disk},
+};
 
 /// How long a server may take to start or to stop.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -85,8 +88,8 @@ pub struct Server {
     child: Child,
     pid: Pid,
     address: String,
-    /// Reads what the server says, so that it never waits for a reader.
-    listening: JoinHandle<()>,
+    /// Reads what the server says, so that it never waits for a reader, until its end. Whether its disk has failed.
+    listening: JoinHandle<bool>,
 }
 
 impl Server {
@@ -131,7 +134,13 @@ impl Server {
         let starting = timeout(PATIENCE, address(&mut lines));
         let address = starting.await.unwrap_or_else(|_| Err(anyhow!("nothing in {PATIENCE:?}")));
         let address = address.with_context(|| format!("{} did not start", datastore.name()))?;
-        let listening = tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let listening = tokio::spawn(async move {
+            let mut has_failed = false;
+            while let Ok(Some(line)) = lines.next_line().await {
+                has_failed |= line == DISK_FAILED;
+            }
+            has_failed
+        });
         Ok(Self { child, pid: Pid::from_raw(i32::try_from(id)?), address, listening })
     }
 
@@ -174,11 +183,11 @@ impl Server {
         Ok(true)
     }
 
-    /// `kill -9`, also when it has ended by itself.
+    /// `kill -9`, also when it has ended by itself. Returns whether its disk had failed.
     ///
     /// # Errors
     /// It cannot be waited for.
-    pub async fn kill(mut self) -> Result<()> {
+    pub async fn kill(mut self) -> Result<bool> {
         self.child.kill().await.context("cannot kill the server")?;
         self.listening.await.context("reading what the server says failed")
     }

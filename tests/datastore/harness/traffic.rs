@@ -54,7 +54,7 @@ struct Witnessed(Arc<AtomicI64>);
 /// Starts all clients. They go on until the server ends; the first is the witness, who watches all keys.
 pub(crate) async fn start(
     server: &Server,
-    shared: &Shared,
+    shared: Shared,
     since: Revision,
     rng: &mut Rng,
 ) -> Result<JoinSet<Result<Trace>>> {
@@ -152,7 +152,7 @@ async fn reflector(mut session: Session, mut rng: Rng) -> Result<Trace> {
     Ok(Trace::of(session, None))
 }
 
-/// Reads the past, also where there is none, and makes it shorter.
+/// Reads the past, also where there is none, and makes it shorter, and the file.
 async fn historian(mut session: Session, mut rng: Rng, witnessed: Witnessed) -> Result<Trace> {
     let mut compacted = witnessed.0.load(Ordering::Relaxed);
     loop {
@@ -165,7 +165,7 @@ async fn historian(mut session: Session, mut rng: Rng, witnessed: Witnessed) -> 
             let revision = rng.i64((compacted - 10).max(1)..seen.max(compacted) + 10);
             Request::Range { keys: Keys::Prefix(keys), revision: Some(revision), limit: rng.i64(0..3) }
         };
-        if session.ask(request).await?.is_none() {
+        if session.ask(request).await?.is_none() || rng.u8(..100) == 0 && !session.defragment().await {
             return Ok(Trace::of(session, None));
         }
     }

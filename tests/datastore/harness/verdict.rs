@@ -12,8 +12,8 @@ use crate::{
 /// What a datastore promises. The watch promises are etcd's own list, in its words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Promise {
-    /// After a crash the store opens again.
-    Opens,
+    /// After a crash the store starts and answers again, and stops without complaint.
+    Recovers,
     /// Every request seems to happen at one moment between its call and its answer; what was answered or told stays.
     Linearizable,
     /// A watch tells only what was asked for.

@@ -1,6 +1,7 @@
-//! `datastore-server DATABASE DISK`: serves a database on a loopback port, until it is told to stop or its disk fails.
+//! `datastore-server DATABASE DISK`: serves a database on a loopback port until it is told to stop.
 //!
-//! It prints `serving http://ADDRESS` once that is so. DISK is `honest`, `forgetful` or as in `write-half:17`.
+//! It prints `serving http://ADDRESS` once that is so. When the store has stopped by itself it says why and stays until it is killed, since
+//! the file system that it is on may stay only as long. DISK is `honest`, `forgetful` or as in `write-half:17`.
 
 use std::{env::args, process::ExitCode};
 
@@ -43,7 +44,10 @@ async fn serve() -> Result<()> {
     serving.await?;
     let closed = datastore.close().await;
     match failure {
-        Some(failure) => Err(failure.into()),
+        Some(failure) => {
+            println!("{failure}");
+            std::future::pending().await
+        }
         None => Ok(closed?),
     }
 }
