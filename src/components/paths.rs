@@ -65,6 +65,11 @@ impl Paths {
         self.run.join("status.sock")
     }
 
+    /// `<run>/snapshot.sock`, where `k3s snapshot save` asks.
+    pub fn snapshot_socket(&self) -> PathBuf {
+        self.run.join("snapshot.sock")
+    }
+
     /// `<data>/agent/images`, where users drop archives to import.
     pub fn images(&self) -> PathBuf {
         self.agent().join("images")

@@ -16,7 +16,7 @@ use clap::{
 use crate::error::Error;
 
 use table::SECTIONS;
-pub(crate) use table::{EXTERNAL_DATASTORE, SELINUX};
+pub(crate) use table::{EXTERNAL_DATASTORE, SELINUX, SEVERAL_SERVERS};
 
 /// The two ways to run a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +104,8 @@ pub(crate) enum Standing {
     Accepted(&'static str),
     /// Its values go to the flag of this name.
     Renamed(&'static str),
+    /// Another name of the flag of this name.
+    Synonym(&'static str),
     /// It is heeded; the text says what to use today.
     Deprecated(&'static str),
     /// It is refused, unless it asks for its own default.
@@ -241,6 +243,10 @@ impl Flag {
         Self { standing: Standing::Renamed(name), hidden: true, ..self }
     }
 
+    const fn synonym(self, name: &'static str) -> Self {
+        Self { standing: Standing::Synonym(name), hidden: true, ..self }
+    }
+
     const fn deprecated(self, instead: &'static str) -> Self {
         Self { standing: Standing::Deprecated(instead), hidden: true, ..self }
     }
@@ -347,7 +353,7 @@ mod tests {
             for flag in Flag::of(role) {
                 assert!(names.insert(flag.name), "--{} is there twice", flag.name);
                 assert!(flag.variable.is_none_or(|name| name.starts_with("K3S_")), "--{}", flag.name);
-                if let Standing::Renamed(name) = flag.standing {
+                if let Standing::Renamed(name) | Standing::Synonym(name) = flag.standing {
                     let new = Flag::find(role, name).expect("the new name exists");
                     assert_eq!((new.kind, new.secret), (flag.kind, flag.secret), "--{}", flag.name);
                 }

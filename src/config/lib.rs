@@ -16,6 +16,7 @@ mod node;
 mod provenance;
 pub mod secret;
 pub mod server;
+pub mod snapshots;
 mod token;
 mod values;
 

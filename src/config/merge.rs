@@ -53,6 +53,9 @@ pub(crate) fn collect(
                 // The old name never wins over the new one.
                 given.entry(name).or_default().splice(0..0, values);
             }
+            Standing::Synonym(name) => {
+                given.entry(name).or_default().splice(0..0, values);
+            }
             Standing::Deprecated(instead) => {
                 warnings.push(Warning::Deprecated { place, instead: instead.to_owned() });
                 given.entry(flag.name).or_default().extend(values);

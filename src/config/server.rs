@@ -16,6 +16,7 @@ use crate::{
     network::{ClusterNetwork, address, host_address, port},
     node::NodeConfig,
     secret::Secret,
+    snapshots::SnapshotConfig,
     token,
     values::Values,
 };
@@ -39,6 +40,10 @@ pub struct ServerConfig {
     pub network: ClusterNetwork,
     /// Where cluster state is kept (`--datastore-endpoint`).
     pub datastore: Datastore,
+    /// Its snapshots.
+    pub snapshots: SnapshotConfig,
+    /// A snapshot to restore instead of running (`--cluster-reset --cluster-reset-restore-path`).
+    pub restore: Option<PathBuf>,
     /// The password part of the server token, where one was given (`--token`, `--token-file`).
     pub token: Option<Secret>,
     /// The same for agents (`--agent-token`, `--agent-token-file`).
@@ -116,6 +121,8 @@ impl ServerConfig {
             tls_sans: values.each("tls-san", certificate_name)?,
             network,
             datastore: datastore(values, &data_dir)?,
+            snapshots: SnapshotConfig::from_values(values, &data_dir, environment)?,
+            restore: SnapshotConfig::to_restore(values, environment)?,
             token: token.as_ref().map(token::password).transpose()?,
             agent_token: agent_token.as_ref().map(token::password).transpose()?,
             kubeconfig: KubeconfigOutput::from_values(values, environment)?,

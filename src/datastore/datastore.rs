@@ -15,12 +15,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::client::Client;
 use crate::error::Error;
 use crate::etcd;
 use crate::listen::{Access, Endpoint, Listener};
 use crate::log::sqlite::SqliteLog;
 use crate::metrics::{self, StoreCollector};
 use crate::revision::Revision;
+use crate::snapshot::{self, Save, Snapshot, SnapshotError};
 use crate::store::Store;
 use crate::writer::Writer;
 
@@ -84,6 +86,8 @@ pub struct Datastore {
     tasks: TaskTracker,
     stopping: CancellationToken,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Held while a snapshot is saved.
+    saving: Arc<Mutex<()>>,
     _stop: DropGuard,
 }
 
@@ -124,7 +128,15 @@ impl Datastore {
             stopping.run_until_cancelled(store.expire_leases()).await;
         });
         info!(path = %options.path.display(), %revision, %compacted, "Opened the datastore.");
-        Ok(Self { store, tasks, writer: Mutex::new(Some(thread)), _stop: stopping.clone().drop_guard(), stopping })
+        let saving = Arc::default();
+        Ok(Self {
+            store,
+            tasks,
+            writer: Mutex::new(Some(thread)),
+            saving,
+            _stop: stopping.clone().drop_guard(),
+            stopping,
+        })
     }
 
     /// Serves etcd's gRPC API until `shutdown`, or until the store is closed. Watches end then; requests under way
@@ -147,6 +159,27 @@ impl Datastore {
     pub fn register_metrics(&self, registry: &mut Registry) {
         let collector = StoreCollector(Arc::downgrade(&self.store));
         registry.sub_registry_with_prefix("k3s_datastore").register_collector(Box::new(collector));
+    }
+
+    /// Reads and writes without gRPC, for what this process itself keeps in the store.
+    pub fn client(&self) -> Client {
+        Client::new(Arc::clone(&self.store))
+    }
+
+    /// Saves the store as it is at this moment; it serves on meanwhile. One snapshot at a time; closing the store ends it.
+    ///
+    /// # Errors
+    /// Any [`SnapshotError`]; nothing of the snapshot stays then.
+    pub async fn save_snapshot(&self, save: Save) -> Result<Snapshot, SnapshotError> {
+        let saving = Arc::clone(&self.saving).try_lock_owned().map_err(|_| SnapshotError::UnderWay)?;
+        let (path, stopping) = (self.store.path.clone(), self.stopping.clone());
+        let saved = self.tasks.spawn_blocking(move || {
+            let saved = snapshot::save(&path, &save, &stopping);
+            drop(saving);
+            saved
+        });
+        // A panic of the copy is in the log.
+        saved.await.map_err(|_| Error::Closed)?
     }
 
     #[cfg(any(test, feature = "fuzz"))]

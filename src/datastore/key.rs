@@ -30,6 +30,20 @@ impl KeyRange {
         }
     }
 
+    /// The keys that begin with `prefix`.
+    pub(crate) fn prefixed(prefix: &[u8]) -> Self {
+        let start = Key::copy_from_slice(prefix);
+        // The first key behind them all: the prefix without its trailing 0xff, the last byte one higher.
+        match prefix.iter().rposition(|&byte| byte != u8::MAX) {
+            Some(last) => {
+                let mut end = prefix[..=last].to_vec();
+                end[last] += 1;
+                Self::Between { start, end: end.into() }
+            }
+            None => Self::From(start),
+        }
+    }
+
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::One(one) => key == one,
@@ -72,5 +86,13 @@ mod tests {
         assert!(!range("b", "\0").contains(b"a"));
         assert!(range("b", "a").is_empty());
         assert_eq!(range("b", "a").bounds(), None);
+    }
+
+    #[test]
+    fn a_prefix_is_a_range() {
+        assert_eq!(KeyRange::prefixed(b"/a/"), range("/a/", "/a0"));
+        assert!(KeyRange::prefixed(b"a\xff").contains(b"a\xff\xff"));
+        assert!(!KeyRange::prefixed(b"a\xff").contains(b"b"));
+        assert_eq!(KeyRange::prefixed(b"\xff"), KeyRange::From(Key::from_static(b"\xff")));
     }
 }

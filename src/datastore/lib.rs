@@ -13,10 +13,12 @@
 //! - `index`, `range`, `txn`, `watch`, `lease`: what is true, without any I/O.
 //! - `log`: the rows, and kine's way to write them.
 //! - `store`, `readers`, `writer`, `follow`, `space`: who holds what, and in which order it changes.
+//! - `snapshot`: the store as it was at one revision, in one file.
 //! - `etcd`: messages and services on the wire.
-//! - `listen`, `tls`, `datastore`: how the rest of the program uses all that.
+//! - `listen`, `tls`, `datastore`, `client`: how the rest of the program uses all that.
 
 mod cache;
+mod client;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
@@ -38,6 +40,7 @@ mod model;
 mod range;
 mod readers;
 mod revision;
+pub mod snapshot;
 mod space;
 mod store;
 mod tls;
@@ -45,6 +48,7 @@ mod txn;
 mod watch;
 mod writer;
 
+pub use client::{Client, ClientError, Stored};
 pub use datastore::{Datastore, Options, Serving, Status, serve};
 pub use error::Error;
 pub use listen::{Access, BoundEndpoint, Endpoint, Listener, TlsListener};

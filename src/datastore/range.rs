@@ -107,7 +107,6 @@ enum Wanted {
 
 impl Range {
     /// Reads a whole range, newest revision.
-    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn newest(keys: KeyRange) -> Self {
         Self {
             keys,

@@ -31,6 +31,11 @@ pub struct TokenFiles {
 }
 
 impl TokenFiles {
+    /// The password that the server in `dir` (`<data>/server`) was set up with; `None` before its first start.
+    pub fn password(dir: &Path) -> Result<Option<Password>, Error> {
+        stored(&dir.join("token"), &Passwd::load(&dir.join("cred/passwd"))?)
+    }
+
     /// Stores the tokens of a server in `dir` (`<data>/server`) whose authority is `ca_bundle`.
     ///
     /// Without `given`, the stored password stays, or one is drawn at the first start. A `given` one must be the stored one: the
@@ -41,10 +46,7 @@ impl TokenFiles {
         let ca_hash = CaHash::of(ca_bundle)?;
         let mut passwd = Passwd::load(&passwd_path)?;
 
-        let stored = match passwd.password(Account::Server) {
-            Some(password) => Some(password),
-            None => stored_password(&path)?,
-        };
+        let stored = stored(&path, &passwd)?;
         let server = match (given.map(|text| password_of(text, "--token")).transpose()?, stored) {
             (Some(given), Some(stored)) if given != stored => return Err(Error::OtherToken { path }),
             (Some(password), _) | (None, Some(password)) => password,
@@ -67,6 +69,13 @@ impl TokenFiles {
             None => files::symlink(&path, &dir.join("agent-token"))?,
         };
         Ok(Self { server, agent, passwd, path })
+    }
+}
+
+fn stored(path: &Path, passwd: &Passwd) -> Result<Option<Password>, Error> {
+    match passwd.password(Account::Server) {
+        Some(password) => Ok(Some(password)),
+        None => stored_password(path),
     }
 }
 

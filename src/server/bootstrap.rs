@@ -11,7 +11,8 @@ use std::{
 
 use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
-use k3s_identity::TokenFiles;
+use k3s_datastore::Client;
+use k3s_identity::{Password, TokenFiles};
 use k3s_pki::{AgentPki, AgentRequest, ClientCa, HostName, San, ServerPki, ServerRequest, UserKubeconfig};
 use nix::sys::statvfs::statvfs;
 use tokio::net::TcpListener;
@@ -19,6 +20,7 @@ use tracing::info;
 
 use crate::{
     Error,
+    bootstrap_data::{self, Found, Precedence},
     front::{CurrentCertificate, Upstream},
 };
 
@@ -42,14 +44,19 @@ impl Host {
     pub(crate) async fn of(config: &mut ServerConfig, paths: &Paths) -> Result<Self, Error> {
         let given = config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
         let ips = k3s_agent::own_addresses(given).await?;
-        let name = match &mut config.node {
-            Some(node) => {
-                node.name = k3s_agent::node_name(node, paths)?;
-                node.name.clone()
-            }
-            None => config.node_name.clone(),
-        };
+        let name = Self::name(config, paths)?;
+        if let Some(node) = &mut config.node {
+            node.name.clone_from(&name);
+        }
         Ok(Self { name, ips })
+    }
+
+    /// The node's whole name, or the host's where there is no node.
+    pub(crate) fn name(config: &ServerConfig, paths: &Paths) -> Result<String, Error> {
+        match &config.node {
+            Some(node) => Ok(k3s_agent::node_name(node, paths)?),
+            None => Ok(config.node_name.clone()),
+        }
     }
 
     /// The address that the API is published at: as configured, else where the outside reaches the node, else its own.
@@ -87,8 +94,33 @@ pub(crate) fn lock(paths: &Paths) -> Result<File, Error> {
     }
 }
 
+/// Writes what the datastore knows of the cluster and this disk does not: a server is made anew from the datastore and the token.
+/// A token that does not fit is refused here, before anything is written.
+pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, client: &Client) -> Result<Option<Found>, Error> {
+    let server = paths.server();
+    let password = match &config.token {
+        Some(given) => Some(Password::new(given.expose())),
+        None => TokenFiles::password(&server)?,
+    };
+    // Older releases of k3s sealed by the whole text of the token.
+    let token_file = k3s_files::read(&server.join("token"))?.unwrap_or_default();
+    let whole = String::from_utf8_lossy(&token_file);
+    let whole = Some(whole.trim()).filter(|text| !text.is_empty());
+    let found = bootstrap_data::load(client, password.as_ref(), whole).await?;
+    if let Some(found) = &found {
+        bootstrap_data::reconcile(&found.data, &server, Precedence::Undecided)?;
+    }
+    Ok(found)
+}
+
+/// What a server proves itself with, and the token that seals what it stores of that.
+pub(crate) struct Credentials {
+    pub(crate) pki: ServerPki,
+    pub(crate) token: Password,
+}
+
 /// Makes, keeps or renews everything that a server proves itself with.
-pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<ServerPki, Error> {
+pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Credentials, Error> {
     let now = SystemTime::now();
     let node_name = name(&host.name)?;
     let pki = ServerPki::ensure(
@@ -134,7 +166,8 @@ pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> 
     }
     .write(&pki)?;
     info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");
-    Ok(pki)
+    let token = tokens.server.password().expect("a server's own token is made of a password").clone();
+    Ok(Credentials { pki, token })
 }
 
 /// What the front shows its clients, checks them by, and shows kube-apiserver.

@@ -2,7 +2,11 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
+use k3s_datastore::snapshot::SnapshotError;
+use k3s_files::FileError;
 use k3s_supervise::{GraphError, notify::NotifyError};
+
+use crate::BootstrapError;
 
 /// A server that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A file that is replaced as a whole could not be.
+    #[error(transparent)]
+    Replace(#[from] FileError),
     /// The disk is as good as full.
     #[error("the disk of {} is full: {free} MiB are free and a start needs {needed}; make room, or choose another --data-dir", path.display())]
     NoRoom {
@@ -53,6 +60,29 @@ pub enum Error {
     /// Tokens or the node's identity.
     #[error(transparent)]
     Identity(#[from] k3s_identity::Error),
+    /// The datastore's bootstrap data and this server do not fit together.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// A snapshot could not be taken or restored.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// There is nothing to take a snapshot of.
+    #[error("{} is not there: a snapshot needs the datastore of a server that has run; name its directory with --data-dir", path.display())]
+    NoDatastore {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The database is in use, and not by a server that answers.
+    #[error("the datastore is in use, but its server does not answer on {} ({source}): is it starting or stopping?", socket.display())]
+    NoServer {
+        /// Where it was asked.
+        socket: PathBuf,
+        /// Why there is no answer.
+        source: io::Error,
+    },
+    /// The running server's own sentence.
+    #[error("{0}")]
+    Refused(String),
     /// A certificate of ours that TLS does not take.
     #[error("{}: {why}", path.display())]
     Certificate {
@@ -82,15 +112,29 @@ impl Error {
     /// The process's exit code, after sysexits.h.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Listen { .. } => 69,
+            Self::Listen { .. } | Self::NoServer { .. } | Self::Refused(_) => 69,
+            Self::Snapshot(
+                SnapshotError::NotASnapshot(_) | SnapshotError::Damaged { .. } | SnapshotError::Newer { .. },
+            ) => 65,
+            Self::NoDatastore { .. } => 66,
             Self::File { .. }
+            | Self::Replace(_)
             | Self::NoRoom { .. }
             | Self::Pki(k3s_pki::Error::File(_))
             | Self::Identity(k3s_identity::Error::File(_))
+            | Self::Bootstrap(BootstrapError::File(_))
+            | Self::Snapshot(SnapshotError::File { .. } | SnapshotError::NoRoom { .. })
             | Self::Node(k3s_agent::Error::Replace(_)) => 73,
-            Self::Locked { .. } => 75,
-            Self::Name { .. } | Self::Pki(_) | Self::Identity(_) | Self::Certificate { .. } | Self::Node(_) => 78,
-            Self::Datastore(error) => error.exit_code(),
+            Self::Locked { .. } | Self::Snapshot(SnapshotError::UnderWay) => 75,
+            Self::Snapshot(SnapshotError::Name(_)) => 64,
+            Self::Datastore(error) | Self::Snapshot(SnapshotError::Store(error)) => error.exit_code(),
+            Self::Bootstrap(BootstrapError::Datastore(_) | BootstrapError::Damaged { .. }) => 74,
+            Self::Name { .. }
+            | Self::Pki(_)
+            | Self::Identity(_)
+            | Self::Bootstrap(_)
+            | Self::Certificate { .. }
+            | Self::Node(_) => 78,
             Self::Notify(_) | Self::Thread(_) => 71,
             Self::Graph(_) => 70,
         }

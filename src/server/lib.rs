@@ -1,11 +1,14 @@
 //! The server: datastore, control plane, the front on 6443 and, unless told otherwise, a node.
 
 mod bootstrap;
+mod bootstrap_data;
 mod controllers;
 mod error;
 pub mod front;
 mod role;
 pub mod routes;
+pub mod snapshots;
 
+pub use bootstrap_data::BootstrapError;
 pub use error::Error;
 pub use role::{Package, run};

@@ -9,6 +9,7 @@ use k3s_config::{
     server::{Datastore as DatastoreConfig, ServerConfig},
 };
 use k3s_datastore::{Access, BoundEndpoint, Datastore, Endpoint, Options as DatastoreOptions};
+use k3s_identity::Password;
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
@@ -22,14 +23,15 @@ use tracing::{error, info, warn};
 
 use crate::{
     Error,
-    bootstrap::{self, Host},
-    controllers,
+    bootstrap::{self, Credentials, Host},
+    bootstrap_data, controllers,
     front::{self, Front},
     routes::Routes,
+    snapshots::Snapshots,
 };
 
 /// Sockets and whatever else a boot may lose.
-const RUN: &str = "/run/k3s";
+pub(crate) const RUN: &str = "/run/k3s";
 /// How long the service manager is asked to bear with a stop.
 const STOP: Duration = Duration::from_secs(90);
 
@@ -40,12 +42,14 @@ pub struct Package {
     pub components: Components,
     /// The folder of image archives, where there is one.
     pub images: Option<PathBuf>,
+    /// What it calls itself.
+    pub version: &'static str,
 }
 
 /// Runs a server until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
 /// ```text
-/// prepare: bind, lock ─► credentials ─► datastore
+/// prepare: bind, lock ─► datastore ─► bootstrap data ─► credentials
 /// start:   kube-apiserver ─► kube-controller-manager, kube-scheduler, kube-proxy ─┐
 ///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
 /// drain:   front ─► children, in reverse ─► datastore
@@ -74,6 +78,8 @@ struct Server {
     paths: Paths,
     package: Package,
     host: Host,
+    /// Seals what the datastore holds.
+    token: Password,
     datastore: Datastore,
     supervisor: Supervisor,
     /// Tells the front that kube-apiserver answers.
@@ -87,6 +93,7 @@ struct Listeners {
     front: TcpListener,
     front_settings: Front,
     status: UnixListener,
+    snapshots: UnixListener,
     datastore: BoundEndpoint,
 }
 
@@ -99,44 +106,84 @@ struct Ends {
     datastore: CancellationToken,
 }
 
+/// Settles what this server proves itself with, between the datastore and the disk.
+async fn credentials(
+    config: &ServerConfig,
+    paths: &Paths,
+    host: &Host,
+    datastore: &Datastore,
+) -> Result<Credentials, Error> {
+    let client = datastore.client();
+    let found = bootstrap::adopt(config, paths, &client).await?;
+    let credentials = bootstrap::credentials(config, paths, host)?;
+    let data = bootstrap_data::from_disk(&paths.server())?;
+    bootstrap_data::save(&client, &credentials.token, data, found).await?;
+    Ok(credentials)
+}
+
 impl Server {
     async fn prepare(mut config: ServerConfig, package: Package) -> Result<(Self, Listeners), Error> {
         let paths = Paths::new(&config.data_dir, RUN);
         let front = bootstrap::listen(&config).await?;
         let lock = bootstrap::lock(&paths)?;
         let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
+        let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
         let host = Host::of(&mut config, &paths).await?;
-        let pki = bootstrap::credentials(&config, &paths, &host)?;
-        let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
-        let (api_ready, ready) = watch::channel(false);
+
         let DatastoreConfig::Sqlite { path } = &config.datastore;
         let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
-        let metrics = config.supervisor_metrics.then(|| {
-            let mut registry = Registry::default();
-            datastore.register_metrics(&mut registry);
-            registry
-        });
-        let routes = Routes::new(&paths.server());
-        let front_settings = Front { certificate, client_ca, upstream, ready, routes, metrics };
-        let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?;
-        let supervisor = Supervisor::new(Options {
-            run_dir: paths.run().to_path_buf(),
-            log: Target::detect(),
-            cgroups: CgroupPlace::default(),
-        })
-        .map_err(Error::Thread)?;
-        let server = Self { config, paths, package, host, datastore, supervisor, api_ready, _lock: lock };
-        Ok((server, Listeners { front, front_settings, status, datastore: datastore_socket }))
+        let prepared = async {
+            let Credentials { pki, token } = credentials(&config, &paths, &host, &datastore).await?;
+            let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
+            let (api_ready, ready) = watch::channel(false);
+            let routes = Routes::new(&paths.server());
+            let metrics = config.supervisor_metrics.then(|| {
+                let mut registry = Registry::default();
+                datastore.register_metrics(&mut registry);
+                registry
+            });
+            let front_settings = Front { certificate, client_ca, upstream, ready, routes, metrics };
+            let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?;
+            let supervisor = Supervisor::new(Options {
+                run_dir: paths.run().to_path_buf(),
+                log: Target::detect(),
+                cgroups: CgroupPlace::default(),
+            })
+            .map_err(Error::Thread)?;
+            let listeners = Listeners { front, front_settings, status, snapshots, datastore: datastore_socket };
+            Ok((token, api_ready, supervisor, listeners))
+        };
+        match prepared.await {
+            Ok((token, api_ready, supervisor, listeners)) => {
+                let server =
+                    Self { config, paths, package, host, token, datastore, supervisor, api_ready, _lock: lock };
+                Ok((server, listeners))
+            }
+            Err(error) => {
+                // What is wrong with the start is the error to report.
+                let _ = datastore.close().await;
+                Err(error)
+            }
+        }
     }
 
     /// Serves clients, kube-apiserver, `k3s status` and the service manager until each one's end.
     async fn serve(&self, listeners: Listeners, notifier: &Notifier, ends: &Ends) -> Result<(), Error> {
-        let Listeners { front, front_settings, status, datastore } = listeners;
-        let (_, _, _, _, stored) = tokio::join!(
+        let Listeners { front, front_settings, status, snapshots: asked, datastore } = listeners;
+        let snapshots = Snapshots {
+            datastore: &self.datastore,
+            config: &self.config,
+            node: &self.host.name,
+            token: &self.token,
+            version: self.package.version,
+        };
+        let (_, _, _, _, _, _, stored) = tokio::join!(
             front::serve(front, front_settings, ends.front.clone()),
             status::serve(status, self.supervisor.clone(), ends.status.clone()),
             notifier.follow(self.supervisor.subscribe(), ends.status.clone()),
             notifier.watchdog(&self.supervisor, ends.status.clone()),
+            snapshots.serve(asked, ends.status.clone()),
+            snapshots.follow_schedule(ends.status.clone()),
             datastore.serve(&self.datastore, ends.datastore.clone()),
         );
         Ok(stored?)

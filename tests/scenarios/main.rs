@@ -6,5 +6,6 @@ mod agentless;
 mod bad_input;
 mod restarts;
 mod single_node;
+mod snapshot;
 mod two_nodes;
 mod watches;

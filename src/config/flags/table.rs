@@ -127,8 +127,10 @@ pub(super) const SECTIONS: &[Section] = &[
             text("agent-token-file", "FILE", "File that holds it").env("K3S_AGENT_TOKEN_FILE").server(),
             text("cluster-secret", "TOKEN", "Old name of --token").env("K3S_CLUSTER_SECRET").secret().renamed("token"),
             switch("cluster-init", "Start a cluster on embedded etcd").env("K3S_CLUSTER_INIT").server().unserved(ETCD),
-            switch("cluster-reset", "Forget all other servers").env("K3S_CLUSTER_RESET").server().unserved(ETCD),
-            text("cluster-reset-restore-path", "FILE", "Snapshot to restore").server().unserved(ETCD),
+            switch("cluster-reset", "Restore the snapshot of --cluster-reset-restore-path and end")
+                .env("K3S_CLUSTER_RESET")
+                .server(),
+            text("cluster-reset-restore-path", "FILE", "Snapshot to restore").server(),
         ],
     },
     Section {
@@ -138,7 +140,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 .short('s')
                 .env("K3S_URL")
                 .server()
-                .unserved(refusal("a cluster of several servers", "leave it out to run the one server")),
+                .unserved(refusal(SEVERAL_SERVERS, "leave it out to run the one server")),
             text("server", "URL", "Server to join, as https://HOST:6443").short('s').env("K3S_URL").agent(),
             text("lb-server-port", "PORT", "Local port of the load balancer in front of the servers")
                 .env("K3S_LB_SERVER_PORT")
@@ -176,20 +178,31 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("kine-tls", "TLS on the datastore's socket")
                 .server()
                 .unserved(refusal("TLS on the datastore's own socket, which only root can open,", LEAVE_OUT)),
-            switch("etcd-disable-snapshots", "Take no snapshots of etcd").server().accepted("there is no etcd"),
-            switch("etcd-expose-metrics", "Metrics of etcd").server().unserved(ETCD),
-            text("etcd-snapshot-name", "NAME", "Name of snapshots").default("etcd-snapshot").server().unserved(ETCD),
+            text(
+                "snapshot-schedule-cron",
+                "CRON",
+                "When to take snapshots of the datastore, in local time, such as 0 */12 * * *; never if not given",
+            )
+            .server(),
+            text("snapshot-retention", "COUNT", "Scheduled snapshots to keep; 0 keeps all").default("5").server(),
+            text("snapshot-dir", "DIR", "Where snapshots go; <data-dir>/server/db/snapshots if not given").server(),
+            text("snapshot-name", "NAME", "What the names of scheduled snapshots begin with")
+                .default("snapshot")
+                .server(),
+            switch("snapshot-compress", "Compress snapshots").server(),
+            switch("etcd-disable-snapshots", "Take no scheduled snapshots, whatever the schedule says").server(),
             text("etcd-snapshot-schedule-cron", "CRON", "When to take snapshots")
-                .default("0 */12 * * *")
                 .server()
-                .unserved(ETCD),
+                .synonym("snapshot-schedule-cron"),
+            text("etcd-snapshot-retention", "COUNT", "Snapshots to keep").server().synonym("snapshot-retention"),
+            text("etcd-snapshot-dir", "DIR", "Where snapshots go").server().synonym("snapshot-dir"),
+            text("etcd-snapshot-name", "NAME", "Name of snapshots").server().synonym("snapshot-name"),
+            switch("etcd-snapshot-compress", "Compress snapshots").server().synonym("snapshot-compress"),
             text("etcd-snapshot-reconcile-interval", "TIME", "How often to list snapshots")
                 .default("10m")
                 .server()
-                .unserved(ETCD),
-            text("etcd-snapshot-retention", "COUNT", "Snapshots to keep").default("5").server().unserved(ETCD),
-            text("etcd-snapshot-dir", "DIR", "Where snapshots go").server().unserved(ETCD),
-            switch("etcd-snapshot-compress", "Compress snapshots").server().unserved(ETCD),
+                .accepted("snapshots are listed as they are in their folder"),
+            switch("etcd-expose-metrics", "Metrics of etcd").server().unserved(ETCD),
             // AWS_* variables only complete --etcd-s3: their presence alone asks for nothing.
             switch("etcd-s3", "Snapshots to S3").server().unserved(ETCD),
             text("etcd-s3-endpoint", "HOST", "S3 endpoint").default("s3.amazonaws.com").server().unserved(ETCD),
@@ -354,6 +367,7 @@ const fn refusal(what: &'static str, instead: &'static str) -> Refusal {
     Refusal { what, instead }
 }
 
+pub(crate) const SEVERAL_SERVERS: &str = "a cluster of several servers";
 const LEAVE_OUT: &str = "leave it out";
 const ETCD: Refusal = refusal("embedded etcd", "leave it out to keep the cluster's state in SQLite");
 pub(crate) const EXTERNAL_DATASTORE: Refusal =

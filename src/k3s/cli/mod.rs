@@ -12,6 +12,7 @@ mod kubectl;
 mod runtime;
 mod server;
 mod signals;
+mod snapshot;
 mod status;
 mod upstream;
 
@@ -55,6 +56,9 @@ enum Verb {
     Crictl(PassedOn),
     /// Show what each component does and what is being waited for
     Status(status::Options),
+    /// Save, list, prune and restore snapshots of the datastore
+    #[command(subcommand, alias = "etcd-snapshot")]
+    Snapshot(snapshot::Verb),
     /// Check a configuration and this machine, and change nothing
     #[command(disable_help_flag = true)]
     CheckConfig(PassedOn),
@@ -96,6 +100,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::Ctr(PassedOn { args }) => ctr::run(args),
         Verb::Crictl(PassedOn { args }) => crictl::run(args),
         Verb::Status(options) => status::run(&options),
+        Verb::Snapshot(verb) => snapshot::run(verb),
         Verb::CheckConfig(PassedOn { args }) => check_config::run(args),
         Verb::Completion(options) => completion::run(&options),
         Verb::Datastore(verb) => datastore::run(verb),

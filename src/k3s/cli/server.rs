@@ -10,7 +10,7 @@ use super::{
     Failure,
     environment::{environment, refused},
     failure::{OS_ERROR, UNAVAILABLE},
-    runtime, signals,
+    runtime, signals, snapshot,
     upstream::libexec,
 };
 use crate::version;
@@ -32,11 +32,15 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     for warning in &warnings {
         warn!("{warning}");
     }
+    if let Some(file) = &config.restore {
+        return snapshot::restore(&config, file);
+    }
     let mut needs = vec![Need::ControlPlane];
     needs.extend(config.node.is_some().then_some(Need::Node));
     let libexec = libexec()?;
     let components = libexec.require(&needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
-    let package = k3s_server::Package { components, images: libexec.packaged_images() };
+    let images = libexec.packaged_images();
+    let package = k3s_server::Package { components, images, version: version::KUBERNETES };
 
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()

@@ -14,6 +14,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use crate::error::Error;
+use crate::snapshot;
 
 /// The byte of `-shm` that each process locks for reading while it has a database in WAL mode open (`UNIX_SHM_DMS` in
 /// SQLite's `os_unix.c`).
@@ -38,6 +39,7 @@ impl Files {
             .create(directory)
             .map_err(Error::file("create the directory", directory))?;
         let database = resolve(path)?;
+        snapshot::finish_interrupted(&database)?;
         let log_is_empty = fs::metadata(beside(&database, "-wal")).map_or(true, |log| log.len() == 0);
         let is_empty = match fs::metadata(&database) {
             Ok(metadata) if metadata.is_file() => metadata.len() == 0,
@@ -99,7 +101,7 @@ impl Drop for Files {
 }
 
 /// The path of a file that lies beside the database.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

@@ -17,6 +17,7 @@
 //!                                                     └──► Reader: values by revision
 //! ```
 
+pub(crate) mod copy;
 #[cfg(test)]
 mod damage;
 mod files;
@@ -40,8 +41,10 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use tracing::warn;
 
 use self::files::Files;
+pub(crate) use self::files::beside;
 pub(crate) use self::reader::{Reader, Size};
 pub(crate) use self::recover::Recovered;
+pub(crate) use self::schema::FORMAT;
 use super::kine;
 use crate::error::Error;
 use crate::key::Key;
@@ -119,6 +122,17 @@ impl SqliteLog {
         self.begin()?;
         let row = self.compact_row;
         self.execute("compact", "UPDATE kine SET prev_revision = ?1 WHERE id = ?2", [revision.0, row])
+    }
+
+    /// Fills the ids up to `revision` in the transaction at hand, as kine fills ids that are never to be used.
+    pub(crate) fn skip_to(&mut self, revision: Revision) -> Result<(), Error> {
+        self.begin()?;
+        self.execute(
+            "append to",
+            "INSERT INTO kine (id, name, created, deleted, create_revision, prev_revision, lease)
+             VALUES (?1, 'gap-' || ?1, 0, 1, 0, 0, 0)",
+            [revision.0],
+        )
     }
 
     /// Deletes compacted rows in the transaction at hand, in this order, and the gap rows up to `compacted`. Returns the

@@ -30,7 +30,7 @@ const INCREMENTAL: i64 = 2;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl SqliteLog {
-    #[cfg(test)]
+    /// As [`SqliteLog::open_with_vfs`], by SQLite's own VFS.
     pub(crate) fn open(path: &Path) -> Result<(Self, Recovered), Error> {
         Self::open_with_vfs(path, None)
     }

@@ -1,0 +1,148 @@
+//! Snapshots of the datastore: where they go, when they are taken, how many stay.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use croner::{Cron, parser::CronParser};
+use jiff::Zoned;
+
+use crate::{
+    environment::Environment,
+    error::Error,
+    flags::{Refusal, SEVERAL_SERVERS},
+    values::Values,
+};
+
+/// What a server does about snapshots.
+#[derive(Debug, Clone)]
+pub struct SnapshotConfig {
+    /// Where they go (`--snapshot-dir`), `<data-dir>/server/db/snapshots` by default.
+    pub folder: PathBuf,
+    /// What the names of scheduled ones begin with (`--snapshot-name`).
+    pub name: String,
+    /// Whether they are compressed (`--snapshot-compress`).
+    pub compress: bool,
+    /// How many scheduled ones stay (`--snapshot-retention`); zero keeps all.
+    pub retention: usize,
+    /// When they are taken (`--snapshot-schedule-cron`); never by default: a disk fills only for those who asked.
+    pub schedule: Option<Schedule>,
+}
+
+/// The times that a cron pattern names.
+#[derive(Clone)]
+pub struct Schedule(Cron);
+
+impl SnapshotConfig {
+    /// The folder that is used unless another is named; it is made when it is needed.
+    pub fn default_folder(data_dir: &Path) -> PathBuf {
+        data_dir.join("server/db/snapshots")
+    }
+
+    pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
+        let folder = values.given("snapshot-dir").map(|given| environment.absolute(&given.text));
+        let schedule = match values.given("snapshot-schedule-cron") {
+            Some(given) => Some(given.parse(Schedule::parse)?),
+            None => None,
+        };
+        Ok(Self {
+            folder: folder.unwrap_or_else(|| Self::default_folder(data_dir)),
+            name: values.text("snapshot-name").parse(name)?,
+            compress: values.is_on("snapshot-compress"),
+            retention: values.text("snapshot-retention").parse(|text| {
+                text.parse().map_err(|_| format!("`{text}` is not a count; write a number such as 5, or 0 to keep all"))
+            })?,
+            schedule: schedule.filter(|_| !values.is_on("etcd-disable-snapshots")),
+        })
+    }
+
+    /// The snapshot that is to be restored instead of running (`--cluster-reset --cluster-reset-restore-path`).
+    pub(crate) fn to_restore(values: &Values, environment: &Environment) -> Result<Option<PathBuf>, Error> {
+        let reset = values.given("cluster-reset").filter(|given| given.text == "true");
+        match (reset, values.given("cluster-reset-restore-path")) {
+            (Some(_), Some(path)) => Ok(Some(environment.absolute(&path.text))),
+            (Some(reset), None) => {
+                let instead = "leave it out, or give --cluster-reset-restore-path too to restore a snapshot";
+                Err(reset.not_served(Refusal { what: SEVERAL_SERVERS, instead }))
+            }
+            (None, Some(path)) => Err(path.invalid("a snapshot is only restored with --cluster-reset; give that too")),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+impl Schedule {
+    /// Five fields, or six with the seconds first, or a name such as `@daily`.
+    fn parse(text: &str) -> Result<Self, String> {
+        let parsed = CronParser::new().parse(text);
+        parsed
+            .map(Self)
+            .map_err(|error| format!("`{text}` is not a cron pattern ({error}); write one such as 0 */12 * * *"))
+    }
+
+    /// The first time after `now`, in its time zone; `None` if there will be none.
+    pub fn next(&self, now: &Zoned) -> Option<Zoned> {
+        self.0.find_next_occurrence(now, false).ok()
+    }
+}
+
+impl fmt::Debug for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Schedule({})", self.0.as_str())
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (text.chars().all(plain) && !text.starts_with('.'))
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("`{text}` is not a name for files; use letters, digits, dots, dashes and underscores"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{server::ServerConfig, test_host::Host};
+
+    fn server(args: &[&str]) -> ServerConfig {
+        Host::new().server(args).expect("a valid configuration").0
+    }
+
+    #[test]
+    fn nothing_is_taken_unless_it_is_asked_for() {
+        let config = server(&[]).snapshots;
+        assert!(config.schedule.is_none() && !config.compress);
+        assert_eq!((config.name.as_str(), config.retention), ("snapshot", 5));
+        assert_eq!(config.folder, Path::new("/var/lib/rancher/k3s/server/db/snapshots"));
+    }
+
+    #[test]
+    fn k3s_names_for_etcd_are_heard_too() {
+        let args =
+            ["--etcd-snapshot-schedule-cron=0 */6 * * *", "--etcd-snapshot-retention=9", "--etcd-snapshot-dir=/backup"];
+        let config = server(&args).snapshots;
+        assert_eq!((config.retention, config.folder.as_path()), (9, Path::new("/backup")));
+        let next =
+            config.schedule.expect("a schedule").next(&"2026-01-02T03:04:05+01:00[+01:00]".parse().expect("a time"));
+        assert_eq!(next.expect("a time").to_string(), "2026-01-02T06:00:00+01:00[+01:00]");
+        assert!(server(&[args[0], "--etcd-disable-snapshots"]).snapshots.schedule.is_none());
+    }
+
+    #[test]
+    fn a_restore_needs_both_flags() {
+        let (reset, path) = ("--cluster-reset", "--cluster-reset-restore-path=/backup/a");
+        assert_eq!(server(&[reset, path]).restore.as_deref(), Some(Path::new("/backup/a")));
+        for alone in [reset, path] {
+            assert!(Host::new().server(&[alone]).is_err(), "{alone}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for wrong in ["--snapshot-schedule-cron=hourly", "--snapshot-retention=-1", "--snapshot-name=a/b"] {
+            let error = Host::new().server(&[wrong]).expect_err(wrong).to_string();
+            assert!(error.starts_with(wrong.split('=').next().unwrap_or_default()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Snapshots: the store as it was at one revision, in one file.
+//!
+//! ```text
+//! <folder>/<name>-<node>-<unix time>[.zst]
+//!
+//!   the database, as it is or as one zstd frame
+//!   a zstd skippable frame: label (JSON) │ SHA-256 of everything before it │ length of the label │ "k3s1"
+//! ```
+//! So `sqlite3` reads the one and `zstd -d` the other without knowing of the label, and no second file can get lost. The
+//! cluster's authorities are in the database, sealed by the server token: a restore needs the file and the token.
+//!
+//! ```text
+//! save:     copy (online) ─► check ─► label ─► fsync ─► rename
+//! restore:  checksum ─► unpack ─► check ─► leap ─► fsync ─► the database moves aside ─► rename
+//! ```
+
+mod error;
+mod folder;
+mod label;
+mod restore;
+mod save;
+
+pub use error::SnapshotError;
+pub use folder::{Listed, SnapshotFolder};
+pub use label::{Label, Snapshot};
+pub(crate) use restore::finish_interrupted;
+pub use restore::{Restored, Staged};
+pub use save::Save;
+pub(crate) use save::save;

@@ -1,0 +1,261 @@
+//! `k3s snapshot`: save, list, prune and restore; k3s' `etcd-snapshot` by its own name too.
+//!
+//! Where the data and the snapshots lie is read as `k3s server` reads it: configuration file, variables, flags.
+
+use std::{ffi::OsString, path::Path, process::ExitCode};
+
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use k3s_config::server::ServerConfig;
+use k3s_datastore::snapshot::Listed;
+use k3s_server::snapshots;
+
+use super::{
+    Failure,
+    environment::{environment, refused},
+    failure::SOFTWARE,
+    runtime,
+};
+use crate::version;
+
+/// What snapshots that a user takes are called.
+const ON_DEMAND: &str = "on-demand";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Take a snapshot, of a running server or of a stopped one
+    Save {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// What its name begins with; the node's name and the time follow
+        #[arg(long, default_value = ON_DEMAND)]
+        name: String,
+        /// Compress it
+        #[arg(long, alias = "etcd-snapshot-compress")]
+        snapshot_compress: bool,
+    },
+    /// List the snapshots
+    #[command(visible_alias = "list", alias = "l")]
+    Ls {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// text or json
+        #[arg(short, long, value_enum, default_value_t = Format::Text)]
+        output: Format,
+    },
+    /// Delete snapshots by their names
+    Delete {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// As `ls` shows them
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Delete the oldest snapshots of one name
+    Prune {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// What their names begin with
+        #[arg(long, default_value = ON_DEMAND)]
+        name: String,
+        /// How many stay; what the server is configured to keep if not given
+        #[arg(long, alias = "etcd-snapshot-retention", value_name = "COUNT")]
+        snapshot_retention: Option<u32>,
+    },
+    /// Put a snapshot in the place of a stopped server's datastore
+    Restore {
+        #[command(flatten)]
+        server: ServerFlags,
+        /// A name as `ls` shows it, or a file's path
+        #[arg(value_name = "NAME|FILE")]
+        snapshot: String,
+    },
+}
+
+/// Flags of `k3s server` that say where things are.
+#[derive(Debug, Args)]
+pub(super) struct ServerFlags {
+    /// Configuration file of the server
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<OsString>,
+    /// Where the server keeps its state
+    #[arg(short, long, value_name = "DIR")]
+    data_dir: Option<OsString>,
+    /// Where snapshots are
+    #[arg(long, visible_alias = "dir", alias = "etcd-snapshot-dir", value_name = "DIR")]
+    snapshot_dir: Option<OsString>,
+    /// Name of the node
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<OsString>,
+    /// The server's token; needed where the server itself does not know it
+    #[arg(short, long, value_name = "TOKEN")]
+    token: Option<OsString>,
+    /// File that holds it
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Format {
+    Text,
+    Json,
+}
+
+pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
+    match verb {
+        Verb::Save { server, name, snapshot_compress } => {
+            let compress = snapshot_compress.then(|| "--snapshot-compress".into());
+            save(&server.read(compress)?, &name)
+        }
+        Verb::Ls { server, output } => list(&server.read(None)?, output),
+        Verb::Delete { server, names } => {
+            snapshots::folder(&server.read(None)?).delete(&names).map_err(|error| failed(error.into()))?;
+            names.iter().for_each(|name| println!("Deleted {name}."));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Prune { server, name, snapshot_retention } => {
+            let keep = snapshot_retention.map(|count| format!("--snapshot-retention={count}").into());
+            let deleted = snapshots::prune(&server.read(keep)?, &name).map_err(failed)?;
+            deleted.iter().for_each(|name| println!("Deleted {name}."));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Restore { server, snapshot } => {
+            let config = server.read(None)?;
+            let file = snapshots::folder(&config).find(&snapshot);
+            restore(&config, &file)
+        }
+    }
+}
+
+fn save(config: &ServerConfig, name: &str) -> Result<ExitCode, Failure> {
+    let snapshot = runtime::run(async { snapshots::save(config, name, version::KUBERNETES).await.map_err(failed) })?;
+    println!("Saved {} (revision {}, {} bytes).", snapshot.path.display(), snapshot.label.revision, snapshot.bytes);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Restores `file`, and says how to go on.
+pub(super) fn restore(config: &ServerConfig, file: &Path) -> Result<ExitCode, Failure> {
+    let restored = runtime::run(async { snapshots::restore(config, file, version::KUBERNETES).await.map_err(failed) })?;
+    println!("Restored {}; the cluster goes on from revision {}.", file.display(), restored.revision);
+    if let Some(kept) = restored.kept {
+        println!("The datastore of before is kept as {}.", kept.display());
+    }
+    println!("Start k3s server again, without --cluster-reset.");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(config: &ServerConfig, format: Format) -> Result<ExitCode, Failure> {
+    let listed = snapshots::folder(config).list().map_err(|error| failed(error.into()))?;
+    match format {
+        Format::Text => print!("{}", table(&listed)),
+        Format::Json => {
+            let rows: Vec<_> = listed.iter().map(row).collect();
+            let json = serde_json::to_string_pretty(&rows)
+                .map_err(|error| Failure::new(SOFTWARE, format!("the list cannot be written: {error}")))?;
+            println!("{json}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The columns of `k3s etcd-snapshot ls`, and what a restore needs to know.
+fn table(listed: &[Listed]) -> String {
+    let header = ["Name", "Location", "Size", "Created", "Revision", "Token"].map(str::to_owned);
+    let row = |listed: &Listed| {
+        let label = listed.label.as_ref();
+        let of_label = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        [
+            listed.name.clone(),
+            location(&listed.path),
+            listed.bytes.to_string(),
+            of_label(label.map(|label| created(label.created))),
+            of_label(label.map(|label| label.revision.to_string())),
+            label.map_or_else(|| "not a snapshot".to_owned(), |label| label.token_hash.clone()),
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(header).chain(listed.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+    let widths: Vec<_> = (0..6).map(width).collect();
+    let line = |row: &[String; 6]| {
+        let cells: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$} ")).collect();
+        cells.trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+fn row(listed: &Listed) -> serde_json::Value {
+    serde_json::json!({
+        "name": listed.name,
+        "location": location(&listed.path),
+        "size": listed.bytes,
+        "createdAt": listed.label.as_ref().map(|label| created(label.created)),
+        "status": if listed.label.is_some() { "successful" } else { "failed" },
+        "label": listed.label,
+    })
+}
+
+fn location(path: &Path) -> String {
+    format!("file://{}", path.display())
+}
+
+fn created(unix: u64) -> String {
+    let time = i64::try_from(unix).ok().and_then(|unix| Timestamp::from_second(unix).ok());
+    time.unwrap_or(Timestamp::UNIX_EPOCH).to_string()
+}
+
+fn failed(error: k3s_server::Error) -> Failure {
+    Failure::from_error(error.exit_code(), &error)
+}
+
+impl ServerFlags {
+    /// The server's configuration, with these flags and `extra` on its command line.
+    fn read(self, extra: Option<OsString>) -> Result<ServerConfig, Failure> {
+        let flags = [
+            ("--config", self.config),
+            ("--data-dir", self.data_dir),
+            ("--snapshot-dir", self.snapshot_dir),
+            ("--node-name", self.node_name),
+            ("--token", self.token),
+            ("--token-file", self.token_file),
+        ];
+        let mut args: Vec<OsString> = extra.into_iter().collect();
+        for (flag, value) in flags {
+            if let Some(value) = value {
+                args.extend([OsString::from(flag), value]);
+            }
+        }
+        runtime::log(false);
+        let (config, _) = k3s_config::parse_server(args, &environment()?).map_err(|error| refused(&error))?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k3s_datastore::snapshot::Label;
+
+    use super::*;
+
+    #[test]
+    fn the_list_lines_up_and_names_what_is_no_snapshot() {
+        let label = Label {
+            node: "edge-7".into(),
+            created: 1_795_000_000,
+            revision: 42,
+            database_bytes: 4096,
+            compressed: false,
+            format: 1,
+            version: "v1.36.3+k3s1".into(),
+            token_hash: "1ec1c26b50d5".into(),
+        };
+        let listed =
+            |name: &str, label| Listed { name: name.into(), path: Path::new("/s").join(name), bytes: 4500, label };
+        let table = table(&[listed("on-demand-edge-7-1795000000", Some(label)), listed("notes", None)]);
+        assert_eq!(
+            table,
+            "Name                        Location                              Size Created              Revision Token\n\
+             on-demand-edge-7-1795000000 file:///s/on-demand-edge-7-1795000000 4500 2026-11-18T11:06:40Z 42       1ec1c26b50d5\n\
+             notes                       file:///s/notes                       4500 -                    -        not a snapshot\n"
+        );
+    }
+}

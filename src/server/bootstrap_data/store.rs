@@ -1,0 +1,169 @@
+//! Bootstrap data in the datastore.
+
+use k3s_datastore::{Client, Revision, Stored};
+use k3s_identity::Password;
+use tracing::info;
+
+use super::{
+    BootstrapError,
+    form::BootstrapData,
+    seal::{self, PREFIX, open, seal, storage_key},
+};
+
+/// What the datastore holds for this token.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) data: BootstrapData,
+    /// Where it lies, and since which revision.
+    key: String,
+    modified: Revision,
+}
+
+/// Loads what is sealed by `password`; `None` if the datastore is a new one.
+///
+/// `written_as` are other texts that older releases of k3s sealed by: the whole token instead of its password. They also
+/// sealed by nothing at all where no token was given.
+pub(crate) async fn load(
+    client: &Client,
+    password: Option<&Password>,
+    written_as: Option<&str>,
+) -> Result<Option<Found>, BootstrapError> {
+    find(&client.list(PREFIX).await?, password, written_as)
+}
+
+/// The same among keys that are at hand.
+pub(crate) fn find(
+    stored: &[Stored],
+    password: Option<&Password>,
+    written_as: Option<&str>,
+) -> Result<Option<Found>, BootstrapError> {
+    // A server that was stopped in its first moments leaves a key without a value.
+    let stored: Vec<_> = stored.iter().filter(|stored| !stored.value.is_empty()).collect();
+    if stored.is_empty() {
+        return Ok(None);
+    }
+    let secrets = password.map(Password::expose).into_iter().chain(written_as).chain([""]);
+    for secret in secrets {
+        let key = storage_key(secret);
+        let Some(stored) = stored.iter().find(|stored| stored.key == key.as_bytes()) else { continue };
+        let data = open(secret, &stored.value).and_then(|json| BootstrapData::parse(&json));
+        let data = data.map_err(|why| BootstrapError::Damaged { key: key.clone(), why })?;
+        return Ok(Some(Found { data, key, modified: stored.modified }));
+    }
+    let hash = |stored: &&Stored| String::from_utf8_lossy(&stored.key).trim_start_matches(PREFIX).to_owned();
+    let sealed_by = stored.iter().map(hash).collect();
+    Err(if password.is_some() {
+        BootstrapError::OtherToken { sealed_by }
+    } else {
+        BootstrapError::NoToken { sealed_by }
+    })
+}
+
+/// Stores `data`, sealed by `password`, unless the datastore holds the same. What was found under a key of older releases
+/// moves to today's.
+pub(crate) async fn save(
+    client: &Client,
+    password: &Password,
+    mut data: BootstrapData,
+    found: Option<Found>,
+) -> Result<(), BootstrapError> {
+    let key = storage_key(password.expose());
+    if let Some(found) = &found {
+        for (name, file) in &found.data.files {
+            // Files of another release, or ones that are not on this disk, stay stored.
+            data.files.entry(name.clone()).or_insert_with(|| file.clone());
+        }
+        if found.key == key && found.data.same_contents(&data) {
+            return Ok(());
+        }
+    }
+    let sealed = seal(password.expose(), &data.to_json())?;
+    match client.get(&key).await? {
+        Some(before) => client.update(&key, sealed, before.modified).await?,
+        None => client.create(&key, sealed).await?,
+    };
+    if let Some(found) = found.filter(|found| found.key != key) {
+        client.delete(&found.key, found.modified).await?;
+        info!(from = found.key, to = key, "Moved the bootstrap data of an older release.");
+    }
+    info!(
+        token_hash = seal::token_hash(password.expose()),
+        "Stored the cluster's authorities in the datastore, sealed by its token."
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use k3s_datastore::{Datastore, Options};
+    use tempfile::TempDir;
+
+    use super::{
+        super::{form::File, seal::tests::BARE_SEALED_BY_NOTHING},
+        *,
+    };
+
+    async fn datastore() -> (TempDir, Datastore) {
+        let directory = tempfile::tempdir().unwrap();
+        let datastore = Datastore::open(Options::new(directory.path().join("state.db"))).await.unwrap();
+        (directory, datastore)
+    }
+
+    fn data(content: &str) -> BootstrapData {
+        let file = File { modified: "2026-01-02T03:04:05Z".parse().unwrap(), content: content.into() };
+        BootstrapData { files: [("ServerCA".to_owned(), file)].into() }
+    }
+
+    #[tokio::test]
+    async fn it_is_stored_once_and_again_when_it_changes() {
+        let (_directory, datastore) = datastore().await;
+        let (client, token) = (datastore.client(), Password::new("s3cret"));
+        let load = async || load(&client, Some(&token), None).await.unwrap();
+        assert!(load().await.is_none());
+        save(&client, &token, data("one"), None).await.unwrap();
+        let revision = datastore.status().revision;
+        save(&client, &token, data("one"), load().await).await.unwrap();
+        assert_eq!(datastore.status().revision, revision);
+        save(&client, &token, data("two"), load().await).await.unwrap();
+        assert_eq!(load().await.unwrap().data, data("two"));
+        // What only the datastore has is kept.
+        save(&client, &token, BootstrapData::default(), load().await).await.unwrap();
+        assert_eq!(load().await.unwrap().data, data("two"));
+        datastore.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_token_is_refused_and_told_which_it_was() {
+        let (_directory, datastore) = datastore().await;
+        let client = datastore.client();
+        save(&client, &Password::new("s3cret"), data("one"), None).await.unwrap();
+        let refused = load(&client, Some(&Password::new("other")), None).await.unwrap_err().to_string();
+        assert!(refused.contains("encrypted with different token") && refused.ends_with("1ec1c26b50d5"), "{refused}");
+        assert!(matches!(load(&client, None, None).await, Err(BootstrapError::NoToken { .. })));
+        let before = client.get("/bootstrap/1ec1c26b50d5").await.unwrap().unwrap();
+        client.update("/bootstrap/1ec1c26b50d5", "salt:AAAA", before.modified).await.unwrap();
+        let damaged = load(&client, Some(&Password::new("s3cret")), None).await;
+        assert!(matches!(damaged, Err(BootstrapError::Damaged { .. })), "{damaged:?}");
+        datastore.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn keys_of_older_releases_move() {
+        let token = Password::new("s3cret");
+        let whole = "K10abc::server:s3cret";
+        let sealed =
+            [("", BARE_SEALED_BY_NOTHING.to_owned()), (whole, seal(whole, &data("server ca\n").to_json()).unwrap())];
+        for (secret, sealed) in sealed {
+            let (_directory, datastore) = datastore().await;
+            let client = datastore.client();
+            client.create(&storage_key(secret), sealed).await.unwrap();
+            let found = load(&client, Some(&token), Some(whole)).await.unwrap();
+            assert!(found.is_some(), "{secret}");
+            save(&client, &token, BootstrapData::default(), found).await.unwrap();
+            let keys: Vec<_> = client.list(PREFIX).await.unwrap().into_iter().map(|stored| stored.key).collect();
+            assert_eq!(keys, [storage_key("s3cret")]);
+            assert!(load(&client, Some(&token), None).await.unwrap().unwrap().data.same_contents(&data("server ca\n")));
+            datastore.close().await.unwrap();
+        }
+    }
+}

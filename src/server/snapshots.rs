@@ -1,0 +1,257 @@
+//! Snapshots of a server's datastore: on request, on schedule, and restoring one.
+//!
+//! A running server holds its database, so `k3s snapshot save` asks it, over a socket that only root may use: one JSON
+//! document each way. What the folder holds is for everyone to list and prune.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Zoned;
+use k3s_components::Paths;
+use k3s_config::{
+    secret::Secret,
+    server::{Datastore as DatastoreConfig, ServerConfig},
+    snapshots::{Schedule, SnapshotConfig},
+};
+use k3s_datastore::{
+    Datastore, Error as DatastoreError, Options,
+    snapshot::{Restored, Save, Snapshot, SnapshotError, SnapshotFolder},
+};
+use k3s_identity::{Password, TokenFiles};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    BootstrapError, Error,
+    bootstrap::{self, Host},
+    bootstrap_data::{self, Precedence},
+    role::RUN,
+};
+
+/// A request is sent within this, or not at all.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than any request or answer has.
+const LARGEST: u64 = 64 << 10;
+/// A clock that was set is noticed after this: the schedule is by the clock, and waiting is not.
+const LONGEST_WAIT: Duration = Duration::from_secs(900);
+
+/// What a user asks a running server for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    name: String,
+    folder: PathBuf,
+    compress: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Saved(PathBuf),
+    Refused(String),
+}
+
+/// The snapshots of a running server.
+pub(crate) struct Snapshots<'a> {
+    pub(crate) datastore: &'a Datastore,
+    pub(crate) config: &'a ServerConfig,
+    pub(crate) node: &'a str,
+    pub(crate) token: &'a Password,
+    pub(crate) version: &'a str,
+}
+
+impl Snapshots<'_> {
+    /// Answers requests, one after the other, until `shutdown`.
+    pub(crate) async fn serve(&self, listener: UnixListener, shutdown: CancellationToken) {
+        while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+            let answered = match accepted {
+                Ok((stream, _)) => self.answer(stream).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = answered {
+                warn!(%error, "A request for a snapshot could not be answered.");
+                shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+            }
+        }
+    }
+
+    /// Takes snapshots when the schedule says so, and prunes, until `shutdown`.
+    pub(crate) async fn follow_schedule(&self, shutdown: CancellationToken) {
+        let Some(schedule) = &self.config.snapshots.schedule else { return };
+        while shutdown.run_until_cancelled(due(schedule)).await.is_some() {
+            if let Err(error) = self.save_and_prune().await {
+                error!(%error, "A scheduled snapshot could not be taken.");
+            }
+        }
+    }
+
+    async fn save_and_prune(&self) -> Result<(), Error> {
+        let SnapshotConfig { folder, name, compress, retention, .. } = &self.config.snapshots;
+        self.save(name, folder, *compress).await?;
+        let (folder, name, node) = (SnapshotFolder::new(folder), name.clone(), self.node.to_owned());
+        let keep = *retention;
+        // A panic of it is in the log.
+        spawn_blocking(move || folder.prune(&name, &node, keep)).await.map_err(|_| DatastoreError::Closed)??;
+        Ok(())
+    }
+
+    async fn save(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
+        make_default_folder(self.config, folder)?;
+        let save = Save {
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+            node: self.node.to_owned(),
+            compress,
+            version: self.version.to_owned(),
+            token_hash: bootstrap_data::token_hash(self.token.expose()),
+        };
+        let snapshot = self.datastore.save_snapshot(save).await?;
+        info!(path = %snapshot.path.display(), revision = snapshot.label.revision, bytes = snapshot.bytes, "Saved a snapshot.");
+        Ok(snapshot)
+    }
+
+    async fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
+        let mut text = Vec::new();
+        timeout(PATIENCE, (&mut stream).take(LARGEST).read_to_end(&mut text)).await??;
+        let Request { name, folder, compress } = serde_json::from_slice(&text)?;
+        let answer = match self.save(&name, &folder, compress).await {
+            Ok(snapshot) => Answer::Saved(snapshot.path),
+            Err(error) => Answer::Refused(error.to_string()),
+        };
+        timeout(PATIENCE, stream.write_all(&serde_json::to_vec(&answer)?)).await?
+    }
+}
+
+/// Saves a snapshot called `<name>-<node>-<time>`: by the server that runs on the data directory, or else here.
+///
+/// # Errors
+/// [`Error::Snapshot`], [`Error::Datastore`], or [`Error::NoServer`] if the database is in use and nobody answers.
+pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Snapshot, Error> {
+    let paths = Paths::new(&config.data_dir, RUN);
+    let DatastoreConfig::Sqlite { path } = &config.datastore;
+    if !path.exists() {
+        return Err(Error::NoDatastore { path: path.clone() });
+    }
+    let datastore = match Datastore::open(Options::new(path)).await {
+        Ok(datastore) => datastore,
+        Err(DatastoreError::InUse { .. }) => return ask(&paths.snapshot_socket(), config, name).await,
+        Err(error) => return Err(error.into()),
+    };
+    let saved = async {
+        let token = known_token(config, &paths)?.ok_or(BootstrapError::NoToken { sealed_by: Vec::new() })?;
+        let node = Host::name(config, &paths)?;
+        let SnapshotConfig { folder, compress, .. } = &config.snapshots;
+        Snapshots { datastore: &datastore, config, node: &node, token: &token, version }
+            .save(name, folder, *compress)
+            .await
+    };
+    let saved = saved.await;
+    let closed = datastore.close().await;
+    saved.and_then(|snapshot| Ok(closed.map(|()| snapshot)?))
+}
+
+async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapshot, Error> {
+    let SnapshotConfig { folder, compress, .. } = &config.snapshots;
+    let request = Request { name: name.to_owned(), folder: folder.clone(), compress: *compress };
+    let ask = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        stream.write_all(&serde_json::to_vec(&request)?).await?;
+        stream.shutdown().await?;
+        let mut text = Vec::new();
+        stream.take(LARGEST).read_to_end(&mut text).await?;
+        Ok(serde_json::from_slice(&text)?)
+    };
+    let answer = ask.await.map_err(|source| Error::NoServer { socket: socket.to_owned(), source })?;
+    match answer {
+        Answer::Saved(path) => Ok(Snapshot::open(&path)?),
+        Answer::Refused(why) => Err(Error::Refused(why)),
+    }
+}
+
+/// Puts a snapshot in the datastore's place, and the cluster's authorities in it on the disk. The server has to be stopped.
+///
+/// # Errors
+/// [`Error::Locked`] while a server runs, [`Error::Bootstrap`] if the token does not open the snapshot, [`Error::Snapshot`] if
+/// it is damaged or of a newer version; nothing was changed then.
+pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Result<Restored, Error> {
+    let paths = Paths::new(&config.data_dir, RUN);
+    let _lock = bootstrap::lock(&paths)?;
+    let snapshot = Snapshot::open(file)?;
+    if minor(&snapshot.label.version) > minor(version) {
+        return Err(SnapshotError::Newer { path: file.to_owned(), version: snapshot.label.version }.into());
+    }
+    let DatastoreConfig::Sqlite { path: database } = config.datastore.clone();
+    // A panic of it is in the log.
+    let staged = spawn_blocking(move || snapshot.stage(&database)).await.map_err(|_| DatastoreError::Closed)??;
+    let token = known_token(config, &paths)?;
+    let found = bootstrap_data::find(&staged.list(bootstrap_data::PREFIX)?, token.as_ref(), None)?;
+    let restored = staged.put_in_place()?;
+    let server = paths.server();
+    let Some(found) = found else {
+        warn!("The snapshot holds no certificate authorities: those on the disk stay.");
+        return Ok(restored);
+    };
+    if bootstrap_data::differs(&found.data, &server)? {
+        if let Some(kept) = bootstrap_data::set_aside(&server)? {
+            info!(path = %kept.display(), "The certificates of before are kept.");
+        }
+        bootstrap_data::reconcile(&found.data, &server, Precedence::Datastore)?;
+    }
+    Ok(restored)
+}
+
+/// The snapshots of a server.
+pub fn folder(config: &ServerConfig) -> SnapshotFolder {
+    SnapshotFolder::new(&config.snapshots.folder)
+}
+
+/// Prunes the snapshots called `name`; returns the names of those that are gone.
+///
+/// # Errors
+/// [`Error::Snapshot`]; [`Error::Node`] if the node's name cannot be told.
+pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
+    let node = Host::name(config, &Paths::new(&config.data_dir, RUN))?;
+    Ok(folder(config).prune(name, &node, config.snapshots.retention)?)
+}
+
+/// The token as given, or as the server was set up with.
+fn known_token(config: &ServerConfig, paths: &Paths) -> Result<Option<Password>, Error> {
+    match config.token.as_ref().map(Secret::expose) {
+        Some(given) => Ok(Some(Password::new(given))),
+        None => Ok(TokenFiles::password(&paths.server())?),
+    }
+}
+
+/// Any other folder may be the mount point of a disk that is missing, and is not made.
+fn make_default_folder(config: &ServerConfig, folder: &Path) -> Result<(), Error> {
+    if folder == SnapshotConfig::default_folder(&config.data_dir) {
+        k3s_files::create_directory(folder, 0o700)?;
+    }
+    Ok(())
+}
+
+/// Waits for the next time that the schedule names; for ever if there is none.
+async fn due(schedule: &Schedule) {
+    let Some(next) = schedule.next(&Zoned::now()) else { return std::future::pending().await };
+    loop {
+        let left = Duration::try_from(next.timestamp().duration_since(Zoned::now().timestamp())).unwrap_or_default();
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LONGEST_WAIT)).await;
+    }
+}
+
+/// The Kubernetes minor of `v1.36.3+k3s1`: a server reads what servers up to its own minor have written.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
