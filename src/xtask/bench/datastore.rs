@@ -68,8 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // None is always the one after another.
         stores.rotate_right(1);
     }
-    println!("{} objects of {} bytes; medians of {} rounds.\n", args.keys, args.value_bytes, args.rounds);
-    print!("{results}");
+    print!("{} objects of {} bytes, medians of {} rounds; {results}", args.keys, args.value_bytes, args.rounds);
     Ok(())
 }
 
@@ -113,8 +112,8 @@ fn tell(title: &str, outcome: Outcome, cpu: [f64; 2], written: f64) {
     eprint!(
         "  {title:<24}{rate:>8.0}/s  p50 {p50_ms:>7.2} ms  p99 {p99_ms:>7.2} ms  CPU {server:>5.0} + {client:>4.0} µs"
     );
-    match writes > 0.0 {
-        true => eprintln!("  {:>6.0} B a write", written / writes),
-        false => eprintln!(),
+    if writes > 0.0 {
+        eprint!("  {:>6.0} B a write", written / writes);
     }
+    eprintln!();
 }

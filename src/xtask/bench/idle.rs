@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ] {
         table.row(title, usages.iter().map(|usage| figure(of(usage, minutes))));
     }
-    println!("Mean of {} minutes.\n\n{table}", args.minutes);
+    println!("Mean over {} min, all at once.\n\n{table}", args.minutes);
     Ok(())
 }
 

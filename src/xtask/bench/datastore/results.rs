@@ -128,8 +128,8 @@ impl fmt::Display for Results {
         ] {
             self.row(&mut costs, title, |store| self.median(store, of), nothing);
         }
-        writeln!(f, "{}; load average now {}.", self.machine, load_average())?;
-        writeln!(f, "\n{rates}\n{bytes}\n{costs}")
+        writeln!(f, "{} before, {} after.\n", self.machine, load_average())?;
+        write!(f, "{rates}\n{bytes}\n{costs}")
     }
 }
 
@@ -137,7 +137,7 @@ impl fmt::Display for Results {
 fn machine() -> Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("Cannot read the kernel's version")?;
     let processors = std::thread::available_parallelism().context("Cannot count processors")?;
-    Ok(format!("{processors} processors, Linux {}; load average before {}", kernel.trim(), load_average()))
+    Ok(format!("{processors} processors, Linux {}; load average {}", kernel.trim(), load_average()))
 }
 
 /// Over a minute.
