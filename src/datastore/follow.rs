@@ -14,7 +14,7 @@ use crate::watch::{Due, Event, Interest, WatcherId};
 /// Changes in one step and bytes of values, those before included, unless one change alone has more. So a response is
 /// never so large that etcd would cut it into fragments.
 const CHANGES: usize = 256;
-const BYTES: usize = 256 << 10;
+const BYTES: usize = 64 << 10;
 /// Rows of the log whose values are read at once.
 const CHUNK: usize = 16;
 
