@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// One round of one store.
 fn measure(store: Store, node: &Node, disk: &Disk<'_>, args: &Args) -> Result<Trial> {
-    let files = disk.format();
+    let files = disk.format()?;
     store.install(node, MOUNT)?;
     let job = Store::start(node);
     let trial = load_with_phases(store, node, &files, args).inspect_err(|_| {

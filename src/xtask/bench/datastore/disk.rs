@@ -23,6 +23,8 @@ pub(super) struct FileSystem<'a> {
     node: &'a Node,
     /// The name of the loop device.
     device: String,
+    /// What the device had written for others before: its figures outlive them.
+    before: f64,
 }
 
 impl<'a> Disk<'a> {
@@ -32,7 +34,7 @@ impl<'a> Disk<'a> {
     }
 
     /// Makes an empty file system and mounts it. Nothing of it is left to be initialised in the background.
-    pub(super) fn format(&self) -> FileSystem<'a> {
+    pub(super) fn format(&self) -> Result<FileSystem<'a>> {
         let device = self.0.succeed(&format!(
             "mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=1,lazy_journal_init=1 {IMAGE} && mkdir -p {MOUNT} || exit
              device=$(losetup --find --show --direct-io=on {IMAGE}) || exit
@@ -42,19 +44,20 @@ impl<'a> Disk<'a> {
              echo ${{device#/dev/}}
              exit $mounted"
         ));
-        FileSystem { node: self.0, device: device.trim().to_owned() }
+        let mut files = FileSystem { node: self.0, device: device.trim().to_owned(), before: 0.0 };
+        files.before = files.sync()?;
+        Ok(files)
     }
 }
 
 impl FileSystem<'_> {
-    /// Waits until everything is on the device, and returns how many bytes were ever written to it.
+    /// Waits until everything is on the device, and returns how many bytes were written to it since it was mounted.
     pub(super) fn sync(&self) -> Result<f64> {
         succeed(Command::new("sync").arg("--file-system").arg(self.node.path(MOUNT)))?;
         let path = format!("/sys/block/{}/stat", self.device);
         let stat = fs::read_to_string(&path).with_context(|| format!("Cannot read {path}"))?;
-        sectors_written(&stat)
-            .map(|sectors| sectors * SECTOR)
-            .with_context(|| format!("Cannot understand {path}: {stat}"))
+        let sectors = sectors_written(&stat).with_context(|| format!("Cannot understand {path}: {stat}"))?;
+        Ok(sectors * SECTOR - self.before)
     }
 
     /// As [`FileSystem::sync`], once nothing is written any more: the journal is written to its place too.
