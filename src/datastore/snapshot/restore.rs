@@ -355,7 +355,7 @@ mod tests {
         assert!(matches!(newer.stage(&server.database), Err(SnapshotError::Newer { .. })));
         drop(snapshot.stage(&server.database).unwrap());
         let mut bytes = fs::read(&snapshot.path).unwrap();
-        bytes[3000] ^= 1;
+        bytes[1000] ^= 1;
         fs::write(&snapshot.path, bytes).unwrap();
         assert!(matches!(snapshot.stage(&server.database), Err(SnapshotError::Damaged { .. })));
         assert_eq!(server.files(), files);
