@@ -150,7 +150,7 @@ fn unfit_machines_are_told_what_they_lack() {
     });
     step("a database in use, and one that lost its log in a crash", || {
         let server = node.background(&format!("exec {DATASTORE}"));
-        node.wait_until_succeeds("test -S /run/datastore.sock", PATIENCE);
+        node.wait_until_succeeds(&format!("grep -q open {data}/server/db/state.db-lock"), PATIENCE);
         for verb in ["k3s server", "k3s datastore serve --listen unix:///run/second.sock"] {
             refused(&node.execute(verb), IN_USE, "is in use by another process: stop that one first");
         }
