@@ -34,6 +34,10 @@ const BATCH: usize = 512;
 const COMPACT_KEYS: usize = 8192;
 const COMPACT_ROWS: usize = 512;
 
+/// A compaction is durable before its first row is deleted.
+const NOT_DELETED: &str =
+    "the revision is compacted, but there is no room to delete its rows: the next compaction will";
+
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
 /// What the writer can be asked to do.
@@ -436,13 +440,23 @@ impl Writer {
                 Ok(()) => Compaction::Deleting { rows, waiting },
                 Err(error) => {
                     let (refusal, outcome) = self.absorb(error);
+                    // That would say that nothing is compacted.
+                    let refusal = match refusal {
+                        RequestError::NoSpace => RequestError::Storage(NOT_DELETED.to_owned()),
+                        other => other,
+                    };
                     answer_all(waiting, &Err(refusal));
                     outcome?;
                     Compaction::Done
                 }
             },
-            Compaction::Shrinking if self.log.shrink()? => Compaction::Shrinking,
-            Compaction::Shrinking => Compaction::Done,
+            Compaction::Shrinking => match self.log.shrink() {
+                Ok(true) => Compaction::Shrinking,
+                Ok(false) => Compaction::Done,
+                // The file stays as long as it is until the next compaction.
+                Err(error) if sqlite::is_full(&error) => Compaction::Done,
+                Err(error) => return Err(error),
+            },
         };
         match self.log.checkpoint_if_due() {
             // The log keeps what could not be copied.

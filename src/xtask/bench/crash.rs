@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Repeats a run, as far as the scheduler lets it.
     #[arg(long)]
     seed: Option<u64>,
+    /// Which datastores.
+    #[arg(long, value_delimiter = ',', default_values = ["etcd", "ours"], value_parser = ["etcd", "ours"])]
+    only: Vec<String>,
     /// Only says what a history that was kept says.
     #[arg(long, value_name = "FILE", exclusive = true)]
     judge: Option<PathBuf>,
@@ -40,5 +43,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::from(since.subsec_nanos()))
     });
     let numbers = [args.cycles, args.cuts, seed].map(|number| number.to_string());
-    succeed(campaigns.arg(target.join("tmp")).args(numbers))
+    succeed(campaigns.arg(target.join("tmp")).args(numbers).args(&args.only))
 }

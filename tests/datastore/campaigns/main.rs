@@ -1,4 +1,4 @@
-//! `datastore-campaigns SCRATCH CYCLES CUTS SEED`: the long run of `cargo xtask bench crash`, as a Markdown table.
+//! `datastore-campaigns SCRATCH CYCLES CUTS SEED DATASTORE…`: the long run of `cargo xtask bench crash`, as a Markdown table.
 //! `datastore-campaigns judge HISTORY`: what a history that was kept says.
 
 use std::{env, fs, path::Path, process::ExitCode, time::Instant};
@@ -27,10 +27,10 @@ async fn run() -> Result<bool> {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["judge", history] => judge(Path::new(history)),
-        [scratch, cycles, cuts, seed] => {
-            long_run(Path::new(scratch), cycles.parse()?, cuts.parse()?, seed.parse()?).await
+        [scratch, cycles, cuts, seed, ref only @ ..] => {
+            long_run(Path::new(scratch), cycles.parse()?, cuts.parse()?, seed.parse()?, only).await
         }
-        _ => bail!("usage: datastore-campaigns SCRATCH CYCLES CUTS SEED | judge HISTORY"),
+        _ => bail!("usage: datastore-campaigns SCRATCH CYCLES CUTS SEED DATASTORE… | judge HISTORY"),
     }
 }
 
@@ -42,7 +42,7 @@ fn judge(history: &Path) -> Result<bool> {
     Ok(verdict.violations.is_empty())
 }
 
-async fn long_run(scratch: &Path, cycles: u64, cuts: u64, seed: u64) -> Result<bool> {
+async fn long_run(scratch: &Path, cycles: u64, cuts: u64, seed: u64, only: &[&str]) -> Result<bool> {
     let store = env::current_exe()?.with_file_name("datastore-server");
     let contenders = [Datastore::etcd()?, Datastore::Store(store.clone())];
     println!("Seed {seed}.\n");
@@ -52,7 +52,7 @@ async fn long_run(scratch: &Path, cycles: u64, cuts: u64, seed: u64) -> Result<b
     println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     let mut is_clean = true;
     for (crash, cycles) in [(Crash::Kill, cycles), (Crash::PowerCut { forgetful: false }, cuts)] {
-        for datastore in &contenders {
+        for datastore in contenders.iter().filter(|datastore| only.contains(&datastore.name())) {
             let started = Instant::now();
             let mut campaign = Campaign::new(datastore.clone(), crash, scratch, seed).await?;
             let broken = campaign.run(cycles).await?;

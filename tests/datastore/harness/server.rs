@@ -133,10 +133,9 @@ impl Server {
         let id = child.id().context("the server has ended")?;
         let mut lines = BufReader::new(child.stdout.take().context("the server says nothing")?).lines();
         let starting = timeout(PATIENCE, address(&mut lines));
-        let address = starting.await.unwrap_or_else(|_| Err(anyhow!("nothing in {PATIENCE:?}")));
-        let address = address.with_context(|| format!("{} did not start", datastore.name()))?;
+        let started = starting.await.unwrap_or_else(|_| Err(anyhow!("nothing in {PATIENCE:?}")));
+        let (address, mut has_failed) = started.with_context(|| format!("{} did not start", datastore.name()))?;
         let listening = tokio::spawn(async move {
-            let mut has_failed = false;
             while let Ok(Some(line)) = lines.next_line().await {
                 has_failed |= line == DISK_FAILED;
             }
@@ -205,21 +204,23 @@ impl Server {
     }
 }
 
-/// Reads until the server says where it serves.
-async fn address(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<String> {
+/// Reads until the server says where it serves. Returns that, and whether its disk has failed by then.
+async fn address(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<(String, bool)> {
+    let mut has_failed = false;
     let mut last = String::new();
     while let Some(line) = lines.next_line().await? {
         if let Some(address) = line.strip_prefix("serving ") {
-            return Ok(address.to_owned());
+            return Ok((address.to_owned(), has_failed));
         }
         if let Some((_, address)) = line.split_once(KINE_SERVES) {
-            return Ok(address.trim_end().to_owned());
+            return Ok((address.trim_end().to_owned(), has_failed));
         }
         if line.contains(ETCD_SERVES) {
             let said: serde_json::Value = serde_json::from_str(&line).context("etcd's log is no JSON")?;
             let address = said["address"].as_str().context("etcd does not say where it serves")?;
-            return Ok(format!("http://{address}"));
+            return Ok((format!("http://{address}"), has_failed));
         }
+        has_failed |= line == DISK_FAILED;
         last = line;
     }
     bail!("it ended with: {last}")
