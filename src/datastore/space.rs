@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use nix::sys::statvfs::statvfs;
 use tracing::{info, warn};
 
+use crate::log::sqlite::directory_of;
+
 /// Below the reserve only deletes are accepted, so that the file system never fills up.
 #[derive(Debug)]
 pub(crate) struct Space {
@@ -17,8 +19,7 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new(database: &Path, reserve: u64) -> Self {
-        let parent = database.parent().filter(|parent| !parent.as_os_str().is_empty());
-        Self { directory: parent.unwrap_or(Path::new(".")).to_owned(), reserve, short: AtomicBool::new(false) }
+        Self { directory: directory_of(database).to_owned(), reserve, short: AtomicBool::new(false) }
     }
 
     /// Whether there is too little room, as far as is known.

@@ -15,13 +15,11 @@ mod start;
 mod store;
 mod usage;
 
-use std::process::Command;
-
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::process::succeed;
-use crate::{dist, reproducible, workspace};
+use crate::process::{cargo, succeed};
+use crate::{dist, reproducible};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -61,6 +59,5 @@ fn build(no_dist: bool) -> Result<()> {
     if !no_dist {
         dist::run(&dist::Args {})?;
     }
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    succeed(cargo.current_dir(workspace::root()).args(["build", "--quiet", "--package", "cluster-tests", "--bins"]))
+    succeed(cargo().args(["build", "--quiet", "--package", "cluster-tests", "--bins"]))
 }

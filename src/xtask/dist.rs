@@ -10,12 +10,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::component::{Component, Scratch};
-use crate::process::succeed;
+use crate::process::{cargo, succeed};
 use crate::{folder, images, workspace};
 
 /// Names by which `k3s` is one of its verbs.
@@ -37,8 +36,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         println!("{:<12} {}", component.name(), component.version());
     }
     images::pack(&tree.join("share/k3s/images"), &images::test_folder())?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    succeed(cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--package", "k3s"]))?;
+    succeed(cargo().args(["build", "--release", "--quiet", "--package", "k3s"]))?;
     let bin = tree.join("bin");
     fs::create_dir_all(&bin)?;
     fs::copy(target.join("release/k3s"), bin.join("k3s"))?;

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{process::succeed, workspace};
+use crate::{
+    process::{cargo, succeed},
+    workspace,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -27,8 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("There is no target {unknown}; there are {}", known.join(", "));
     }
     succeed(
-        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .current_dir(workspace::root())
+        cargo()
             .env("RUSTC_WORKSPACE_WRAPPER", room.join("rustc"))
             // Of the whole workspace, so that dependencies are those that its other builds have made.
             .args(["build", "--workspace", "--bin", "fuzz", "--features", "fuzz/libfuzzer"]),

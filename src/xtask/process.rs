@@ -1,8 +1,18 @@
 //! Running other programs.
 
+use std::env;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+
+use crate::workspace;
+
+/// The cargo that runs this, on the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace::root());
+    cargo
+}
 
 /// Runs a program whose output is for the reader.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {

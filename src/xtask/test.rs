@@ -13,7 +13,7 @@ use crate::{
     component::Component,
     counts::Counts,
     dist, fuzz,
-    process::succeed,
+    process::{cargo, succeed},
     reproducible,
     storage_tests::{self, Datastore},
     system_packages, workspace,
@@ -28,6 +28,8 @@ const TOOLS: [(&str, &str, &[&str]); 2] = [
 const FUZZ_SECONDS: u64 = 5;
 /// The package of the cluster scenarios.
 const SCENARIOS: &str = "cluster-tests";
+/// Tests that etcd passes first; `--unit` runs them without it.
+const CONTRACT: &str = "package(k3s-datastore) and test(/^contract::/)";
 /// The package that judges datastores; etcd, the first of them, is a component.
 const DATASTORES: &str = "datastore-tests";
 
@@ -66,9 +68,9 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         command.current_dir(workspace::root()).args(["nextest", "run", "--workspace", "--filterset", filter]);
         command
     };
-    step("unit tests", || {
-        count(&mut nextest(&format!("not (package({SCENARIOS}) or package({DATASTORES}))")), counts)
-    })?;
+    let later = format!("package({SCENARIOS}) or package({DATASTORES})");
+    let later = if args.unit { later } else { format!("{later} or ({CONTRACT})") };
+    step("unit tests", || count(&mut nextest(&format!("not ({later})")), counts))?;
     step("fuzz", || fuzz::run(&fuzz::Args { targets: Vec::new(), seconds: FUZZ_SECONDS }))?;
     if args.unit {
         return Ok(());
@@ -76,7 +78,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     step("components", || Component::all()?.iter().try_for_each(|component| component.build().map(drop)))?;
     step("etcd's contract, by etcd first", || {
         let etcd = Component::named("etcd")?.build()?.folder;
-        let mut contract = nextest("package(k3s-datastore) and test(/^contract::/)");
+        let mut contract = nextest(CONTRACT);
         contract.env("ETCD_BINARY", etcd.join("etcd")).env("ETCDCTL_BINARY", etcd.join("etcdctl"));
         count(&mut contract, counts)
     })?;
@@ -95,12 +97,6 @@ fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let outcome = work().with_context(|| format!("The step \"{name}\" failed"))?;
     println!("── {name}: {:.0} s", started.elapsed().as_secs_f32());
     Ok(outcome)
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace::root());
-    cargo
 }
 
 /// The tool's program, built if the cache does not have this version.

@@ -1,15 +1,10 @@
 //! What a user gets wrong, and machines that are not fit: one sentence that says what to do, an exit code, and nothing touched.
 
-use cluster_tests::{Finished, Network, Node, PATIENCE, step};
+use cluster_tests::{Network, Node, PATIENCE, step};
 
-/// From sysexits.h.
-const USAGE: i32 = 64;
-const DATA_ERROR: i32 = 65;
-const UNAVAILABLE: i32 = 69;
-const CANNOT_CREATE: i32 = 73;
-const IO_ERROR: i32 = 74;
-const IN_USE: i32 = 75;
-const CONFIGURATION: i32 = 78;
+use crate::refusal::{
+    CANNOT_CREATE, CONFIGURATION, DATA_ERROR, IN_USE, IO_ERROR, UNAVAILABLE, USAGE, last_line, refused,
+};
 
 /// The datastore alone, at its usual place.
 const DATASTORE: &str = "k3s datastore serve --listen unix:///run/datastore.sock";
@@ -168,17 +163,4 @@ fn unfit_machines_are_told_what_they_lack() {
         node.succeed(&format!("umount {data}/server/db"));
     });
     node.fail("pgrep kube || pgrep containerd || pgrep -x k3s");
-}
-
-/// One sentence that says this ends what was printed, and the exit code is this one.
-#[track_caller]
-fn refused(finished: &Finished, code: i32, sentence: &str) {
-    assert_eq!(finished.code, code, "{finished}");
-    let told = last_line(finished);
-    assert!(told.starts_with("k3s: ") && told.contains(sentence), "\"{sentence}\" is not in \"{told}\"");
-    assert!(!told.contains("secret"), "{told}");
-}
-
-fn last_line(finished: &Finished) -> &str {
-    finished.stderr.lines().last().unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! What a user may rely on, each a story on real nodes with the real `k3s` and the real components.
 
 mod api;
+mod refusal;
 
 mod agentless;
 mod bad_input;

@@ -1,13 +1,10 @@
 //! Snapshots: taken while the cluster works, and everything as it was when one is put back.
 
-use cluster_tests::{Finished, Job, Network, Node, PATIENCE, step};
+use cluster_tests::{Job, Network, Node, PATIENCE, step};
+
+use crate::refusal::{CONFIGURATION, DATA_ERROR, IN_USE, refused};
 
 const SNAPSHOTS: &str = "/var/lib/rancher/k3s/server/db/snapshots";
-
-/// From sysexits.h.
-const DAMAGED: i32 = 65;
-const IN_USE: i32 = 75;
-const CONFIGURATION: i32 = 78;
 
 #[test]
 fn a_cluster_comes_back_as_it_was_saved() {
@@ -51,8 +48,8 @@ fn a_cluster_comes_back_as_it_was_saved() {
         server.succeed(&format!(
             "cp {SNAPSHOTS}/{before} /tmp/damaged && printf x | dd of=/tmp/damaged bs=1 seek=70000 conv=notrunc"
         ));
-        refused(&server.execute("k3s snapshot restore /tmp/damaged"), DAMAGED, "/tmp/damaged is damaged");
-        refused(&server.execute("k3s snapshot restore /etc/hosts"), DAMAGED, "/etc/hosts is not a snapshot");
+        refused(&server.execute("k3s snapshot restore /tmp/damaged"), DATA_ERROR, "/tmp/damaged is damaged");
+        refused(&server.execute("k3s snapshot restore /etc/hosts"), DATA_ERROR, "/etc/hosts is not a snapshot");
         assert!(server.succeed(sums) == untouched, "a refused restore changed a file");
     });
     let k3s = step("the cluster comes back as it was", || {
@@ -97,9 +94,4 @@ fn save(server: &Node, command: &str) -> String {
 #[track_caller]
 fn stop(server: &Node, k3s: &Job) {
     server.succeed(&format!("kill -TERM {0} && tail --pid={0} -f /dev/null", k3s.pid));
-}
-
-#[track_caller]
-fn refused(finished: &Finished, code: i32, sentence: &str) {
-    assert!(finished.code == code && finished.stderr.contains(sentence), "\"{sentence}\" ({code}) is not {finished}");
 }

@@ -13,7 +13,7 @@ use super::label::Snapshot;
 use crate::client::Stored;
 use crate::error::Error;
 use crate::key::KeyRange;
-use crate::log::sqlite::{FORMAT, Recovered, SqliteLog, beside, copy};
+use crate::log::sqlite::{FORMAT, Recovered, SqliteLog, beside, copy, directory_of};
 use crate::revision::Revision;
 
 /// How far the revisions leap: above all that clients of the lost store may have seen, as etcd's guide to restores has it.
@@ -197,10 +197,6 @@ fn swap(database: &Path, complete: &Path) -> io::Result<Option<PathBuf>> {
     fs::rename(complete, database)?;
     sync()?;
     Ok(kept.exists().then_some(kept))
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod datastore;
 mod environment;
 mod failure;
 mod kubectl;
+mod output;
 mod runtime;
 mod server;
 mod signals;

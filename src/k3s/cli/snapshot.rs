@@ -4,7 +4,7 @@
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use k3s_config::server::ServerConfig;
 use k3s_datastore::snapshot::Listed;
@@ -13,7 +13,7 @@ use k3s_server::snapshots;
 use super::{
     Failure,
     environment::{environment, refused},
-    failure::SOFTWARE,
+    output::{Format, print_json},
     runtime,
 };
 use crate::version;
@@ -95,12 +95,6 @@ pub(super) struct ServerFlags {
     token_file: Option<OsString>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Format {
-    Text,
-    Json,
-}
-
 pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Save { server, name, snapshot_compress } => {
@@ -150,9 +144,7 @@ fn list(config: &ServerConfig, format: Format) -> Result<ExitCode, Failure> {
         Format::Text => print!("{}", table(&listed)),
         Format::Json => {
             let rows: Vec<_> = listed.iter().map(row).collect();
-            let json = serde_json::to_string_pretty(&rows)
-                .map_err(|error| Failure::new(SOFTWARE, format!("the list cannot be written: {error}")))?;
-            println!("{json}");
+            print_json("the list", &rows)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,11 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::ValueEnum;
-
 use super::{
     Failure,
-    failure::{SOFTWARE, UNAVAILABLE},
+    failure::UNAVAILABLE,
+    output::{Format, print_json},
     runtime,
 };
 
@@ -20,23 +19,13 @@ pub(super) struct Options {
     socket: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-}
-
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let status = runtime::run(async {
         k3s_supervise::status::fetch(&options.socket).await.map_err(|error| Failure::from_error(UNAVAILABLE, &error))
     })?;
     match options.output {
         Format::Text => print!("{status}"),
-        Format::Json => {
-            let json = serde_json::to_string_pretty(&status)
-                .map_err(|error| Failure::new(SOFTWARE, format!("the status cannot be written: {error}")))?;
-            println!("{json}");
-        }
+        Format::Json => print_json("the status", &status)?,
     }
     Ok(ExitCode::SUCCESS)
 }

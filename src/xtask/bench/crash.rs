@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 
 use crate::component::Component;
-use crate::process::succeed;
+use crate::process::{cargo, succeed};
 use crate::workspace;
 
 #[derive(clap::Args)]
@@ -30,9 +30,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let build = ["build", "--quiet", "--release", "--package", "datastore-tests", "--bins"];
-    succeed(cargo.current_dir(workspace::root()).args(build))?;
+    succeed(cargo().args(build))?;
     let target = workspace::target();
     let mut campaigns = Command::new(target.join("release/datastore-campaigns"));
     if let Some(history) = &args.judge {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::store::ENDPOINT;
 use super::usage::Usage;
-use crate::process::succeed;
+use crate::process::{cargo, succeed};
 use crate::workspace;
 
 const PROGRAM: &str = "datastore-load";
@@ -34,8 +34,7 @@ pub(super) struct Outcome {
 
 /// Builds the program as fast as it gets: it shares the machine with the store.
 pub(super) fn build() -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    succeed(cargo.current_dir(workspace::root()).args(["build", "--release", "--quiet", "--package", PROGRAM]))
+    succeed(cargo().args(["build", "--release", "--quiet", "--package", PROGRAM]))
 }
 
 fn program() -> PathBuf {

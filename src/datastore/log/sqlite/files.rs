@@ -107,6 +107,11 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// The directory in which the database lies.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Follows links, also to a file that is not there yet.
 fn resolve(path: &Path) -> Result<PathBuf, Error> {
     match fs::canonicalize(path) {
@@ -168,10 +173,6 @@ fn create(database: &Path) -> Result<(), Error> {
 
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn kind(file: FileType) -> &'static str {

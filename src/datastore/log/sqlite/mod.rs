@@ -10,7 +10,6 @@
 //! committed alone and 3.9 kB in commits of 24; with 1024-byte pages 13.1 and 4.4, with 2048 17.1 and 4.9. Without
 //! vacuum it would be a page less, but then a file that has grown stays so until it is rewritten.
 //! A file from kine keeps its settings. kine recreates its indexes when it opens the file again.
-
 //!
 //! ```text
 //! open: files ──► open ──► schema ──► recover ──► SqliteLog: append … commit, space ──► close
@@ -41,7 +40,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use tracing::warn;
 
 use self::files::Files;
-pub(crate) use self::files::beside;
+pub(crate) use self::files::{beside, directory_of};
 pub(crate) use self::reader::{Reader, Size};
 pub(crate) use self::recover::Recovered;
 pub(crate) use self::schema::FORMAT;
