@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Builds what nodes run: target/dist, unless that is to be taken as it is, and the harness' own program.
 fn build(no_dist: bool) -> Result<()> {
     if !no_dist {
-        dist::run(&dist::Args {})?;
+        dist::run(&dist::Args::default())?;
     }
     succeed(cargo().args(["build", "--quiet", "--package", "cluster-tests", "--bins"]))
 }

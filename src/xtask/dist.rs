@@ -20,11 +20,15 @@ use crate::{folder, images, workspace};
 /// Names by which `k3s` is one of its verbs.
 const LINKS: [&str; 2] = ["ctr", "kubectl"];
 
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Put in `k3s` as `cargo build` makes it: built in seconds, and slower, for a scenario under development.
+    #[arg(long)]
+    debug: bool,
+}
 
 /// Builds what is missing, then replaces the tree. Images for tests go to `target/dist-test`.
-pub(crate) fn run(_: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let target = workspace::target();
     let scratch = Scratch::create(&target, "dist")?;
     let tree = scratch.0.join("tree");
@@ -36,10 +40,11 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         println!("{:<12} {}", component.name(), component.version());
     }
     images::pack(&tree.join("share/k3s/images"), &images::test_folder())?;
-    succeed(cargo().args(["build", "--release", "--quiet", "--package", "k3s"]))?;
+    let (profile, folder_of_profile) = if args.debug { ("dev", "debug") } else { ("release", "release") };
+    succeed(cargo().args(["build", "--profile", profile, "--quiet", "--package", "k3s"]))?;
     let bin = tree.join("bin");
     fs::create_dir_all(&bin)?;
-    fs::copy(target.join("release/k3s"), bin.join("k3s"))?;
+    fs::copy(target.join(folder_of_profile).join("k3s"), bin.join("k3s"))?;
     for link in LINKS {
         symlink("k3s", bin.join(link))?;
     }

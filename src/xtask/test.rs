@@ -85,7 +85,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     step("tests of components", || Component::all()?.iter().try_for_each(|component| add(component.test()?, counts)))?;
     step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
-    step("dist", || dist::run(&dist::Args {}))?;
+    step("dist", || dist::run(&dist::Args::default()))?;
     step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts))?;
     step("cluster scenarios", || count(nextest(&format!("package({SCENARIOS})")).arg("--no-fail-fast"), counts))
 }

@@ -95,7 +95,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     };
     system_packages::ensure()?;
     clock.say("The system packages are there.");
-    dist::run(&dist::Args {})?;
+    dist::run(&dist::Args::default())?;
     clock.say("Everything is built.");
 
     let is_first = !home.before().exists();
