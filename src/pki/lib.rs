@@ -19,6 +19,7 @@ mod leaf;
 mod node;
 mod pem;
 pub mod renewal;
+mod request;
 mod san;
 mod server;
 mod tbs;

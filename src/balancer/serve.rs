@@ -1,0 +1,261 @@
+//! The forwarder: sockets around a [`Pool`].
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use prometheus_client::registry::Registry;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info, warn};
+
+use crate::{
+    Address, Connection, FileError, Health, Pool,
+    metrics::{DialDurations, Servers},
+    state_file::StateFile,
+};
+
+/// How long a server may take to accept.
+const DIAL: Duration = Duration::from_secs(10);
+/// How long a connection is silent before the kernel asks whether the server is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What a balancer is made from.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its name in metrics, `k3s-agent-load-balancer` on an agent.
+    pub name: String,
+    /// The URL that the node registers at, under which the servers it learns are remembered.
+    pub url: String,
+    /// The same as an address.
+    pub default: Address,
+    /// Where they are remembered: `<data>/agent/etc/<name>.json`.
+    pub state_file: PathBuf,
+}
+
+/// Forwards connections to the best server there is. Clones are handles to the same one.
+#[derive(Debug, Clone)]
+pub struct Balancer {
+    name: Arc<str>,
+    pool: Arc<Mutex<Pool>>,
+    state_file: Arc<StateFile>,
+    durations: DialDurations,
+}
+
+impl Balancer {
+    /// A balancer that knows the registration address and the servers of its last life.
+    pub fn new(options: Options) -> Result<Self, FileError> {
+        let state_file = StateFile::new(options.state_file, options.url);
+        let known = state_file.load()?;
+        state_file.store(&known)?;
+        Ok(Self {
+            name: options.name.into(),
+            pool: Arc::new(Mutex::new(Pool::new(options.default, known, Instant::now()))),
+            state_file: Arc::new(state_file),
+            durations: DialDurations::default(),
+        })
+    }
+
+    /// Makes these the listed servers, and remembers them. An empty list changes nothing.
+    pub fn set_servers(&self, servers: BTreeSet<Address>) {
+        if !self.pool(|pool, now| pool.set_servers(servers, now)) {
+            return;
+        }
+        let listed = self.listed();
+        let shown: Vec<String> = listed.iter().map(Address::to_string).collect();
+        info!(servers = shown.join(","), "The load balancer has a new list of servers.");
+        if let Err(error) = self.state_file.store(&listed) {
+            warn!(error = %error.source, path = %error.path.display(), "The list of servers could not be stored: a restart will not know it.");
+        }
+    }
+
+    /// The listed servers; without any, clients go to the registration address.
+    pub fn listed(&self) -> BTreeSet<Address> {
+        self.pool(|pool, _| pool.listed())
+    }
+
+    /// Tells how the tunnel to a server does. One that is in no list is passed over.
+    pub fn set_health(&self, server: &Address, health: Health) {
+        self.pool(|pool, now| pool.set_health(server, health, now));
+    }
+
+    /// Shows servers, connections and dials in a registry, under k3s' names.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.durations.register(registry);
+        registry.register_collector(Box::new(Servers { name: self.name.clone(), pool: self.pool.clone() }));
+    }
+
+    /// Forwards what `listener` accepts until `shutdown`, which ends open connections too.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
+        let clients = TaskTracker::new();
+        while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok((client, _)) => {
+                    let (balancer, shutdown) = (self.clone(), shutdown.clone());
+                    clients.spawn(async move { shutdown.run_until_cancelled(balancer.forward(client)).await });
+                }
+                // Out of descriptors, most likely: connections that end give them back.
+                Err(error) => {
+                    warn!(%error, "The load balancer could not accept a connection.");
+                    shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+                }
+            }
+        }
+        clients.close();
+        clients.wait().await;
+    }
+
+    async fn forward(&self, mut client: TcpStream) {
+        let Some((mut server, connection)) = self.dial().await else {
+            debug!("No server could be dialled for a client.");
+            return;
+        };
+        let counted = Counted { balancer: self, connection: &connection };
+        // A broken connection is the client's to notice, and to open anew.
+        let _ = connection.over().run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
+        drop(counted);
+    }
+
+    async fn dial(&self) -> Option<(TcpStream, Connection)> {
+        for address in self.pool(Pool::candidates) {
+            let began = Instant::now();
+            let dialled = timeout(DIAL, dial(&address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            self.durations.observe(&self.name, began.elapsed(), dialled.is_ok());
+            match dialled {
+                Ok(stream) => {
+                    if let Some(connection) = self.pool(|pool, now| pool.dialled(&address, now)) {
+                        return Some((stream, connection));
+                    }
+                }
+                Err(error) => {
+                    debug!(%address, %error, "A server could not be dialled.");
+                    self.pool(|pool, now| pool.dial_failed(&address, now));
+                }
+            }
+        }
+        None
+    }
+
+    fn pool<T>(&self, look: impl FnOnce(&mut Pool, Instant) -> T) -> T {
+        // Nothing in there is left half done by a panic.
+        look(&mut self.pool.lock().unwrap_or_else(PoisonError::into_inner), Instant::now())
+    }
+}
+
+/// Counts a connection off however its task ends.
+struct Counted<'a> {
+    balancer: &'a Balancer,
+    connection: &'a Connection,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.balancer.pool(|pool, _| pool.ended(self.connection));
+    }
+}
+
+async fn dial(address: &Address) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((address.host(), address.port())).await?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use prometheus_client::encoding::text::encode_registry;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// Answers with its name, then with what it is sent.
+    async fn server(name: &'static str, shutdown: &CancellationToken) -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = shutdown.clone();
+        let served = tokio::spawn(async move {
+            let clients = TaskTracker::new();
+            while let Some(Ok((mut stream, _))) = shutdown.run_until_cancelled(listener.accept()).await {
+                let shutdown = shutdown.clone();
+                clients.spawn(async move {
+                    stream.write_all(name.as_bytes()).await.unwrap();
+                    let (mut read, mut write) = stream.split();
+                    let _ = shutdown.run_until_cancelled(tokio::io::copy(&mut read, &mut write)).await;
+                });
+            }
+            drop(listener);
+            clients.close();
+            clients.wait().await;
+        });
+        (address, served)
+    }
+
+    async fn dial_in(at: SocketAddr) -> (String, TcpStream) {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let mut name = [0; 1];
+        stream.read_exact(&mut name).await.unwrap();
+        (String::from_utf8_lossy(&name).into_owned(), stream)
+    }
+
+    #[tokio::test]
+    async fn clients_go_to_another_server_when_a_tunnel_breaks_and_the_list_outlives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let [(a, a_served), (b, b_served)] = [server("a", &shutdown).await, server("b", &shutdown).await];
+        let options = Options {
+            name: "k3s-agent-load-balancer".into(),
+            url: format!("https://{a}"),
+            default: a.into(),
+            state_file: folder.path().join("state.json"),
+        };
+        let balancer = Balancer::new(options.clone()).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (serving, end) = (balancer.clone(), shutdown.clone());
+        let served = tokio::spawn(async move { serving.serve(listener, end).await });
+
+        let (name, mut first) = dial_in(at).await;
+        assert_eq!(name, "a");
+        first.write_all(b"hello").await.unwrap();
+        let mut echoed = [0; 5];
+        first.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"hello");
+
+        balancer.set_servers([a.into(), b.into()].into());
+        for server in [a, b] {
+            balancer.set_health(&server.into(), Health::Ok);
+        }
+        let (_, mut second) = dial_in(at).await;
+        let mut registry = Registry::default();
+        balancer.register_metrics(&mut registry);
+        let mut page = String::new();
+        encode_registry(&mut page, &registry).unwrap();
+        assert!(page.contains("k3s_loadbalancer_server_health{name=\"k3s-agent-load-balancer\",server="), "{page}");
+        assert!(page.contains("k3s_loadbalancer_dial_duration_seconds_count{"), "{page}");
+
+        let (used, other) = if page.contains(&format!("server=\"{a}\"}} 7")) { (a, "b") } else { (b, "a") };
+        balancer.set_health(&used.into(), Health::Failed);
+        assert_eq!(second.read(&mut [0]).await.unwrap_or(0), 0, "its connections are closed");
+        assert_eq!(dial_in(at).await.0, other);
+
+        shutdown.cancel();
+        served.await.unwrap();
+        a_served.await.unwrap();
+        b_served.await.unwrap();
+        assert_eq!(Balancer::new(options).unwrap().listed(), [a.into(), b.into()].into());
+    }
+}
