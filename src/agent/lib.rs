@@ -9,11 +9,11 @@ mod error;
 mod identity;
 mod images;
 mod network;
+mod node;
 mod resolv_conf;
-mod role;
 
 pub use api::client;
 pub use error::Error;
 pub use identity::{ETC, node_name};
 pub use network::own_addresses;
-pub use role::{NodeRole, Request};
+pub use node::{NodeRole, Request};
