@@ -1,1 +1,31 @@
 //! The websocket by which servers reach into nodes that they cannot dial: remotedialer's wire protocol, as k3s speaks it.
+//!
+//! ```text
+//! kube-apiserver ──CONNECT──▶ server: Egress says where ──▶ Tunnels ══websocket══ Tunnel ──▶ node: Rules say whether ──▶ kubelet
+//! ```
+
+mod client;
+mod connection;
+mod driver;
+mod heartbeat;
+mod link;
+mod message;
+mod rules;
+mod server;
+mod session;
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+pub use client::{ConnectError, Tunnel};
+pub use driver::SessionError;
+pub use heartbeat::Gone;
+pub use message::{Malformed, Target};
+pub use rules::{Reach, Rules};
+pub use server::{NoTunnel, NoUpgrade, Tunnels, upgrade};
+pub use session::Violation;
+pub use stream::{TunnelStream, splice};
+
+/// Where servers take tunnels.
+pub const PATH: &str = "/v1-k3s/connect";

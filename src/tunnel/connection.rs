@@ -1,0 +1,126 @@
+//! One connection of a session: what waits to be read, and whether either side has to wait.
+//!
+//! ```text
+//! open ──the peer's Error, or a sweep──▶ ended: what has come can still be read ──▶ released
+//!   └──────────────close────────────────▲
+//! ```
+
+use std::collections::VecDeque;
+
+use crate::message::Ending;
+
+/// Above this many unread bytes the peer is asked to pause.
+pub(crate) const PAUSE_ABOVE: usize = 2 << 20;
+/// Below this many it is asked to resume.
+pub(crate) const RESUME_BELOW: usize = PAUSE_ABOVE / 8;
+/// Unread bytes at which the connection is given up. A peer that heeds Pause stays far below: what it had sent by then is no more
+/// than the buffers of one TCP connection hold.
+pub(crate) const GIVE_UP_ABOVE: usize = 16 << 20;
+/// Bytes written and not yet sent above which writers wait.
+pub(crate) const WRITE_AHEAD: usize = 64 << 10;
+
+/// A connection as one side sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Connection {
+    unread: VecDeque<u8>,
+    ending: Option<Ending>,
+    /// We asked the peer to pause.
+    reading: Flow,
+    /// The peer asked us to.
+    writing: Flow,
+    /// Bytes written and not yet sent.
+    unsent: usize,
+    /// Whether the client is known to have it: it spoke of it, or named it in a list.
+    pub(crate) confirmed: bool,
+    /// Whether it was there when the client last sent a list.
+    pub(crate) listed: bool,
+}
+
+/// Whether data goes in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Flow {
+    /// It does.
+    #[default]
+    Running,
+    /// The reader has enough for now.
+    Paused,
+}
+
+/// What becomes of data that has come.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// It waits to be read.
+    Kept,
+    /// The same, and the peer has to be told to pause.
+    Pause,
+    /// The peer did not heed that: there is no room.
+    Excess,
+}
+
+impl Connection {
+    /// Neither side has ended it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.ending.is_none()
+    }
+
+    /// How it ended.
+    pub(crate) fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
+    /// Ends it; only the first reason counts.
+    pub(crate) fn end(&mut self, ending: Ending) {
+        self.ending.get_or_insert(ending);
+    }
+
+    /// Takes data of the peer's.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Received {
+        if self.unread.len() + bytes.len() > GIVE_UP_ABOVE {
+            return Received::Excess;
+        }
+        self.unread.extend(bytes);
+        if self.unread.len() > PAUSE_ABOVE && self.reading == Flow::Running {
+            self.reading = Flow::Paused;
+            return Received::Pause;
+        }
+        Received::Kept
+    }
+
+    /// The next bytes to read; none if all were.
+    pub(crate) fn unread(&self) -> &[u8] {
+        self.unread.as_slices().0
+    }
+
+    /// `count` of these bytes were read. Returns whether the peer has to be told to resume.
+    pub(crate) fn consume(&mut self, count: usize) -> bool {
+        self.unread.drain(..count);
+        if self.unread.is_empty() && self.unread.capacity() > RESUME_BELOW {
+            self.unread = VecDeque::new();
+        }
+        let resumes = self.reading == Flow::Paused && self.unread.len() < RESUME_BELOW;
+        if resumes {
+            self.reading = Flow::Running;
+        }
+        resumes
+    }
+
+    /// What the peer asked for.
+    pub(crate) fn set_writing(&mut self, flow: Flow) {
+        self.writing = flow;
+    }
+
+    /// Whether more may be written now.
+    pub(crate) fn may_write(&self) -> bool {
+        self.writing == Flow::Running && self.unsent < WRITE_AHEAD
+    }
+
+    /// `count` bytes wait to be sent.
+    pub(crate) fn wrote(&mut self, count: usize) {
+        self.unsent += count;
+    }
+
+    /// `count` of them were sent.
+    pub(crate) fn sent(&mut self, count: usize) {
+        self.unsent -= count;
+    }
+}

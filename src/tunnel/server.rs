@@ -1,0 +1,115 @@
+//! A server's side: the tunnels that nodes have opened, and connections through them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, handshake::server::create_response_with_body, protocol},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    driver::{Driver, SessionError, websocket_config},
+    link::{Asked, Link},
+    message::Target,
+    session::Role,
+    stream::TunnelStream,
+};
+
+/// The tunnels of all nodes. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Tunnels(Arc<Mutex<Registry>>);
+
+/// By node, its tunnels, the oldest first.
+#[derive(Debug, Default)]
+struct Registry {
+    nodes: HashMap<String, Vec<Arc<Link>>>,
+    /// Counts tunnels: their names in messages.
+    last: u64,
+}
+
+/// A node to which there is no tunnel; remotedialer's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("failed to find Session for client {0}")]
+pub struct NoTunnel(pub String);
+
+/// Why a request does not become a tunnel: status 400.
+#[derive(Debug, thiserror::Error)]
+#[error("Error during upgrade for host [{node}]: {source}")]
+pub struct NoUpgrade {
+    /// Who asked.
+    pub node: String,
+    /// What is missing.
+    source: Box<tungstenite::Error>,
+}
+
+/// What agrees to make `request` a tunnel of `node`: the head of a `101 Switching Protocols`, after which the connection belongs to
+/// [`Tunnels::serve`].
+pub fn upgrade<B>(request: &Request<B>, node: &str) -> Result<Response<()>, NoUpgrade> {
+    create_response_with_body(request, || ())
+        .map_err(|error| NoUpgrade { node: node.to_owned(), source: Box::new(error) })
+}
+
+impl Tunnels {
+    /// Serves a tunnel that `node` has opened, whose handshake is done, until `shutdown` or until it ends.
+    pub async fn serve<IO>(&self, node: &str, io: IO, shutdown: &CancellationToken) -> Result<(), SessionError>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let socket = WebSocketStream::from_raw_socket(io, protocol::Role::Server, Some(websocket_config())).await;
+        let registered = self.register(node);
+        let driver = Driver::new(socket, registered.link.clone());
+        // A client that asks for a connection breaks the protocol before this is reached.
+        driver.run(|Asked { target, .. }| Err(SessionError::NotAllowed(target)), shutdown).await
+    }
+
+    /// A connection through the oldest tunnel of `node`.
+    ///
+    /// Nothing tells whether the node could connect: if not, reading and writing fail with what it said.
+    pub fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, NoTunnel> {
+        // A tunnel that has just ended is about to leave the list.
+        let stream =
+            self.lock().nodes.get(node).and_then(|links| links.iter().find_map(|link| link.connect(target.clone())));
+        stream.ok_or_else(|| NoTunnel(node.to_owned()))
+    }
+
+    /// Whether `node` can be reached.
+    pub fn reaches(&self, node: &str) -> bool {
+        self.lock().nodes.contains_key(node)
+    }
+
+    fn register(&self, node: &str) -> Registered {
+        let mut registry = self.lock();
+        registry.last += 1;
+        let link = Link::new(Role::Server, format!("{node}/{}", registry.last));
+        registry.nodes.entry(node.to_owned()).or_default().push(link.clone());
+        Registered { tunnels: self.clone(), node: node.to_owned(), link }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().expect("no method of the tunnels panics")
+    }
+}
+
+/// A tunnel for as long as it is listed.
+struct Registered {
+    tunnels: Tunnels,
+    node: String,
+    link: Arc<Link>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut registry = self.tunnels.lock();
+        let Some(links) = registry.nodes.get_mut(&self.node) else { return };
+        links.retain(|link| !Arc::ptr_eq(link, &self.link));
+        if links.is_empty() {
+            registry.nodes.remove(&self.node);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Both sides of a tunnel, over a pipe.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_tungstenite::accept_async;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Reach, Rules, SessionError, Target, Tunnel, TunnelStream, Tunnels};
+
+/// A hang fails instead of waiting for ever.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(60), future).await.expect("it hangs")
+}
+
+/// A node with a kubelet, and its server.
+struct Pair {
+    kubelet: TcpListener,
+    tunnels: Tunnels,
+    rules: watch::Sender<Rules>,
+    stop_node: CancellationToken,
+    stop_server: CancellationToken,
+    node: JoinHandle<Result<(), SessionError>>,
+    server: JoinHandle<Result<(), SessionError>>,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let rules = Rules { kubelet: kubelet.local_addr().unwrap(), reach: Reach::Kubelet };
+        let (rules, current) = watch::channel(rules);
+        let tunnels = Tunnels::default();
+        let (stop_node, stop_server) = (CancellationToken::new(), CancellationToken::new());
+        let (near, far) = duplex(64 << 10);
+        let server = tokio::spawn({
+            let (tunnels, stop) = (tunnels.clone(), stop_server.clone());
+            async move {
+                let far = accept_async(far).await.unwrap().into_inner();
+                tunnels.serve("node", far, &stop).await
+            }
+        });
+        let node: Tunnel<DuplexStream> = Tunnel::connect(near, "server:6443").await.unwrap();
+        let node = tokio::spawn({
+            let stop = stop_node.clone();
+            async move { node.serve(current, &stop).await }
+        });
+        let pair = Self { kubelet, tunnels, rules, stop_node, stop_server, node, server };
+        while !pair.tunnels.reaches("node") {
+            tokio::task::yield_now().await;
+        }
+        pair
+    }
+
+    fn kubelet(&self) -> SocketAddr {
+        self.kubelet.local_addr().unwrap()
+    }
+
+    fn dial(&self, address: impl ToString) -> TunnelStream {
+        self.tunnels.dial("node", Target::tcp(address.to_string())).unwrap()
+    }
+
+    /// A connection from both of its ends.
+    async fn connection(&self) -> (TunnelStream, TcpStream) {
+        let stream = self.dial(self.kubelet());
+        (stream, soon(self.kubelet.accept()).await.unwrap().0)
+    }
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways() {
+    let pair = Pair::start().await;
+    let (mut stream, mut kubelet) = pair.connection().await;
+    let mut heard = [0; 5];
+    stream.write_all(b"hello").await.unwrap();
+    soon(kubelet.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"hello");
+    kubelet.write_all(b"world").await.unwrap();
+    soon(stream.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"world");
+}
+
+#[tokio::test]
+async fn an_end_comes_after_all_that_was_said() {
+    let pair = Pair::start().await;
+    let said: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
+
+    let (mut stream, mut kubelet) = pair.connection().await;
+    let (mut heard, mut rest) = (Vec::new(), Vec::new());
+    let (wrote, read) = soon(async {
+        let write = async {
+            kubelet.write_all(&said).await?;
+            kubelet.shutdown().await
+        };
+        tokio::join!(write, stream.read_to_end(&mut heard))
+    })
+    .await;
+    wrote.and(read.map(drop)).unwrap();
+    assert!(heard == said);
+
+    let (mut stream, mut kubelet) = pair.connection().await;
+    let (wrote, read) = soon(async {
+        let write = async {
+            stream.write_all(&said).await?;
+            stream.shutdown().await
+        };
+        tokio::join!(write, kubelet.read_to_end(&mut rest))
+    })
+    .await;
+    wrote.and(read.map(drop)).unwrap();
+    assert!(rest == said);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_ends_the_connection_at_the_node() {
+    let pair = Pair::start().await;
+    let (stream, mut kubelet) = pair.connection().await;
+    drop(stream);
+    assert_eq!(soon(kubelet.read(&mut [0])).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_dialled_says_why() {
+    let pair = Pair::start().await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    pair.rules.send_modify(|rules| rules.kubelet = free);
+    let mut stream = pair.dial(free);
+    let error = soon(stream.read(&mut [0])).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("dial tcp {free}: Connection refused")), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_ends_the_tunnel() {
+    let pair = Pair::start().await;
+    let (mut open, _kubelet) = pair.connection().await;
+    let mut stream = pair.dial("127.0.0.1:22");
+    for stream in [&mut stream, &mut open] {
+        assert_eq!(soon(stream.read(&mut [0])).await.unwrap_err().to_string(), "tunnel disconnect");
+    }
+    let ended = soon(pair.node).await.unwrap().unwrap_err().to_string();
+    assert_eq!(ended, "connect not allowed: tcp/127.0.0.1:22");
+    assert!(matches!(soon(pair.server).await.unwrap(), Err(SessionError::Closed)));
+    assert_eq!(
+        pair.tunnels.dial("node", Target::tcp("127.0.0.1:22")).unwrap_err().to_string(),
+        "failed to find Session for client node"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_stops_leaves_no_connection() {
+    let pair = Pair::start().await;
+    let (mut stream, mut kubelet) = pair.connection().await;
+    pair.stop_node.cancel();
+    soon(pair.node).await.unwrap().unwrap();
+    assert_eq!(soon(kubelet.read(&mut [0])).await.unwrap(), 0);
+    assert_eq!(soon(stream.read(&mut [0])).await.unwrap_err().to_string(), "tunnel disconnect");
+    assert!(matches!(soon(pair.server).await.unwrap(), Err(SessionError::Closed)));
+}
+
+#[tokio::test]
+async fn a_server_that_stops_says_goodbye() {
+    let pair = Pair::start().await;
+    pair.stop_server.cancel();
+    soon(pair.server).await.unwrap().unwrap();
+    assert!(matches!(soon(pair.node).await.unwrap(), Err(SessionError::Closed)));
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_reads_holds_up_no_other() {
+    let pair = Pair::start().await;
+    let (stream, mut flood) = pair.connection().await;
+    let flooding = tokio::spawn(async move {
+        let chunk = vec![7; 64 << 10];
+        for _ in 0..256 {
+            flood.write_all(&chunk).await?;
+        }
+        Ok::<_, std::io::Error>(flood)
+    });
+    let (mut other, mut kubelet) = pair.connection().await;
+    for _ in 0..100 {
+        other.write_all(b"ping").await.unwrap();
+        soon(kubelet.read_exact(&mut [0; 4])).await.unwrap();
+        kubelet.write_all(b"pong").await.unwrap();
+        soon(other.read_exact(&mut [0; 4])).await.unwrap();
+    }
+    assert!(!flooding.is_finished(), "16 MiB do not fit into what is buffered");
+    let mut stream = stream;
+    let mut heard = vec![0; 16 << 20];
+    soon(stream.read_exact(&mut heard)).await.unwrap();
+    soon(flooding).await.unwrap().unwrap();
+    assert!(heard.iter().all(|byte| *byte == 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_tunnel_stays_and_a_silent_peer_ends_it() {
+    let pair = Pair::start().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(pair.tunnels.reaches("node"));
+
+    let (near, far) = duplex(1 << 10);
+    let tunnels = pair.tunnels.clone();
+    let serving = tokio::spawn(async move { tunnels.serve("mute", far, &CancellationToken::new()).await });
+    let ended = timeout(Duration::from_secs(70), serving).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(ended.to_string(), "the peer has said nothing for 60 s");
+    drop(near);
+}
