@@ -17,7 +17,7 @@ pub enum Error {
     /// The value of an option is no token.
     #[error("{option} is not usable: {source}")]
     Given {
-        /// `--token` or `--agent-token`.
+        /// `--token`, `--agent-token` or another name for it.
         option: &'static str,
         /// What is wrong with it.
         source: TokenError,
@@ -42,6 +42,15 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// There is no token that could be exchanged.
+    #[error("{} has no account of the server's: start the server first", path.display())]
+    NotSetUp {
+        /// `cred/passwd`.
+        path: PathBuf,
+    },
+    /// The next token is today's.
+    #[error("the new token is the one in use: give another one, or none to have one drawn")]
+    SameToken,
     /// `cred/passwd` cannot be understood.
     #[error("{} line {line}: {why}; correct the line or restore the file", path.display())]
     Passwd {

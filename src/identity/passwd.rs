@@ -90,7 +90,8 @@ impl Passwd {
         self.rows.iter().rev().find(|row| row[1] == user)
     }
 
-    fn to_csv(&self) -> String {
+    /// The file's text.
+    pub(crate) fn to_csv(&self) -> String {
         self.rows.iter().map(|row| row.iter().map(|field| quoted(field)).collect::<Vec<_>>().join(",") + "\n").collect()
     }
 

@@ -12,7 +12,7 @@ use std::{fmt, str::FromStr};
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest, rand};
 use k3s_pki::{Unreadable, hex, root};
 
-use crate::error::Error;
+use crate::{bootstrap_token::BootstrapToken, error::Error};
 
 const PREFIX: &str = "K10";
 
@@ -38,7 +38,7 @@ pub enum Credentials {
     /// A Kubernetes bootstrap token, sent as Bearer.
     Bootstrap {
         /// `id.secret`
-        token: Password,
+        token: BootstrapToken,
     },
 }
 
@@ -65,6 +65,9 @@ pub enum TokenError {
     /// A line break, most likely.
     #[error("a token has no control characters")]
     ControlCharacter,
+    /// What a configuration would refuse.
+    #[error("a token of a server has no white space")]
+    WhiteSpace,
     /// Where only a password will do.
     #[error("a bootstrap token (6 and 16 characters with a dot between) cannot be the token of a server")]
     Bootstrap,
@@ -74,6 +77,11 @@ impl Token {
     /// A password of `user`, pinned to an authority.
     pub fn basic(ca_hash: CaHash, user: &str, password: Password) -> Self {
         Self { ca_hash: Some(ca_hash), credentials: Credentials::Basic { user: user.to_owned(), password } }
+    }
+
+    /// A bootstrap token, pinned to an authority.
+    pub fn bootstrap(ca_hash: CaHash, token: BootstrapToken) -> Self {
+        Self { ca_hash: Some(ca_hash), credentials: Credentials::Bootstrap { token } }
     }
 
     /// The password of a token that is no bootstrap token.
@@ -123,10 +131,7 @@ impl FromStr for Credentials {
 
 impl Credentials {
     fn bootstrap(text: &str) -> Option<Self> {
-        let (id, secret) = text.split_once('.')?;
-        let alphabet = |part: &str| part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        let matches = id.len() == 6 && secret.len() == 16 && alphabet(id) && alphabet(secret);
-        matches.then(|| Self::Bootstrap { token: Password::new(text) })
+        text.parse().ok().map(|token| Self::Bootstrap { token })
     }
 }
 
@@ -135,7 +140,7 @@ impl fmt::Display for Token {
         let hash = self.ca_hash.as_ref().map_or("", CaHash::as_str);
         match &self.credentials {
             Credentials::Basic { user, password } => write!(f, "{PREFIX}{hash}::{user}:{}", password.expose()),
-            Credentials::Bootstrap { token } => write!(f, "{PREFIX}{hash}::{}", token.expose()),
+            Credentials::Bootstrap { token } => write!(f, "{PREFIX}{hash}::{token}"),
         }
     }
 }
@@ -223,7 +228,7 @@ mod tests {
     fn bootstrap(hash: Option<&str>, token: &str) -> Result<Token, TokenError> {
         Ok(Token {
             ca_hash: hash.map(|hash| CaHash(hash.to_owned())),
-            credentials: Credentials::Bootstrap { token: Password::new(token) },
+            credentials: Credentials::Bootstrap { token: token.parse().unwrap() },
         })
     }
 

@@ -14,7 +14,7 @@ use k3s_files::{self as files, PRIVATE};
 use crate::{
     error::Error,
     passwd::{Account, Passwd},
-    token::{CaHash, Password, Token},
+    token::{CaHash, Password, Token, TokenError},
 };
 
 /// The tokens that let servers and agents join, stored.
@@ -79,8 +79,9 @@ fn stored(path: &Path, passwd: &Passwd) -> Result<Option<Password>, Error> {
     }
 }
 
-fn password_of(text: &str, option: &'static str) -> Result<Password, Error> {
-    let token: Result<Token, _> = text.parse();
+/// The password of a token that a user gave, bare or in full, as `option`.
+pub(crate) fn password_of(text: &str, option: &'static str) -> Result<Password, Error> {
+    let token = if text.contains(char::is_whitespace) { Err(TokenError::WhiteSpace) } else { text.parse::<Token>() };
     token.and_then(|token| token.password().cloned()).map_err(|source| Error::Given { option, source })
 }
 

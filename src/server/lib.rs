@@ -8,7 +8,9 @@ pub mod front;
 mod role;
 pub mod routes;
 pub mod snapshots;
+mod token;
 
 pub use bootstrap_data::BootstrapError;
 pub use error::Error;
 pub use role::{Package, run};
+pub use token::ServerToken;

@@ -1,6 +1,6 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use k3s_agent::NodeRole;
 use k3s_components::{Components, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
@@ -9,7 +9,6 @@ use k3s_config::{
     server::{Datastore as DatastoreConfig, ServerConfig},
 };
 use k3s_datastore::{Access, BoundEndpoint, Datastore, Endpoint, Options as DatastoreOptions};
-use k3s_identity::Password;
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
@@ -28,6 +27,7 @@ use crate::{
     front::{self, Front},
     routes::Routes,
     snapshots::Snapshots,
+    token::ServerToken,
 };
 
 /// Sockets and whatever else a boot may lose.
@@ -79,7 +79,7 @@ struct Server {
     package: Package,
     host: Host,
     /// Seals what the datastore holds.
-    token: Password,
+    token: Arc<ServerToken>,
     datastore: Datastore,
     supervisor: Supervisor,
     /// Tells the front that kube-apiserver answers.
@@ -151,6 +151,13 @@ impl Server {
             })
             .map_err(Error::Thread)?;
             let listeners = Listeners { front, front_settings, status, snapshots, datastore: datastore_socket };
+            let token = Arc::new(ServerToken::new(
+                paths.server(),
+                pki.server_ca.bundle().to_vec(),
+                config.agent_token.is_some(),
+                datastore.client(),
+                token,
+            ));
             Ok((token, api_ready, supervisor, listeners))
         };
         match prepared.await {
@@ -174,7 +181,7 @@ impl Server {
             datastore: &self.datastore,
             config: &self.config,
             node: &self.host.name,
-            token: &self.token,
+            token: self.token.password(),
             version: self.package.version,
         };
         let (_, _, _, _, _, _, stored) = tokio::join!(

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
+    sync::watch,
     task::spawn_blocking,
     time::timeout,
 };
@@ -64,7 +65,7 @@ pub(crate) struct Snapshots<'a> {
     pub(crate) datastore: &'a Datastore,
     pub(crate) config: &'a ServerConfig,
     pub(crate) node: &'a str,
-    pub(crate) token: &'a Password,
+    pub(crate) token: watch::Receiver<Password>,
     pub(crate) version: &'a str,
 }
 
@@ -111,7 +112,7 @@ impl Snapshots<'_> {
             node: self.node.to_owned(),
             compress,
             version: self.version.to_owned(),
-            token_hash: bootstrap_data::token_hash(self.token.expose()),
+            token_hash: bootstrap_data::token_hash(self.token.borrow().expose()),
         };
         let snapshot = self.datastore.save_snapshot(save).await?;
         info!(path = %snapshot.path.display(), revision = snapshot.label.revision, bytes = snapshot.bytes, "Saved a snapshot.");
@@ -149,9 +150,8 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
         let token = known_token(config, &paths)?.ok_or(BootstrapError::NoToken { sealed_by: Vec::new() })?;
         let node = Host::name(config, &paths)?;
         let SnapshotConfig { folder, compress, .. } = &config.snapshots;
-        Snapshots { datastore: &datastore, config, node: &node, token: &token, version }
-            .save(name, folder, *compress)
-            .await
+        let (_, token) = watch::channel(token);
+        Snapshots { datastore: &datastore, config, node: &node, token, version }.save(name, folder, *compress).await
     };
     let saved = saved.await;
     let closed = datastore.close().await;

@@ -22,13 +22,16 @@ const FILES: [(&str, &str); 15] = [
     ("EncryptionConfig", "cred/encryption-config.json"),
     ("EncryptionHash", "cred/encryption-state.json"),
     ("IPSECKey", "cred/ipsec.psk"),
-    ("PasswdFile", "cred/passwd"),
+    (ACCOUNTS, "cred/passwd"),
     ("RequestHeaderCA", "tls/request-header-ca.crt"),
     ("RequestHeaderCAKey", "tls/request-header-ca.key"),
     ("ServerCA", "tls/server-ca.crt"),
     ("ServerCAKey", "tls/server-ca.key"),
     ("ServiceKey", "tls/service.key"),
 ];
+
+/// k3s' name of `cred/passwd`.
+const ACCOUNTS: &str = "PasswdFile";
 
 /// The folders without which a server counts as new.
 const FOLDERS: [&str; 3] = ["cred", "tls", "tls/etcd"];
@@ -52,6 +55,16 @@ pub(crate) fn from_disk(server: &Path) -> Result<BootstrapData, FileError> {
             data.files.insert(name.to_owned(), file);
         }
     }
+    Ok(data)
+}
+
+/// The same with other accounts in the place of `cred/passwd`, which is to be written after they are stored.
+pub(crate) fn from_disk_with_accounts(server: &Path, accounts: Vec<u8>) -> Result<BootstrapData, FileError> {
+    let mut data = from_disk(server)?;
+    // Not older than the file that it replaces, whatever the clock says: the stored one is the one that counts.
+    let before = data.files.get(ACCOUNTS).map(|file| file.modified);
+    let modified = before.into_iter().fold(Timestamp::now(), Timestamp::max);
+    data.files.insert(ACCOUNTS.to_owned(), File { modified, content: accounts });
     Ok(data)
 }
 

@@ -20,10 +20,10 @@ use std::path::PathBuf;
 use k3s_datastore::ClientError;
 use k3s_files::FileError;
 
-pub(crate) use files::{differs, from_disk, set_aside};
+pub(crate) use files::{differs, from_disk, from_disk_with_accounts, set_aside};
 pub(crate) use reconcile::{Precedence, reconcile};
 pub(crate) use seal::{PREFIX, token_hash};
-pub(crate) use store::{Found, find, load, save};
+pub(crate) use store::{Found, find, keep_only, load, save, save_beside};
 
 /// Why the datastore's bootstrap data and this server do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,9 @@ pub enum BootstrapError {
     /// The datastore did not take or give it.
     #[error("the bootstrap data cannot be kept: {0}")]
     Datastore(#[from] ClientError),
+    /// The token was exchanged, and the last step of it failed.
+    #[error("the new token is in force, but what the old one opens is still in the datastore ({0}): rotate once more")]
+    OldTokenOpens(ClientError),
     /// There is no randomness.
     #[error("the bootstrap data cannot be sealed: the cryptographic library failed")]
     Crypto,

@@ -1,6 +1,6 @@
 //! Bootstrap data in the datastore.
 
-use k3s_datastore::{Client, Revision, Stored};
+use k3s_datastore::{Client, ClientError, Revision, Stored};
 use k3s_identity::Password;
 use tracing::info;
 
@@ -17,6 +17,8 @@ pub(crate) struct Found {
     /// Where it lies, and since which revision.
     key: String,
     modified: Revision,
+    /// Keys that were written before and that a rotation of the token would have removed.
+    superseded: Vec<(String, Revision)>,
 }
 
 /// Loads what is sealed by `password`; `None` if the datastore is a new one.
@@ -45,12 +47,14 @@ pub(crate) fn find(
     let secrets = password.map(Password::expose).into_iter().chain(written_as).chain([""]);
     for secret in secrets {
         let key = storage_key(secret);
-        let Some(stored) = stored.iter().find(|stored| stored.key == key.as_bytes()) else { continue };
-        let data = open(secret, &stored.value).and_then(|json| BootstrapData::parse(&json));
+        let Some(fitting) = stored.iter().find(|stored| stored.key == key.as_bytes()) else { continue };
+        let data = open(secret, &fitting.value).and_then(|json| BootstrapData::parse(&json));
         let data = data.map_err(|why| BootstrapError::Damaged { key: key.clone(), why })?;
-        return Ok(Some(Found { data, key, modified: stored.modified }));
+        let older = stored.iter().filter(|stored| stored.modified < fitting.modified);
+        let superseded = older.map(|stored| (name(stored), stored.modified)).collect();
+        return Ok(Some(Found { data, key, modified: fitting.modified, superseded }));
     }
-    let hash = |stored: &&Stored| String::from_utf8_lossy(&stored.key).trim_start_matches(PREFIX).to_owned();
+    let hash = |stored: &&Stored| name(stored).trim_start_matches(PREFIX).to_owned();
     let sealed_by = stored.iter().map(hash).collect();
     Err(if password.is_some() {
         BootstrapError::OtherToken { sealed_by }
@@ -60,37 +64,81 @@ pub(crate) fn find(
 }
 
 /// Stores `data`, sealed by `password`, unless the datastore holds the same. What was found under a key of older releases
-/// moves to today's.
+/// moves to today's, and what a rotation of the token left behind when the power was cut goes.
 pub(crate) async fn save(
     client: &Client,
     password: &Password,
-    mut data: BootstrapData,
+    data: BootstrapData,
     found: Option<Found>,
 ) -> Result<(), BootstrapError> {
     let key = storage_key(password.expose());
-    if let Some(found) = &found {
-        for (name, file) in &found.data.files {
-            // Files of another release, or ones that are not on this disk, stay stored.
-            data.files.entry(name.clone()).or_insert_with(|| file.clone());
+    let data = completed(data, found.as_ref());
+    if found.as_ref().is_none_or(|found| found.key != key || !found.data.same_contents(&data)) {
+        write(client, password, &data).await?;
+    }
+    let Some(found) = found else { return Ok(()) };
+    if found.key != key {
+        client.delete(&found.key, found.modified).await?;
+        info!(from = found.key, to = key, "Moved the bootstrap data of an older release.");
+    }
+    for (key, modified) in &found.superseded {
+        client.delete(key, *modified).await?;
+        info!(key, "Removed bootstrap data that an earlier token sealed.");
+    }
+    Ok(())
+}
+
+/// Stores `data`, sealed by `password`, and leaves what was `found` under another token's key there.
+pub(crate) async fn save_beside(
+    client: &Client,
+    password: &Password,
+    data: BootstrapData,
+    found: Option<Found>,
+) -> Result<(), BootstrapError> {
+    write(client, password, &completed(data, found.as_ref())).await
+}
+
+/// Removes what other tokens than `password` sealed.
+pub(crate) async fn keep_only(client: &Client, password: &Password) -> Result<(), ClientError> {
+    let key = storage_key(password.expose());
+    for stored in client.list(PREFIX).await? {
+        let other = name(&stored);
+        if other == key {
+            continue;
         }
-        if found.key == key && found.data.same_contents(&data) {
-            return Ok(());
+        match client.delete(&other, stored.modified).await {
+            // Somebody else has removed it.
+            Err(ClientError::Changed(_)) if client.get(&other).await?.is_none() => {}
+            deleted => deleted?,
         }
     }
+    Ok(())
+}
+
+/// Files of another release, or ones that are not on this disk, stay stored.
+fn completed(mut data: BootstrapData, found: Option<&Found>) -> BootstrapData {
+    for (name, file) in found.iter().flat_map(|found| &found.data.files) {
+        data.files.entry(name.clone()).or_insert_with(|| file.clone());
+    }
+    data
+}
+
+async fn write(client: &Client, password: &Password, data: &BootstrapData) -> Result<(), BootstrapError> {
+    let key = storage_key(password.expose());
     let sealed = seal(password.expose(), &data.to_json())?;
     match client.get(&key).await? {
         Some(before) => client.update(&key, sealed, before.modified).await?,
         None => client.create(&key, sealed).await?,
     };
-    if let Some(found) = found.filter(|found| found.key != key) {
-        client.delete(&found.key, found.modified).await?;
-        info!(from = found.key, to = key, "Moved the bootstrap data of an older release.");
-    }
     info!(
         token_hash = seal::token_hash(password.expose()),
         "Stored the cluster's authorities in the datastore, sealed by its token."
     );
     Ok(())
+}
+
+fn name(stored: &Stored) -> String {
+    String::from_utf8_lossy(&stored.key).into_owned()
 }
 
 #[cfg(test)]
