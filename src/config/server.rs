@@ -38,6 +38,8 @@ pub struct ServerConfig {
     pub tls_sans: Vec<String>,
     /// The address plan.
     pub network: ClusterNetwork,
+    /// Which connections of the control plane go through nodes' tunnels (`--egress-selector-mode`).
+    pub egress_mode: EgressMode,
     /// Where cluster state is kept (`--datastore-endpoint`).
     pub datastore: Datastore,
     /// Its snapshots.
@@ -120,6 +122,7 @@ impl ServerConfig {
             },
             tls_sans: values.each("tls-san", certificate_name)?,
             network,
+            egress_mode: values.text("egress-selector-mode").parse(str::parse)?,
             datastore: datastore(values, &data_dir)?,
             snapshots: SnapshotConfig::from_values(values, &data_dir, environment)?,
             restore: SnapshotConfig::to_restore(values, environment)?,
@@ -161,6 +164,49 @@ impl Datastore {
     /// The default below a data directory, where k3s keeps it too.
     pub fn embedded(data_dir: &Path) -> Self {
         Self::Sqlite { path: data_dir.join("server/db/state.db") }
+    }
+}
+
+/// Which connections of the control plane go through the tunnels that nodes keep to their servers. The others are dialled from the
+/// server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressMode {
+    /// Those to kubelets.
+    Agent,
+    /// Those to kubelets and to pods, of which nodes let through their own.
+    Pod,
+    /// Those to kubelets and to pods, of which nodes let through all of the cluster.
+    Cluster,
+    /// None; nodes keep their tunnels all the same, to see which servers live.
+    Disabled,
+}
+
+impl EgressMode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Agent, Self::Pod, Self::Cluster, Self::Disabled];
+
+    /// As `--egress-selector-mode` takes it, and as servers tell it to agents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Pod => "pod",
+            Self::Cluster => "cluster",
+            Self::Disabled => "disabled",
+        }
+    }
+
+    /// Whether pods are reached through tunnels, too.
+    pub fn includes_pods(self) -> bool {
+        matches!(self, Self::Pod | Self::Cluster)
+    }
+}
+
+impl FromStr for EgressMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|mode| mode.name() == text);
+        found.ok_or_else(|| format!("`{text}` is not a mode; use agent, pod, cluster or disabled"))
     }
 }
 
@@ -322,10 +368,6 @@ fn listen_port(values: &Values) -> Result<u16, Error> {
 
 /// Refuses wrong values of flags that change nothing yet.
 fn check_accepted(values: &Values) -> Result<(), Error> {
-    values.text("egress-selector-mode").parse(|text| match text {
-        "agent" | "disabled" => Ok(()),
-        _ => Err(format!("`{text}` is not a mode; use agent or disabled")),
-    })?;
     values.text("lb-server-port").parse(port)?;
     values.text("servicelb-namespace").parse(|text| {
         is_dns_label(text)
@@ -460,6 +502,15 @@ mod tests {
     }
 
     #[test]
+    fn every_way_to_reach_nodes() {
+        let mode = |args: &[&str]| Host::new().server(args).expect("a valid configuration").0.egress_mode;
+        assert_eq!(mode(&[]), EgressMode::Agent);
+        for expected in EgressMode::ALL {
+            assert_eq!(mode(&[&format!("--egress-selector-mode={}", expected.name())]), expected);
+        }
+    }
+
+    #[test]
     fn a_dns_of_ones_own_may_lie_outside_the_service_range() {
         let args = ["--cluster-dns=169.254.20.10", "--disable=coredns"];
         let (config, _) = Host::new().server(&args).expect("a valid configuration");
@@ -470,7 +521,6 @@ mod tests {
     #[test]
     fn what_asks_for_the_state_of_things_is_accepted() {
         let accepted = [
-            "--egress-selector-mode=disabled",
             "--disable-network-policy",
             "--disable-helm-controller",
             "--servicelb-namespace=lb",

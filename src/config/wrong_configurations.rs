@@ -206,8 +206,8 @@ fn on_the_command_line_of_a_server() {
         ),
         (&["--flannel-backend=calico"], "--flannel-backend: `calico` is not a backend; use vxlan or none"),
         (
-            &["--egress-selector-mode=pod"],
-            "--egress-selector-mode: this mode is not served by this version; use agent or disabled",
+            &["--egress-selector-mode=node"],
+            "--egress-selector-mode: `node` is not a mode; use agent, pod, cluster or disabled",
         ),
         (&["--selinux"], "--selinux: SELinux for containers is not served by this version; leave it out"),
         (

@@ -85,11 +85,10 @@ pub(super) const SECTIONS: &[Section] = &[
             text(
                 "egress-selector-mode",
                 "MODE",
-                "How the control plane reaches nodes: agent or disabled, which are the same here until agents join",
+                "What the control plane reaches through nodes' tunnels: kubelets (agent), pods too (pod or cluster), or nothing (disabled)",
             )
             .default("agent")
-            .server()
-            .unserved_values(&["cluster", "pod"], refusal("this mode", "use agent or disabled")),
+            .server(),
             text("servicelb-namespace", "NAME", "Namespace of the load balancer's pods")
                 .default("kube-system")
                 .server()
