@@ -7,6 +7,7 @@ mod contender;
 mod crash;
 mod datastore;
 mod figures;
+mod front;
 mod growth;
 mod idle;
 mod load;
@@ -37,6 +38,8 @@ enum What {
     Datastore(datastore::Args),
     /// What the datastore costs as it grows to a million revisions.
     Growth(growth::Args),
+    /// What the way through port 6443 costs, beside kube-apiserver asked directly.
+    Front(front::Args),
     /// What the datastore of an idle cluster does, beside etcd and kine under the same programs.
     Idle(idle::Args),
     /// `cargo xtask reproducible --all`.
@@ -49,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Crash(args) => crash::run(args),
         What::Datastore(args) => datastore::run(args),
         What::Growth(args) => growth::run(args),
+        What::Front(args) => front::run(args),
         What::Idle(args) => idle::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true }),
     }

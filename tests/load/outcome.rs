@@ -8,16 +8,16 @@ use serde::Serialize;
 
 /// What one client did in a phase.
 #[derive(Debug, Default)]
-pub(crate) struct Log {
+pub struct Log {
     /// How long each operation took.
-    pub(crate) latencies: Vec<Duration>,
+    pub latencies: Vec<Duration>,
     /// How many operations of them changed something.
-    pub(crate) writes: usize,
+    pub writes: usize,
 }
 
 /// The figures of a phase: one line of the output.
 #[derive(Debug, Serialize, PartialEq)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     operations: usize,
     /// Changes that the store acknowledged.
     writes: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Outcome {
 
 impl Log {
     /// Does an operation that reads.
-    pub(crate) async fn read<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn read<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let started = Instant::now();
         let answer = operation.await?;
         self.latencies.push(started.elapsed());
@@ -36,7 +36,7 @@ impl Log {
     }
 
     /// Does an operation that changes something.
-    pub(crate) async fn write<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn write<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let answer = self.read(operation).await?;
         self.writes += 1;
         Ok(answer)
@@ -45,7 +45,7 @@ impl Log {
 
 impl Outcome {
     /// Of all clients' logs, which were written at the same time.
-    pub(crate) fn new(logs: impl IntoIterator<Item = Log>, took: Duration) -> Self {
+    pub fn new(logs: impl IntoIterator<Item = Log>, took: Duration) -> Self {
         let (mut latencies, mut writes) = (Vec::new(), 0);
         for log in logs {
             latencies.extend(log.latencies);

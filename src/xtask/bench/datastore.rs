@@ -10,8 +10,8 @@ use anyhow::Result;
 use cluster_tests::{Network, Node};
 
 use super::contender::stop;
-use super::load::{self, Load, Outcome};
-use super::store::Store;
+use super::load::{self, Outcome};
+use super::store::{self, Store};
 use super::usage::{Processes, Usage};
 use disk::{Disk, FileSystem, MOUNT};
 use results::{Measured, Results, Trial};
@@ -85,7 +85,7 @@ fn measure(store: Store, node: &Node, disk: &Disk<'_>, args: &Args) -> Result<Tr
 }
 
 fn load_with_phases(store: Store, node: &Node, files: &FileSystem<'_>, args: &Args) -> Result<Trial> {
-    let mut load = Load::start(node, args.value_bytes)?;
+    let mut load = store::load(node, args.value_bytes)?;
     load.wait_until_answered()?;
     let mut trial = Trial::default();
     for Phase(title, words, percent) in PHASES {

@@ -8,7 +8,7 @@ use cluster_tests::{Network, Node};
 use super::contender::stop;
 use super::load::{self, Load};
 use super::markdown::{Table, figure};
-use super::store::Store;
+use super::store::{self, Store};
 use super::usage::Processes;
 
 /// Of the sizes asked for.
@@ -65,7 +65,7 @@ fn measure(store: Store, node: &Node, keys: u32, revisions: u32, value_bytes: u3
     node.succeed(&format!("rm -rf {FOLDER}"));
     store.install(node, FOLDER)?;
     let job = Store::start(node);
-    let mut load = Load::start(node, value_bytes)?;
+    let mut load = store::load(node, value_bytes)?;
     load.wait_until_answered()?;
     let mut rows = Rows::new();
     let filling = Instant::now();
@@ -77,7 +77,7 @@ fn measure(store: Store, node: &Node, keys: u32, revisions: u32, value_bytes: u3
     tell(&mut rows, "writes a second meanwhile, 32 clients", rate);
     tell(&mut rows, "size on disk, MB", size(node)?);
 
-    let mut load = Load::start(node, value_bytes)?;
+    let mut load = store::load(node, value_bytes)?;
     let starting = Instant::now();
     let job = Store::start(node);
     load.wait_until_answered()?;

@@ -1,19 +1,26 @@
-//! The client program of the datastore benches, `tests/load`, on a node's network.
+//! The client programs of the benches, `tests/load`, on a node's network.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
-use cluster_tests::Node;
+use cluster_tests::Wire;
 use serde::Deserialize;
 
-use super::store::ENDPOINT;
 use super::usage::Usage;
 use crate::process::{cargo, succeed};
 use crate::workspace;
 
-const PROGRAM: &str = "datastore-load";
+/// A program, by what it asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Program {
+    /// A store that speaks etcd's API.
+    Datastore,
+    /// A Kubernetes API.
+    Api,
+}
 
 /// The running program. Killed on drop.
 pub(super) struct Load {
@@ -25,42 +32,48 @@ pub(super) struct Load {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub(super) struct Outcome {
     pub(super) operations: f64,
-    /// Changes that the store acknowledged.
+    /// Changes that were acknowledged.
     pub(super) writes: f64,
     pub(super) seconds: f64,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
 }
 
-/// Builds the program as fast as it gets: it shares the machine with the store.
+/// Builds the programs as fast as they get: they share the machine with what they ask.
 pub(super) fn build() -> Result<()> {
-    succeed(cargo().args(["build", "--release", "--quiet", "--package", PROGRAM]))
+    succeed(cargo().args(["build", "--release", "--quiet", "--package", "load"]))
 }
 
-fn program() -> PathBuf {
-    workspace::target().join("release").join(PROGRAM)
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Datastore => "datastore-load",
+            Self::Api => "api-load",
+        }
+    }
 }
 
 impl Load {
-    /// Starts it; the store need not be there yet.
-    pub(super) fn start(node: &Node, value_bytes: u32) -> Result<Self> {
-        let mut command = Command::new(program());
-        command
-            .args([ENDPOINT, "--value-bytes", &value_bytes.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+    /// Starts it on a node's network; what it asks need not be there yet.
+    pub(super) fn start<Arg: AsRef<OsStr>>(
+        program: Program,
+        wire: &Wire,
+        args: impl IntoIterator<Item = Arg>,
+    ) -> Result<Self> {
+        let mut command = Command::new(workspace::target().join("release").join(program.name()));
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         // What the thread starts is on the thread's network.
-        let mut child = node.wire().run(|| command.spawn()).with_context(|| format!("Cannot run {PROGRAM}"))?;
+        let mut child = wire.run(|| command.spawn()).with_context(|| format!("Cannot run {}", program.name()))?;
         let says = child.stdout.take().context("The output of the client is not readable")?;
         Ok(Self { child, says: BufReader::new(says).lines() })
     }
 
-    /// Returns when the store has answered it.
+    /// Returns when it was answered for the first time.
     pub(super) fn wait_until_answered(&mut self) -> Result<()> {
         self.line().map(drop)
     }
 
-    /// Runs a phase, as `tests/load/phase.rs` spells it.
+    /// Runs a phase, as the `phase.rs` of the program spells it.
     pub(super) fn run(&mut self, phase: &str) -> Result<Outcome> {
         self.answer(phase).with_context(|| format!("The phase `{phase}` failed"))
     }

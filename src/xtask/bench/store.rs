@@ -5,10 +5,11 @@ use std::fs;
 use anyhow::{Context, Result};
 use cluster_tests::{Job, Node};
 
+use super::load::{Load, Program};
 use crate::component::Component;
 
 /// Where the store of a node is served: on loopback without TLS, since that is what all of them do alike.
-pub(super) const ENDPOINT: &str = "http://127.0.0.1:2379";
+const ENDPOINT: &str = "http://127.0.0.1:2379";
 
 /// The script that starts a node's store.
 const START: &str = "/opt/store.sh";
@@ -22,6 +23,11 @@ pub(super) enum Store {
     Etcd,
     /// The one that k3s is made with, on SQLite.
     Kine,
+}
+
+/// Starts the client of the store on a node.
+pub(super) fn load(node: &Node, value_bytes: u32) -> Result<Load> {
+    Load::start(Program::Datastore, &node.wire(), [ENDPOINT, "--value-bytes", &value_bytes.to_string()])
 }
 
 impl Store {

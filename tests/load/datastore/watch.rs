@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use etcd_client::{EventType, WatchStream};
+use load::{Log, Outcome, Size, Values};
 use tokio::task::JoinSet;
 
-use crate::outcome::{Log, Outcome};
-use crate::phase::{self, Size};
-use crate::registry::{OBJECTS, Registry, Values};
+use crate::phase;
+use crate::registry::{OBJECTS, Registry};
 
 /// Every change has to reach every watcher, with the value before it.
 pub(crate) async fn run(registry: &mut Registry, watchers: usize, size: Size) -> Result<Outcome> {

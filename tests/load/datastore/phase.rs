@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Subcommand;
+use load::{Log, Outcome, Size, dealt};
 
 use crate::client::PAGE;
-use crate::outcome::{Log, Outcome};
-use crate::registry::{OBJECTS, Registry, dealt};
+use crate::registry::{OBJECTS, Registry};
 use crate::{mixed, watch};
 
 /// A line of standard input. All but `create` need objects that are there.
@@ -37,32 +37,6 @@ pub(crate) enum Phase {
     Delete(Size),
     /// Forget history, while a client reads pages; an operation is a page, the seconds are those of the compaction.
     Compact,
-}
-
-/// How much.
-#[derive(clap::Args, Clone, Copy)]
-pub(crate) struct Size {
-    /// How many clients, each on a connection of its own.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    clients: u16,
-    /// How many operations of all clients together.
-    #[arg(long)]
-    operations: usize,
-}
-
-impl Size {
-    pub(crate) fn clients(self) -> usize {
-        self.clients.into()
-    }
-
-    /// The numbers of the operations, dealt to the clients.
-    pub(crate) fn dealt(self) -> Vec<Vec<usize>> {
-        dealt(0..self.operations, self.clients())
-    }
-
-    pub(crate) fn operations(self) -> usize {
-        self.operations
-    }
 }
 
 impl Phase {

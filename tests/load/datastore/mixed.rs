@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use etcd_client::{WatchRequestSender, WatchResponseStream};
+use load::{Log, Outcome, Size, Values, dealt};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::client::{Client, Object};
-use crate::outcome::{Log, Outcome};
-use crate::phase::Size;
-use crate::registry::{OBJECTS, Registry, Values, dealt};
+use crate::registry::{OBJECTS, Registry};
 
 const LEASES: &str = "/registry/leases/";
 /// How often kube-apiserver asks for progress while a read waits.

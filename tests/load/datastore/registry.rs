@@ -4,10 +4,10 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use load::{Log, Outcome, Values, dealt};
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Object, PAGE};
-use crate::outcome::{Log, Outcome};
 
 /// What objects are called below.
 pub(crate) const OBJECTS: &str = "/registry/configmaps/";
@@ -25,13 +25,6 @@ pub(crate) struct Registry {
     objects: Vec<Object>,
     /// How many were ever made: the name of the next one.
     made: usize,
-}
-
-/// Where values come from: each bears the moment at which it was made.
-#[derive(Debug, Clone)]
-pub(crate) struct Values {
-    filler: Vec<u8>,
-    epoch: Instant,
 }
 
 impl Registry {
@@ -134,48 +127,6 @@ impl Registry {
     }
 }
 
-impl Values {
-    fn new(bytes: usize) -> Self {
-        // Bytes that do not compress, the same in every run: xorshift64.
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[3]
-        };
-        Self { filler: (0..bytes.max(size_of::<u64>())).map(|_| next()).collect(), epoch: Instant::now() }
-    }
-
-    /// Short ones, as of a node's heartbeat.
-    pub(crate) fn short(&self) -> Self {
-        Self { filler: self.filler[..self.filler.len().min(300)].to_vec(), epoch: self.epoch }
-    }
-
-    /// A value made now.
-    pub(crate) fn make(&self) -> Vec<u8> {
-        let mut value = self.filler.clone();
-        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        value[..size_of::<u64>()].copy_from_slice(&now.to_le_bytes());
-        value
-    }
-
-    /// How long ago a value was made.
-    pub(crate) fn age(&self, value: &[u8]) -> Result<Duration> {
-        let stamp = value.first_chunk().context("a value lacks the moment at which it was made")?;
-        Ok(self.epoch.elapsed().saturating_sub(Duration::from_nanos(u64::from_le_bytes(*stamp))))
-    }
-}
-
-/// Dealt like cards: the first to the first, the second to the second.
-pub(crate) fn dealt<Card>(cards: impl IntoIterator<Item = Card>, hands: usize) -> Vec<Vec<Card>> {
-    let mut dealt: Vec<Vec<Card>> = (0..hands).map(|_| Vec::new()).collect();
-    for (index, card) in cards.into_iter().enumerate() {
-        dealt[index % hands].push(card);
-    }
-    dealt
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,14 +144,5 @@ mod tests {
         assert_eq!(registry.keys(1).unwrap(), before);
         assert_eq!(registry.names(1), ["/registry/configmaps/default/object-00000005"]);
         assert!(registry.deal(6).is_err());
-    }
-
-    #[test]
-    fn a_value_tells_its_age() {
-        let values = Values::new(100);
-        let value = values.make();
-        assert_eq!(value.len(), 100);
-        assert!(values.age(&value).unwrap() <= values.epoch.elapsed());
-        assert!(values.age(&[]).is_err());
     }
 }
