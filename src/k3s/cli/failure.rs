@@ -4,12 +4,18 @@ use std::{error::Error, fmt, process::ExitCode};
 
 /// The command line was wrong.
 pub(crate) const USAGE: u8 = 64;
+/// What was named is not there.
+pub(crate) const NO_INPUT: u8 = 66;
 /// A service or program that is needed is not there.
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// Something that should not happen did.
 pub(crate) const SOFTWARE: u8 = 70;
 /// The operating system said no.
 pub(crate) const OS_ERROR: u8 = 71;
+/// What should be made is there already.
+pub(crate) const CANNOT_CREATE: u8 = 73;
+/// A configuration file does not say what it has to.
+pub(crate) const CONFIGURATION: u8 = 78;
 
 /// What went wrong and what to do, for a person, and a number for scripts.
 #[derive(Debug)]

@@ -4,22 +4,15 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use super::{
     Failure,
-    failure::UNAVAILABLE,
+    administrator::{KUBECONFIG, unreadable},
     upstream::{become_program, find},
 };
-
-const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
 
 pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let chosen = std::env::var_os("KUBECONFIG").is_some()
         || args.iter().any(|arg| arg.to_string_lossy().starts_with("--kubeconfig"));
     if !chosen && let Err(error) = std::fs::File::open(Path::new(KUBECONFIG)) {
-        return Err(Failure::new(
-            UNAVAILABLE,
-            format!(
-                "{KUBECONFIG} cannot be read ({error}): run as root on a server, or set KUBECONFIG to a kubeconfig of yours"
-            ),
-        ));
+        return Err(unreadable(Path::new(KUBECONFIG), &error));
     }
     let defaults: &[(&str, &str)] = if chosen { &[] } else { &[("KUBECONFIG", KUBECONFIG)] };
     become_program(find("kubectl")?, "kubectl", args, defaults)

@@ -1,20 +1,24 @@
 //! The command line: one file per verb.
 
+mod administrator;
 mod agent;
 mod check_config;
 mod completion;
 mod crictl;
 mod ctr;
 mod datastore;
+mod duration;
 mod environment;
 mod failure;
 mod kubectl;
+mod node;
 mod output;
 mod runtime;
 mod server;
 mod signals;
 mod snapshot;
 mod status;
+mod token;
 mod upstream;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
@@ -60,6 +64,12 @@ enum Verb {
     /// Save, list, prune and restore snapshots of the datastore
     #[command(subcommand, alias = "etcd-snapshot")]
     Snapshot(snapshot::Verb),
+    /// Make, list and delete bootstrap tokens, and exchange the server's token
+    #[command(subcommand)]
+    Token(token::Verb),
+    /// Let the servers forget a node's password
+    #[command(subcommand)]
+    Node(node::Verb),
     /// Check a configuration and this machine, and change nothing
     #[command(disable_help_flag = true)]
     CheckConfig(PassedOn),
@@ -102,6 +112,8 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::Crictl(PassedOn { args }) => crictl::run(args),
         Verb::Status(options) => status::run(&options),
         Verb::Snapshot(verb) => snapshot::run(verb),
+        Verb::Token(verb) => token::run(verb),
+        Verb::Node(verb) => node::run(verb),
         Verb::CheckConfig(PassedOn { args }) => check_config::run(args),
         Verb::Completion(options) => completion::run(&options),
         Verb::Datastore(verb) => datastore::run(verb),

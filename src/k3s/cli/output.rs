@@ -18,3 +18,15 @@ pub(super) fn print_json(what: &str, value: &impl Serialize) -> Result<(), Failu
     println!("{json}");
     Ok(())
 }
+
+/// Lines of cells, each column as wide as its widest.
+pub(super) fn table<const COLUMNS: usize>(rows: impl IntoIterator<Item = [String; COLUMNS]>) -> String {
+    let rows: Vec<_> = rows.into_iter().collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [_; COLUMNS] = std::array::from_fn(width);
+    let line = |row: &[String; COLUMNS]| {
+        let cells: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$} ")).collect();
+        cells.trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}

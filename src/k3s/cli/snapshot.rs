@@ -13,7 +13,7 @@ use k3s_server::snapshots;
 use super::{
     Failure,
     environment::{environment, refused},
-    output::{Format, print_json},
+    output::{self, Format, print_json},
     runtime,
 };
 use crate::version;
@@ -165,14 +165,7 @@ fn table(listed: &[Listed]) -> String {
             label.map_or_else(|| "not a snapshot".to_owned(), |label| label.token_hash.clone()),
         ]
     };
-    let rows: Vec<_> = std::iter::once(header).chain(listed.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-    let widths: Vec<_> = (0..6).map(width).collect();
-    let line = |row: &[String; 6]| {
-        let cells: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$} ")).collect();
-        cells.trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    output::table(std::iter::once(header).chain(listed.iter().map(row)))
 }
 
 fn row(listed: &Listed) -> serde_json::Value {
