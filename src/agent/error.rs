@@ -1,8 +1,11 @@
 //! What keeps a node from coming up.
 
-use std::{io, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use k3s_components::TemplateError;
+use k3s_supervise::{GraphError, notify::NotifyError};
+
+use crate::join::JoinError;
 
 /// A node that cannot be prepared, or cannot join its network.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,28 @@ pub enum Error {
     /// The pod range, as the API told it.
     #[error(transparent)]
     PodCidr(#[from] k3s_controllers::PodCidrError),
+    /// The load balancer's port is taken.
+    #[error(
+        "the load balancer cannot listen on {address} ({source}): stop the program that has the port, or choose another --lb-server-port"
+    )]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No server lets the node in, and none will.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The service manager's socket.
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
+    /// The thread that forks children.
+    #[error("no thread can be started for the components ({0}): the system is out of processes")]
+    Thread(io::Error),
+    /// A program waits for something that nothing makes.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// A kubeconfig of ours that cannot be used.
     #[error("the kubeconfig {} cannot be used", path.display())]
     Kubeconfig {
@@ -55,6 +80,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// The process's exit code, after sysexits.h.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen { .. } => 69,
+            Self::File { .. } | Self::Replace(_) | Self::Identity(k3s_identity::Error::File(_)) => 73,
+            Self::Join(JoinError::File(_) | JoinError::Pki(k3s_pki::Error::File(_))) => 73,
+            Self::Notify(_) | Self::Thread(_) => 71,
+            Self::Graph(_) => 70,
+            Self::Template { .. }
+            | Self::Identity(_)
+            | Self::Address(_)
+            | Self::Cni(_)
+            | Self::Overlay(_)
+            | Self::Nat(_)
+            | Self::PodCidr(_)
+            | Self::Join(_)
+            | Self::Kubeconfig { .. } => 78,
+        }
+    }
+
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }

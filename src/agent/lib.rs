@@ -1,19 +1,32 @@
 //! The node: containerd, kubelet, kube-proxy and the network that pods are wired to.
 //!
-//! A server runs it in its own process; `k3s agent` alone will run the same role after it has joined.
+//! A server runs it in its own process ([`NodeRole`]); `k3s agent` runs it after it has joined one ([`run`]), and also while none answers.
 
 mod annotations;
 mod api;
+mod cache;
 mod cgroup;
+mod cluster_config;
 mod error;
+mod https;
 mod identity;
 mod images;
+mod join;
+mod membership;
 mod network;
 mod node;
 mod resolv_conf;
+mod role;
+mod server_api;
+mod servers;
+mod trust;
 
 pub use api::client;
+pub use cluster_config::UnusableConfig;
 pub use error::Error;
+pub use https::RequestError;
 pub use identity::{ETC, node_name};
+pub use join::JoinError;
 pub use network::own_addresses;
 pub use node::{NodeRole, Request};
+pub use role::{Package, run};

@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, fs, io, net::IpAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use k3s_components::{Components, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet};
 use k3s_config::{
     agent::NodeConfig,
@@ -17,7 +18,7 @@ use k3s_supervise::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{Error, annotations, api, cgroup, error::chain, images, network, resolv_conf};
+use crate::{Error, annotations, api, cache::PodCidrCache, cgroup, error::chain, images, network, resolv_conf};
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -105,6 +106,27 @@ impl NodeRole {
         supervisor.start(self.launches.iter().map(|launch| launch.program.clone()))
     }
 
+    /// Takes the place of `before`, which runs: of its programs, those that change are started anew, and with a `new_authority` those
+    /// that check servers by it. Pods stay.
+    pub(crate) async fn take_over(
+        &self,
+        before: &Self,
+        new_authority: bool,
+        supervisor: &Supervisor,
+    ) -> Result<(), GraphError> {
+        for launch in &self.launches {
+            let checks_servers = launch.program.name != "containerd";
+            if before.launches.contains(launch) && !(new_authority && checks_servers) {
+                continue;
+            }
+            // One that did not run before is started.
+            if supervisor.replace(launch.program.clone()).await.is_err() {
+                supervisor.start([launch.program.clone()])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Does the node's own part until it is done or `shutdown` falls: imports images, tells the API the node's addresses, and joins
     /// the pod network as soon as the API has given it a range. What fails is told in the status and tried again.
     pub async fn run(&self, supervisor: &Supervisor, shutdown: CancellationToken) -> Result<(), Error> {
@@ -129,14 +151,28 @@ impl NodeRole {
         Ok(())
     }
 
+    /// By the ranges of the node's last life at once, and by those that the API gives when they are others.
     async fn join(&self, supervisor: &Supervisor) -> Result<(), Error> {
+        let cache = PodCidrCache::new(self.paths.agent().join("pod-cidrs.json"));
+        let remembered = cache.load();
+        if !remembered.is_empty() {
+            self.wire_up(&remembered, supervisor).await;
+        }
         if supervisor.ready("kube-apiserver").await.is_err() {
             return Ok(());
         }
         let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
         let ranges = wait_pod_cidr(client, &self.node.config.name).await?;
+        if ranges != remembered {
+            self.wire_up(&ranges, supervisor).await;
+            cache.store(&ranges)?;
+        }
+        Ok(())
+    }
+
+    async fn wire_up(&self, ranges: &[IpNet], supervisor: &Supervisor) {
         let mut pause = Duration::from_millis(500);
-        while let Err(error) = network::join(&self.node, ranges.clone()).await {
+        while let Err(error) = network::join(&self.node, ranges.to_vec()).await {
             let error = chain(&error);
             warn!(error, "The pod network cannot be joined; trying again.");
             supervisor.warn("pod-network", format!("Pods cannot be reached: {error}."));
@@ -144,7 +180,6 @@ impl NodeRole {
             pause = (pause * 2).min(Duration::from_secs(30));
         }
         supervisor.clear("pod-network");
-        Ok(())
     }
 }
 

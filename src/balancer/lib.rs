@@ -13,5 +13,5 @@ mod state_file;
 pub use address::{Address, InvalidAddress};
 pub use k3s_files::FileError;
 pub use pool::{Connection, Pool, Snapshot};
-pub use serve::{Balancer, Options};
+pub use serve::{Balancer, Link, NoServer, Options};
 pub use server::{Health, State};

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fmt, io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -49,6 +49,20 @@ pub struct Balancer {
     pool: Arc<Mutex<Pool>>,
     state_file: Arc<StateFile>,
     durations: DialDurations,
+}
+
+/// Counts a connection as one to its server for as long as it is held.
+#[derive(Debug)]
+pub struct Link {
+    balancer: Balancer,
+    connection: Connection,
+}
+
+/// No server could be dialled.
+#[derive(Debug)]
+pub struct NoServer {
+    /// Each that was tried, and why it could not.
+    pub tried: Vec<(Address, io::Error)>,
 }
 
 impl Balancer {
@@ -114,18 +128,9 @@ impl Balancer {
         clients.wait().await;
     }
 
-    async fn forward(&self, mut client: TcpStream) {
-        let Some((mut server, connection)) = self.dial().await else {
-            debug!("No server could be dialled for a client.");
-            return;
-        };
-        let counted = Counted { balancer: self, connection: &connection };
-        // A broken connection is the client's to notice, and to open anew.
-        let _ = connection.over().run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
-        drop(counted);
-    }
-
-    async fn dial(&self) -> Option<(TcpStream, Connection)> {
+    /// A connection to the best server there is, for requests of our own.
+    pub async fn connect(&self) -> Result<(TcpStream, Link), NoServer> {
+        let mut tried = Vec::new();
         for address in self.pool(Pool::candidates) {
             let began = Instant::now();
             let dialled = timeout(DIAL, dial(&address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -133,16 +138,26 @@ impl Balancer {
             match dialled {
                 Ok(stream) => {
                     if let Some(connection) = self.pool(|pool, now| pool.dialled(&address, now)) {
-                        return Some((stream, connection));
+                        return Ok((stream, Link { balancer: self.clone(), connection }));
                     }
                 }
                 Err(error) => {
-                    debug!(%address, %error, "A server could not be dialled.");
                     self.pool(|pool, now| pool.dial_failed(&address, now));
+                    tried.push((address, error));
                 }
             }
         }
-        None
+        Err(NoServer { tried })
+    }
+
+    async fn forward(&self, mut client: TcpStream) {
+        match self.connect().await {
+            Ok((mut server, link)) => {
+                // A broken connection is the client's to notice, and to open anew.
+                let _ = link.over().run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
+            }
+            Err(error) => debug!(%error, "A client was turned away."),
+        }
     }
 
     fn pool<T>(&self, look: impl FnOnce(&mut Pool, Instant) -> T) -> T {
@@ -151,17 +166,30 @@ impl Balancer {
     }
 }
 
-/// Counts a connection off however its task ends.
-struct Counted<'a> {
-    balancer: &'a Balancer,
-    connection: &'a Connection,
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.balancer.pool(|pool, _| pool.ended(self.connection));
+impl Link {
+    /// Falls when the server is not to be used any more.
+    pub fn over(&self) -> &CancellationToken {
+        self.connection.over()
     }
 }
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.balancer.pool(|pool, _| pool.ended(&self.connection));
+    }
+}
+
+impl fmt::Display for NoServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no server can be reached")?;
+        for (address, error) in &self.tried {
+            write!(f, "; {address}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for NoServer {}
 
 async fn dial(address: &Address) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((address.host(), address.port())).await?;

@@ -1,20 +1,33 @@
-//! Where the `kubernetes` Service leads: to the front, not to kube-apiserver's own port, which only loopback reaches.
+//! Where the `kubernetes` Service leads: to the front, not to kube-apiserver's own port, which only loopback reaches. Servers write it,
+//! agents follow it.
 //!
 //! kube-apiserver can only publish the port that it listens on itself, so it runs with `--endpoint-reconciler-type=none` and this
 //! writes what it would have written.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    pin::pin,
+};
 
-use k8s_openapi::api::{core::v1::Endpoints, discovery::v1::EndpointSlice};
+use futures_util::StreamExt as _;
+use k8s_openapi::api::{
+    core::v1::Endpoints,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt as _,
     api::{Patch, PatchParams},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, log_broken_watch};
 
 const NAMESPACE: &str = "default";
 const NAME: &str = "kubernetes";
@@ -31,6 +44,51 @@ pub async fn publish_api_endpoint(client: Client, address: SocketAddr, shutdown:
         info!(%address, "Pods reach the API here.");
     };
     shutdown.run_until_cancelled(publish).await;
+}
+
+/// Tells where the API is served, whenever that changes, for as long as it is polled; never an empty set. `system:k3s-controller` may
+/// read it.
+pub async fn follow_api_endpoints(client: Client, mut changed: impl FnMut(BTreeSet<SocketAddr>)) {
+    let slices: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
+    let of_service = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
+    let mut events = pin!(watcher(slices, of_service).backoff(Backoff::default()));
+    let mut known: BTreeMap<String, BTreeSet<SocketAddr>> = BTreeMap::new();
+    let mut told = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => {
+                known.clear();
+                continue;
+            }
+            Ok(Event::InitApply(slice)) => {
+                known.insert(slice.name_any(), addresses(&slice));
+                continue;
+            }
+            Ok(Event::InitDone) => {}
+            Ok(Event::Apply(slice)) => drop(known.insert(slice.name_any(), addresses(&slice))),
+            Ok(Event::Delete(slice)) => drop(known.remove(&slice.name_any())),
+            Err(error) => {
+                log_broken_watch("the servers", &error);
+                continue;
+            }
+        }
+        let now: BTreeSet<SocketAddr> = known.values().flatten().copied().collect();
+        if !now.is_empty() && now != told {
+            told.clone_from(&now);
+            changed(now);
+        }
+    }
+}
+
+/// Those that are not known to be unready, on the port called `https`.
+fn addresses(slice: &EndpointSlice) -> BTreeSet<SocketAddr> {
+    let ports = slice.ports.iter().flatten().filter(|port| port.name.as_deref() == Some("https"));
+    let ports: Vec<u16> = ports.filter_map(|port| port.port?.try_into().ok()).collect();
+    let ready = |endpoint: &&Endpoint| endpoint.conditions.as_ref().and_then(|it| it.ready) != Some(false);
+    let ips = slice.endpoints.iter().flatten().filter(ready).flat_map(|endpoint| &endpoint.addresses);
+    ips.filter_map(|ip| ip.parse().ok())
+        .flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)))
+        .collect()
 }
 
 async fn apply(client: &Client, address: SocketAddr) -> kube::Result<()> {

@@ -14,7 +14,7 @@ mod node_hosts;
 mod pod_cidr;
 
 pub use addons::{Addons, Variables};
-pub use api_endpoints::publish_api_endpoint;
+pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint};
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::run as run_node_hosts;

@@ -48,6 +48,8 @@ pub(crate) struct Site {
 #[derive(Debug)]
 pub(crate) enum Command {
     Restart,
+    /// Restart as this one.
+    Replace(Box<Program>),
     Stop,
     /// Answered by whoever still advances.
     Pulse(oneshot::Sender<()>),
@@ -102,6 +104,10 @@ impl Runner {
                         continue;
                     }
                     Some(Command::Restart) => Event::RestartAsked,
+                    Some(Command::Replace(program)) => {
+                        self.program = Arc::new(*program);
+                        Event::RestartAsked
+                    }
                     Some(Command::Stop) => Event::StopAsked,
                     None => {
                         commanded = false;

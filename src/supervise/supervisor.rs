@@ -156,6 +156,15 @@ impl Supervisor {
         Ok(())
     }
 
+    /// As [`Supervisor::restart`], as `program` from then on: the one of the same name, with other arguments. What it is after stays.
+    pub async fn replace(&self, program: Program) -> Result<(), UnknownProgram> {
+        let commands = self.crew(|crew| crew.commands.get(&program.name).cloned());
+        let commands = commands.ok_or_else(|| UnknownProgram(program.name.clone()))?;
+        // A runner that has ended has nothing to replace.
+        let _ = commands.send(Command::Replace(Box::new(program))).await;
+        Ok(())
+    }
+
     /// Adds a sentence to the status that tells what the user should know or do; one of the same key is replaced.
     pub fn warn(&self, key: &str, sentence: impl Into<String>) {
         self.board().warn(key, sentence.into());

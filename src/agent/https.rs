@@ -1,0 +1,112 @@
+//! HTTPS requests to whichever server the balancer chooses, one connection each, as k3s' agents make them.
+
+use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::{body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use k3s_balancer::{Balancer, NoServer};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// How long a server may take for one request: what k3s grants.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than any answer of a server has.
+const LARGEST: usize = 4 << 20;
+
+/// Makes requests with one identity and one idea of whom to trust.
+#[derive(Clone)]
+pub(crate) struct Https {
+    balancer: Balancer,
+    tls: TlsConnector,
+}
+
+/// Why a request brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Nobody accepts a connection.
+    #[error(transparent)]
+    NoServer(#[from] NoServer),
+    /// Whoever accepted is not who it should be, or does not want us.
+    #[error("the TLS handshake with the server failed: {0}")]
+    Handshake(#[source] io::Error),
+    /// Not HTTP, or broken off.
+    #[error("the server broke off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// Nothing came.
+    #[error("the server did not answer within {} s", PATIENCE.as_secs())]
+    Timeout,
+    /// More came than there can be to say.
+    #[error("the server's answer is larger than {} MiB", LARGEST >> 20)]
+    TooLarge,
+    /// The server understood and said no, or not yet.
+    #[error("the server answers {status}{}{message}", if message.is_empty() { "" } else { ": " })]
+    Refused {
+        /// HTTP's code.
+        status: StatusCode,
+        /// The server's own words, where it has any.
+        message: String,
+    },
+}
+
+impl RequestError {
+    /// The code of a server that understood.
+    pub(crate) fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+impl Https {
+    pub(crate) fn new(balancer: Balancer, tls: ClientConfig) -> Self {
+        Self { balancer, tls: TlsConnector::from(Arc::new(tls)) }
+    }
+
+    /// The body of a successful answer.
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Bytes, RequestError> {
+        timeout(PATIENCE, self.exchange(request)).await.unwrap_or(Err(RequestError::Timeout))
+    }
+
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Bytes, RequestError> {
+        let (stream, _link) = self.balancer.connect().await?;
+        // k3s' agents come by loopback and ask for it: every server's certificate names it.
+        let name = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
+        let stream = self.tls.connect(name, stream).await.map_err(RequestError::Handshake)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("127.0.0.1"));
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let answered = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(unread)?.to_bytes();
+            if status.is_success() { Ok(body) } else { Err(RequestError::Refused { status, message: words(&body) }) }
+        };
+        tokio::pin!(connection);
+        tokio::select! {
+            answer = answered => answer,
+            // It ends first where the server breaks off: the request knows why.
+            Err(error) = &mut connection => Err(error.into()),
+        }
+    }
+}
+
+fn unread(error: Box<dyn std::error::Error + Send + Sync>) -> RequestError {
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => RequestError::Broken(*error),
+        Err(error) if error.is::<LengthLimitError>() => RequestError::TooLarge,
+        // `Limited` has no third kind.
+        Err(_) => RequestError::Timeout,
+    }
+}
+
+/// The message of a Kubernetes `Status`, or a short text.
+fn words(body: &[u8]) -> String {
+    let status: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let message = status.as_ref().and_then(|status| status["message"].as_str());
+    let text = message.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
+    text.chars().filter(|c| !c.is_control()).take(300).collect::<String>().trim().to_owned()
+}

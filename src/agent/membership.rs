@@ -1,0 +1,176 @@
+//! Being part of the cluster: joining, going by what is remembered while no server answers, and joining anew in time.
+//!
+//! ```text
+//!                 a server answers
+//! start ───────────────────────────────────▶ joined ──▶ two thirds of a certificate's life ─┐
+//!   │  none does, and there is                 ▲  ▲                                         │
+//!   └──── a memory ───▶ remembered ────────────┘  └──────────────── joins again ────────────┘
+//!                        a server answers
+//! ```
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use k3s_files as files;
+use k3s_pki::{AgentPki, Certificate};
+use k3s_supervise::{Gate, Supervisor};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    cluster_config::ClusterConfig,
+    error::chain,
+    join::{Applicant, JoinError, Joined},
+    server_api::ServerApi,
+};
+
+/// How long a server may take before a node that remembers its cluster starts without one.
+const GRACE: Duration = Duration::from_secs(5);
+/// Between attempts at first, and at most with as much again by chance: k3s tries every five to ten seconds.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
+/// A renewal is looked at again at least so often: clocks are set, and machines sleep.
+const LOOK: Duration = Duration::from_secs(12 * 60 * 60);
+/// Between the attempts of a renewal.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(10 * 60);
+
+/// What the node goes by at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// As the server told last.
+    pub(crate) config: ClusterConfig,
+    /// What servers are checked by; clients that read it at their start have to be made anew when it changes.
+    pub(crate) authority: Bytes,
+}
+
+/// What is known of the cluster, and who is asked for more.
+pub(crate) struct Membership {
+    applicant: Applicant,
+    known: watch::Sender<Option<Known>>,
+    api: watch::Sender<Option<ServerApi>>,
+}
+
+impl Membership {
+    pub(crate) fn new(applicant: Applicant) -> Self {
+        Self { applicant, known: watch::Sender::new(None), api: watch::Sender::new(None) }
+    }
+
+    /// What the node is to go by, as it changes; none until [`Self::hold`] has something.
+    pub(crate) fn known(&self) -> watch::Receiver<Option<Known>> {
+        self.known.subscribe()
+    }
+
+    /// The servers' API with the newest certificate; none before the first join of this start.
+    pub(crate) fn api(&self) -> watch::Receiver<Option<ServerApi>> {
+        self.api.subscribe()
+    }
+
+    /// Gets in and stays in, for as long as it is polled. `gate` opens with the first join of this start.
+    ///
+    /// # Errors
+    /// What no server can mend, for a node that remembers nothing.
+    pub(crate) async fn hold(&self, gate: &Gate, supervisor: &Supervisor) -> Result<(), JoinError> {
+        gate.waiting(format!("an answer of {}", self.applicant.server));
+        let remembered = self.applicant.remembered()?;
+        match remembered {
+            Some(config) => self.remember(config, gate).await?,
+            None => self.accept(self.until_joined(gate, false).await?)?,
+        }
+        gate.open();
+        loop {
+            self.until_due().await;
+            info!("This node's certificates are renewed.");
+            match self.applicant.join().await {
+                Ok(joined) => {
+                    supervisor.clear("renewal");
+                    self.accept(joined)?;
+                }
+                Err(error) => {
+                    let why = chain(&error);
+                    warn!(error = why, "This node's certificates could not be renewed; trying again.");
+                    supervisor.warn("renewal", format!("This node's certificates could not be renewed: {why}."));
+                    sleep(RENEWAL_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Goes by memory unless a server answers soon, and joins when one does.
+    async fn remember(&self, config: ClusterConfig, gate: &Gate) -> Result<(), JoinError> {
+        if let Ok(Ok(joined)) = timeout(GRACE, self.applicant.join()).await {
+            return self.accept(joined);
+        }
+        info!(server = %self.applicant.server, "No server has let this node in yet: it starts with what it remembers of its cluster.");
+        self.know(config)?;
+        self.accept(self.until_joined(gate, true).await?)
+    }
+
+    /// Tries until a server lets this node in. What it waits for is logged when it changes, and always in the status.
+    async fn until_joined(&self, gate: &Gate, has_memory: bool) -> Result<Joined, JoinError> {
+        let [mut pause, longest] = PAUSES;
+        let mut told = String::new();
+        loop {
+            let error = match self.applicant.join().await {
+                Ok(joined) => return Ok(joined),
+                Err(error) if error.is_final() && !has_memory => return Err(error),
+                Err(error) => chain(&error),
+            };
+            gate.waiting(error.clone());
+            if error != told {
+                warn!(server = %self.applicant.server, "This node is not in the cluster yet; trying on: {error}.");
+                told = error;
+            }
+            sleep(pause + longest.min(pause).mul_f64(fastrand::f64())).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    fn accept(&self, joined: Joined) -> Result<(), JoinError> {
+        self.api.send_replace(Some(joined.api));
+        self.know(joined.config)
+    }
+
+    fn know(&self, config: ClusterConfig) -> Result<(), JoinError> {
+        let authority = files::read(&self.pki().server_ca)?.unwrap_or_default().into();
+        let known = Some(Known { config, authority });
+        self.known.send_if_modified(|old| {
+            let differs = *old != known;
+            *old = known;
+            differs
+        });
+        Ok(())
+    }
+
+    /// Waits until one of this node's certificates has lived two thirds of its life.
+    async fn until_due(&self) {
+        let pki = self.pki();
+        loop {
+            let certificates =
+                [&pki.serving_kubelet, &pki.client_kubelet, &pki.client_kube_proxy, &pki.client_k3s_controller];
+            let now = SystemTime::now();
+            let left = certificates.into_iter().map(|files| time_left(&files.certificate, now)).min();
+            match left.unwrap_or_default() {
+                Duration::ZERO => return,
+                left => sleep(left.min(LOOK)).await,
+            }
+        }
+    }
+
+    fn pki(&self) -> AgentPki {
+        AgentPki::at(&self.applicant.dir)
+    }
+}
+
+/// How long a certificate stays as it is; no time if there is none to read.
+fn time_left(certificate: &Path, now: SystemTime) -> Duration {
+    let found = files::read(certificate).ok().flatten().and_then(|pem| Certificate::first_of(&pem).ok());
+    let Some(found) = found else { return Duration::ZERO };
+    let (from, to) = (SystemTime::from(found.not_before), SystemTime::from(found.not_after));
+    let life = to.duration_since(from).unwrap_or_default();
+    (from + life * 2 / 3).duration_since(now).unwrap_or_default()
+}

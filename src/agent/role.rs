@@ -1,0 +1,219 @@
+//! The life of an agent, from the checked configuration to the last child's end.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
+use k3s_components::{Components, Paths};
+use k3s_config::agent::AgentConfig;
+use k3s_supervise::{Gate, Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, status};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    Error, api, identity,
+    join::Applicant,
+    membership::{Known, Membership},
+    network,
+    node::{NodeRole, Request},
+    servers,
+};
+
+/// Sockets and whatever else a boot may lose.
+const RUN: &str = "/run/k3s";
+/// How long the service manager is asked to bear with a stop.
+const STOP: Duration = Duration::from_secs(90);
+/// The balancer's name in metrics and its state file's, as k3s has it.
+const BALANCER: &str = "k3s-agent-load-balancer";
+
+/// What comes with this program.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// The upstream programs that a node needs, all found.
+    pub components: Components,
+    /// The folder of image archives, where there is one.
+    pub images: Option<PathBuf>,
+}
+
+/// Runs an agent until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
+///
+/// ```text
+/// prepare: bind ─► name, password, addresses ─► the servers of the last life
+/// start:   join, or remember ─► containerd ─► images ─► kubelet ─► pod network ─┐
+///          load balancer ─► the API answers ─► kube-proxy ──────────────────────┴─► READY
+/// drain:   children, in reverse ─► load balancer
+/// ```
+pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
+    let notifier = Notifier::from_env()?;
+    let (agent, listeners) = Agent::prepare(config, package).await?;
+    let ends = CancellationToken::new();
+    let live = async {
+        let ended = agent.work(&notifier, &shutdown).await;
+        if let Err(error) = &ended {
+            error!(%error, "The agent cannot go on and stops.");
+        }
+        agent.drain(&notifier, &ends).await;
+        ended
+    };
+    let (ended, ()) = tokio::join!(live, agent.serve(listeners, &notifier, &ends));
+    info!("Stopped.");
+    ended
+}
+
+/// An agent that is prepared: from here on it joins, and only children start.
+struct Agent {
+    config: AgentConfig,
+    paths: Paths,
+    package: Package,
+    ips: Vec<std::net::IpAddr>,
+    balancer: Balancer,
+    membership: Membership,
+    supervisor: Supervisor,
+}
+
+/// Sockets that are bound and not served yet.
+struct Listeners {
+    balancer: TcpListener,
+    status: UnixListener,
+}
+
+impl Agent {
+    async fn prepare(mut config: AgentConfig, package: Package) -> Result<(Self, Listeners), Error> {
+        let paths = Paths::new(&config.data_dir, RUN);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.balancer_port));
+        let balancer_listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+        let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
+
+        let ips = network::own_addresses(&config.node.ips).await?;
+        let (name, password) = identity::of(&config.node, &paths)?;
+        config.node.name.clone_from(&name);
+        let balancer = Balancer::new(BalancerOptions {
+            name: BALANCER.to_owned(),
+            url: config.server.to_string(),
+            default: Address::new(&config.server.host, config.server.port),
+            state_file: paths.agent_etc(&format!("{BALANCER}.json")),
+        })?;
+        let membership = Membership::new(Applicant {
+            server: config.server.clone(),
+            balancer: balancer.clone(),
+            token: identity::token(&config)?,
+            name,
+            password,
+            ips: ips.clone(),
+            external_ips: config.node.external_ips.clone(),
+            dir: paths.agent(),
+            apiserver: format!("https://{address}"),
+        });
+        let supervisor = Supervisor::new(Options {
+            run_dir: paths.run().to_path_buf(),
+            log: Target::detect(),
+            cgroups: CgroupPlace::default(),
+        })
+        .map_err(Error::Thread)?;
+        info!(%address, server = %config.server, "The load balancer leads to the servers.");
+        let agent = Self { config, paths, package, ips, balancer, membership, supervisor };
+        Ok((agent, Listeners { balancer: balancer_listener, status }))
+    }
+
+    /// Serves the node's own clients, `k3s status` and the service manager until the end.
+    async fn serve(&self, listeners: Listeners, notifier: &Notifier, ends: &CancellationToken) {
+        tokio::join!(
+            self.balancer.serve(listeners.balancer, ends.clone()),
+            status::serve(listeners.status, self.supervisor.clone(), ends.clone()),
+            notifier.follow(self.supervisor.subscribe(), ends.clone()),
+            notifier.watchdog(&self.supervisor, ends.clone()),
+        );
+    }
+
+    /// Joins, starts everything and does what this process itself has to do, until `shutdown` or until it cannot go on.
+    async fn work(&self, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
+        let [server, api] = [self.supervisor.gate("server")?, self.supervisor.gate("kube-apiserver")?];
+        let member = async { Ok(self.membership.hold(&server, &self.supervisor).await?) };
+        let node = async {
+            let known = next(&mut self.membership.known()).await;
+            let node = NodeRole::prepare(self.request(&known)).await?;
+            node.start(&self.supervisor)?;
+            let beside = async {
+                let api_servers = servers::follow(&self.balancer, self.membership.api(), &self.paths);
+                tokio::join!(self.open_api(&api), self.announce(notifier), api_servers);
+                Ok(())
+            };
+            tokio::try_join!(self.run_node(node, known, shutdown), beside)
+        };
+        let work = async { tokio::try_join!(member, node).map(drop) };
+        shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
+    }
+
+    /// Runs the node by what is known of its cluster, and anew by whatever that changes to.
+    async fn run_node(&self, mut node: NodeRole, mut known: Known, shutdown: &CancellationToken) -> Result<(), Error> {
+        let mut changes = self.membership.known();
+        loop {
+            let changed = changes.wait_for(|now| now.as_ref().is_some_and(|now| *now != known));
+            tokio::select! {
+                ended = node.run(&self.supervisor, shutdown.clone()) => return ended,
+                _ = changed => info!("What the servers tell of the cluster has changed."),
+            }
+            let now = next(&mut changes).await;
+            let next = NodeRole::prepare(self.request(&now)).await?;
+            next.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
+            (node, known) = (next, now);
+        }
+    }
+
+    /// Opens what waits for kube-apiserver once it answers through the load balancer.
+    async fn open_api(&self, gate: &Gate) {
+        api::until_ready(&self.paths.agent().join("kubelet.kubeconfig"), gate).await;
+        info!("The Kubernetes API answers.");
+        gate.open();
+    }
+
+    /// Says READY once everything is; of a node that started without a server, once kubelet is, since pods run then.
+    async fn announce(&self, notifier: &Notifier) {
+        let joined = self.membership.api().borrow().is_some();
+        let ready = if joined { self.supervisor.all_ready().await } else { self.supervisor.ready("kubelet").await };
+        if ready.is_ok() {
+            notifier.ready();
+            info!("The node is ready.");
+        }
+    }
+
+    async fn drain(&self, notifier: &Notifier, ends: &CancellationToken) {
+        notifier.stopping();
+        notifier.extend_timeout(STOP);
+        let report = self.supervisor.stop().await;
+        if !report.killed.is_empty() {
+            warn!(components = report.killed.join(", "), "Some components did not end when asked and were killed.");
+        }
+        ends.cancel();
+    }
+
+    fn request(&self, known: &Known) -> Request {
+        Request {
+            config: self.config.node.clone(),
+            network: known.config.network.clone(),
+            ips: self.ips.clone(),
+            paths: self.paths.clone(),
+            components: self.package.components.clone(),
+            packaged_images: self.package.images.clone(),
+            kube_proxy: known.config.kube_proxy,
+            cloud_controller: known.config.cloud_controller,
+            verbosity: self.config.verbosity,
+        }
+    }
+}
+
+/// What is known, as soon as something is.
+async fn next(known: &mut watch::Receiver<Option<Known>>) -> Known {
+    match known.wait_for(Option::is_some).await.map(|known| known.clone()) {
+        Ok(Some(known)) => known,
+        // The membership lives as long as the agent.
+        _ => std::future::pending().await,
+    }
+}

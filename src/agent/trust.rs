@@ -1,0 +1,168 @@
+//! How an agent knows that it talks to its cluster.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use k3s_balancer::Balancer;
+use k3s_identity::CaHash;
+use k3s_pki::CertificateFiles;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs::default_provider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+};
+use tracing::warn;
+
+use crate::{
+    https::{Https, RequestError},
+    join::JoinError,
+};
+
+/// Whose certificate a server has to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// One of an authority that the operating system trusts.
+    System,
+    /// One of these authorities, PEM.
+    Authorities(Bytes),
+}
+
+/// A client certificate with its key.
+pub(crate) struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Settles whom to trust, in k3s' order: the operating system's authorities; else those that the server itself shows, if they sign its own
+/// certificate and are what the token pins.
+///
+/// A token without a hash trusts the first server that it sees. Without any token, the authorities of the first join are asked for.
+pub(crate) async fn establish(
+    balancer: &Balancer,
+    pinned: Option<&CaHash>,
+    joined_before: Option<Bytes>,
+) -> Result<Trust, JoinError> {
+    if let Some(authorities) = joined_before {
+        return Ok(Trust::Authorities(authorities));
+    }
+    if shown(balancer, Trust::System.tls(None)?).await.is_ok() {
+        if pinned.is_some() {
+            warn!("The operating system trusts the server's certificate: the token's hash is not checked.");
+        }
+        return Ok(Trust::System);
+    }
+    let authorities = shown(balancer, anyone()).await?;
+    let trust = Trust::Authorities(authorities.clone());
+    shown(balancer, trust.tls(None)?).await?;
+    let found = CaHash::of(&authorities).map_err(|why| JoinError::Answer { what: "/cacerts", why: why.to_string() })?;
+    match pinned {
+        Some(pinned) if *pinned != found => Err(JoinError::OtherAuthority { pinned: pinned.clone(), found }),
+        Some(_) => Ok(trust),
+        None => {
+            warn!(
+                "The token holds no hash of the cluster's authority, so the first server that answers is trusted: use the whole token."
+            );
+            Ok(trust)
+        }
+    }
+}
+
+async fn shown(balancer: &Balancer, tls: ClientConfig) -> Result<Bytes, RequestError> {
+    let request = Request::get("/cacerts").body(Full::default()).expect("the path is one");
+    Https::new(balancer.clone(), tls).send(request).await
+}
+
+impl Trust {
+    /// How to talk to a server that is trusted so.
+    pub(crate) fn tls(&self, identity: Option<Identity>) -> Result<ClientConfig, JoinError> {
+        let mut roots = RootCertStore::empty();
+        match self {
+            Self::System => {
+                // What cannot be read is not trusted: nothing else follows from it.
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+            Self::Authorities(pem) => {
+                let unusable = |why: String| JoinError::Answer { what: "/cacerts", why };
+                for certificate in CertificateDer::pem_slice_iter(pem) {
+                    let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+                    roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+                }
+            }
+        }
+        let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for TLS 1.2 and 1.3")
+            .with_root_certificates(roots);
+        Ok(match identity {
+            Some(Identity { chain, key }) => tls.with_client_auth_cert(chain, key).map_err(JoinError::Identity)?,
+            None => tls.with_no_client_auth(),
+        })
+    }
+}
+
+impl Identity {
+    /// The certificate of an earlier join; `None` if there is none that can be used.
+    pub(crate) fn load(files: &CertificateFiles) -> Option<Self> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&files.certificate).ok()?.collect();
+        let chain = chain.ok().filter(|chain| !chain.is_empty())?;
+        Some(Self { chain, key: PrivateKeyDer::from_pem_file(&files.key).ok()? })
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("chain", &self.chain.len()).finish_non_exhaustive()
+    }
+}
+
+/// For the one request whose answer is checked afterwards.
+fn anyone() -> ClientConfig {
+    let provider = Arc::new(default_provider());
+    ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        .with_no_client_auth()
+}
+
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
