@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use k3s_files::{self as files, FileError, PRIVATE};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::Value;
 use tracing::warn;
 
 use crate::cluster_config::ClusterConfig;
@@ -28,7 +28,7 @@ pub(crate) struct PodCidrCache {
 struct Stored {
     /// The node that it was given to.
     node: String,
-    config: Box<RawValue>,
+    config: Value,
 }
 
 impl ClusterCache {
@@ -41,7 +41,7 @@ impl ClusterCache {
         let Some(text) = files::read(&self.path)?.filter(|text| !files::is_torn(text)) else { return Ok(None) };
         let stored = match serde_json::from_slice::<Stored>(&text) {
             Ok(stored) if stored.node != node => return Ok(None),
-            Ok(stored) => ClusterConfig::parse(stored.config.get().as_bytes()).map_err(|error| error.to_string()),
+            Ok(stored) => ClusterConfig::parse(stored.config.to_string().as_bytes()).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = &stored {

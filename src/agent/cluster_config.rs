@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
-use k3s_config::network::{ClusterNetwork, Overlay, PortRange};
+use k3s_config::{
+    network::{ClusterNetwork, Overlay, PortRange},
+    server::EgressMode,
+};
 use serde::Deserialize;
 
 /// What a node needs to know of its cluster.
@@ -18,20 +21,6 @@ pub(crate) struct ClusterConfig {
     pub(crate) kube_proxy: bool,
     /// Whether the servers' node controller sets nodes' addresses.
     pub(crate) cloud_controller: bool,
-}
-
-/// `--egress-selector-mode`: what servers may reach through a node's tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum EgressMode {
-    /// kubelet alone; nothing is sent there.
-    Disabled,
-    /// kubelet.
-    Agent,
-    /// kubelet, and the node's pods.
-    Pod,
-    /// kubelet, and everything in the cluster's pod ranges.
-    Cluster,
 }
 
 /// Why an answer is no configuration that this node can follow.
@@ -49,6 +38,9 @@ pub enum UnusableConfig {
     /// A backend that we do not have.
     #[error("its overlay is {0}, which this version does not have: use vxlan, host-gw or none on the servers")]
     Backend(String),
+    /// A mode that we do not have.
+    #[error("its egress selector mode is not known: {0}")]
+    Egress(String),
     /// Two ports where we expect one.
     #[error(
         "its servers have a port of their own for agents, {supervisor} beside {api}, which this version does not follow"
@@ -85,7 +77,10 @@ impl ClusterConfig {
                 cluster_domain: control.cluster_domain,
                 overlay: overlay(control.flannel_backend)?,
             },
-            egress: control.egress_selector_mode,
+            egress: match control.egress_selector_mode {
+                Some(mode) if !mode.is_empty() => mode.parse().map_err(UnusableConfig::Egress)?,
+                _ => EgressMode::Agent,
+            },
             kube_proxy: !control.disable_kube_proxy,
             cloud_controller: !control.disable_ccm,
         })
@@ -111,8 +106,8 @@ struct Control {
     cluster_dnss: Option<Vec<IpAddr>>,
     cluster_domain: String,
     flannel_backend: String,
-    #[serde(default = "EgressMode::of_old_servers")]
-    egress_selector_mode: EgressMode,
+    /// k3s had no choice before it had this field.
+    egress_selector_mode: Option<String>,
     #[serde(default)]
     disable_kube_proxy: bool,
     #[serde(default, rename = "DisableCCM")]
@@ -137,13 +132,6 @@ struct GoNet {
 struct GoPortRange {
     base: u16,
     size: u16,
-}
-
-impl EgressMode {
-    /// k3s had no choice before it had this field.
-    fn of_old_servers() -> Self {
-        Self::Agent
-    }
 }
 
 impl GoNet {

@@ -265,3 +265,133 @@ impl Issued {
         Ok(Self { files: place.clone(), certificate: certificate.into(), key: key.map(Into::into) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::testing::TestServer;
+
+    fn node_token(text: &str) -> Option<Token> {
+        Some(text.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_node_asks_for_what_k3s_nodes_ask_for_and_has_what_they_have() {
+        let server = TestServer::start().await;
+        let applicant = server.applicant(Some(server.token()));
+        assert!(applicant.remembered().unwrap().is_none());
+        let joined = applicant.join().await.unwrap();
+        assert_eq!(joined.config.network.cluster_domain, "cluster.local");
+
+        let seen = server.seen();
+        let lines: Vec<&str> = seen.iter().map(|seen| seen.line.as_str()).collect();
+        assert_eq!(
+            lines,
+            [
+                "GET /cacerts",
+                "GET /cacerts",
+                "GET /v1-k3s/config",
+                "GET /v1-k3s/client-ca.crt",
+                "GET /v1-k3s/server-ca.crt",
+                "POST /v1-k3s/serving-kubelet.crt",
+                "POST /v1-k3s/client-kubelet.crt",
+                "POST /v1-k3s/client-kube-proxy.crt",
+                "POST /v1-k3s/client-k3s-controller.crt",
+            ]
+        );
+        // node:joining
+        assert!(seen[2..].iter().all(|seen| seen.authorization.as_deref() == Some("Basic bm9kZTpqb2luaW5n")));
+        assert_eq!(seen[0].authorization, None, "who is not trusted yet learns nothing");
+        assert_eq!(seen[5].node.as_deref(), Some("edge-1 s3cret 192.0.2.7,198.51.100.7"));
+        assert_eq!(seen[6].node.as_deref(), Some("edge-1 s3cret 192.0.2.7"));
+        assert_eq!(seen[7].node, None);
+
+        let pki = AgentPki::at(&applicant.dir);
+        let own = Certificate::first_of(&fs::read(&pki.client_kubelet.certificate).unwrap()).unwrap();
+        assert_eq!(own.common_name.as_deref(), Some("system:node:edge-1"));
+        for file in fs::read_dir(&applicant.dir).unwrap().map(Result::unwrap) {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
+        let kubeconfig = fs::read_to_string(&pki.kubelet_kubeconfig).unwrap();
+        assert!(kubeconfig.contains("server: https://127.0.0.1:6444"), "{kubeconfig}");
+        assert_eq!(joined.api.servers().await.unwrap(), ["192.0.2.1:6443".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_joined_remembers_and_needs_no_token() {
+        let server = TestServer::start().await;
+        server.applicant(Some(server.token())).join().await.unwrap();
+        server.seen();
+        let again = server.applicant(None);
+        assert_eq!(again.remembered().unwrap(), Some(again.join().await.unwrap().config));
+        assert!(server.seen().iter().all(|seen| seen.authorization.is_none()));
+        let renamed = Applicant { name: "edge-2".into(), ..server.applicant(None) };
+        assert!(renamed.remembered().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_not_taken_gives_way_to_the_token() {
+        let server = TestServer::start().await;
+        server.applicant(Some(server.token())).join().await.unwrap();
+        server.seen();
+        server.answer("/v1-k3s/client-kubelet.crt", StatusCode::UNAUTHORIZED);
+        let error = server.applicant(Some(server.token())).join().await.err().unwrap();
+        assert!(matches!(error, JoinError::Credentials { .. }) && !error.is_final(), "{error}");
+        let tried = server.seen().into_iter().filter(|seen| seen.line == "POST /v1-k3s/client-kubelet.crt");
+        assert_eq!(tried.map(|seen| seen.with_certificate).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[tokio::test]
+    async fn a_token_of_another_cluster_is_refused_with_both_hashes() {
+        let server = TestServer::start().await;
+        let other = "0".repeat(64);
+        let error = server.applicant(node_token(&format!("K10{other}::node:joining"))).join().await.err().unwrap();
+        assert!(error.is_final());
+        let hash = server.token().ca_hash.unwrap();
+        assert!(error.to_string().contains(&other) && error.to_string().contains(hash.as_str()), "{error}");
+        assert!(server.seen().iter().all(|seen| seen.authorization.is_none()), "the secret was not sent");
+        assert!(!server.disk.path().join("agent").exists(), "nothing was written");
+        server.applicant(node_token("joining")).join().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn refusals_say_what_to_do_and_change_nothing() {
+        let server = TestServer::start().await;
+        let applicant = server.applicant(Some(server.token()));
+        for (path, status, told) in [
+            ("/v1-k3s/config", StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable: not now"),
+            (
+                "/v1-k3s/config",
+                StatusCode::UNAUTHORIZED,
+                "does not accept the token: give this agent the one in server/agent-token",
+            ),
+            ("/v1-k3s/serving-kubelet.crt", StatusCode::FORBIDDEN, "run `k3s node forget edge-1` on a server"),
+        ] {
+            server.answer(path, status);
+            let error = applicant.join().await.err().unwrap();
+            assert!(error.to_string().contains(told) && !error.is_final(), "{error}");
+            server.answer(path, StatusCode::OK);
+            assert!(applicant.remembered().unwrap().is_none());
+        }
+        applicant.join().await.unwrap();
+        let before = fs::read(applicant.dir.join("client-kubelet.crt")).unwrap();
+        server.answer("/v1-k3s/client-k3s-controller.crt", StatusCode::SERVICE_UNAVAILABLE);
+        applicant.join().await.err().unwrap();
+        assert_eq!(fs::read(applicant.dir.join("client-kubelet.crt")).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_the_server_made_replaces_the_nodes_own() {
+        let own = PrivateKey::generate().unwrap();
+        let theirs = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&theirs).unwrap().pem();
+        let place = CertificateFiles::at("/".as_ref(), "client-kubelet");
+        let error = Issued::of(&place, certificate.as_bytes(), &own).err().unwrap().to_string();
+        assert!(error.ends_with("it is for another key"), "{error}");
+        let both = certificate.clone() + &theirs.serialize_pem();
+        let issued = Issued::of(&place, both.as_bytes(), &own).unwrap();
+        assert_eq!((issued.certificate, issued.key), (certificate.into(), Some(theirs.serialize_pem().into())));
+    }
+}

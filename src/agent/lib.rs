@@ -19,6 +19,8 @@ mod resolv_conf;
 mod role;
 mod server_api;
 mod servers;
+#[cfg(test)]
+mod testing;
 mod trust;
 
 pub use api::client;

@@ -136,7 +136,7 @@ fn login(token: &Token) -> HeaderValue {
         Credentials::Basic { password, .. } => {
             format!("Basic {}", STANDARD.encode(format!("{USER}:{}", password.expose())))
         }
-        Credentials::Bootstrap { token } => format!("Bearer {}", token.expose()),
+        Credentials::Bootstrap { token } => format!("Bearer {token}"),
     };
     let mut value = HeaderValue::from_str(&text).expect("base64 and bootstrap tokens are ASCII");
     value.set_sensitive(true);

@@ -1,0 +1,185 @@
+//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use k3s_balancer::{Address, Balancer, Options};
+use k3s_identity::{CaHash, Password, Token};
+use k3s_pki::{AnyClientCertificate, NodeCertificate, PublicKey, ServerPki, ServerRequest};
+use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, sign::SingleCertAndKey};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{cluster_config::tests::CONFIG, join::Applicant};
+
+/// One server and the disk of a node that may join it. Both go on drop.
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) disk: tempfile::TempDir,
+    shared: Arc<Shared>,
+    _serving: DropGuard,
+}
+
+struct Shared {
+    pki: ServerPki,
+    /// What is answered in place of the truth.
+    refusals: Mutex<BTreeMap<&'static str, StatusCode>>,
+    seen: Mutex<Vec<Seen>>,
+}
+
+/// A request that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) line: String,
+    pub(crate) authorization: Option<String>,
+    pub(crate) node: Option<String>,
+    pub(crate) with_certificate: bool,
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> Self {
+        let disk = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let pki = ServerPki::ensure(
+            &disk.path().join("server"),
+            &ServerRequest {
+                tls_sans: Vec::new(),
+                node_name: "server".parse().unwrap(),
+                node_ips: vec![[192, 0, 2, 1].into()],
+                advertise_address: None,
+                service_ip: [10, 43, 0, 1].into(),
+                cluster_domain: "cluster.local".parse().unwrap(),
+                apiserver_port: 6444,
+                now,
+            },
+        )
+        .unwrap();
+        let certificate = Arc::new(SingleCertAndKey::from(pki.front_certificate(&[], now).unwrap().certified_key()));
+        let tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(AnyClientCertificate::verifier())
+            .with_cert_resolver(certificate);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared { pki, refusals: Mutex::default(), seen: Mutex::default() });
+        let end = CancellationToken::new();
+        tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), shared.clone(), end.clone()));
+        Self { address, disk, shared, _serving: end.drop_guard() }
+    }
+
+    /// A node with an empty disk, or with what its last join left there.
+    pub(crate) fn applicant(&self, token: Option<Token>) -> Applicant {
+        let host = self.address.ip().to_string();
+        let balancer = Balancer::new(Options {
+            name: "test".into(),
+            url: format!("https://{}", self.address),
+            default: Address::from(self.address),
+            state_file: self.disk.path().join("balancer.json"),
+        });
+        Applicant {
+            server: format!("https://{host}:{}", self.address.port()).parse().unwrap(),
+            balancer: balancer.unwrap(),
+            token,
+            name: "edge-1".into(),
+            password: Password::new("s3cret"),
+            ips: vec![[192, 0, 2, 7].into()],
+            external_ips: vec![[198, 51, 100, 7].into()],
+            dir: self.disk.path().join("agent"),
+            apiserver: "https://127.0.0.1:6444".into(),
+        }
+    }
+
+    /// The token that agents join with.
+    pub(crate) fn token(&self) -> Token {
+        let hash = CaHash::of(self.shared.pki.server_ca.bundle()).unwrap();
+        Token::basic(hash, "node", Password::new("joining"))
+    }
+
+    /// Answers a path so from now on; 200 is the truth again.
+    pub(crate) fn answer(&self, path: &'static str, status: StatusCode) {
+        let mut refusals = self.shared.refusals.lock().unwrap();
+        if status == StatusCode::OK {
+            refusals.remove(path)
+        } else {
+            refusals.insert(path, status)
+        };
+    }
+
+    /// What came since the last look.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.shared.seen.lock().unwrap())
+    }
+}
+
+async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end: CancellationToken) {
+    let connections = TaskTracker::new();
+    while let Some(Ok((stream, _))) = end.run_until_cancelled(listener.accept()).await {
+        let (tls, shared, end) = (tls.clone(), shared.clone(), end.clone());
+        connections.spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let with_certificate = stream.get_ref().1.peer_certificates().is_some();
+            let answer = service_fn(|request| answer(request, with_certificate, &shared));
+            let served = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            let _ = end.run_until_cancelled(served).await;
+        });
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    with_certificate: bool,
+    shared: &Shared,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let path = request.uri().path().to_owned();
+    shared.seen.lock().unwrap().push(Seen {
+        line: format!("{} {path}", request.method()),
+        authorization: header("authorization"),
+        node: header("k3s-node-name")
+            .map(|name| format!("{name} {} {}", header("k3s-node-password").unwrap(), header("k3s-node-ip").unwrap())),
+        with_certificate,
+    });
+    let ips = header("k3s-node-ip").unwrap_or_default();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let refusal = shared.refusals.lock().unwrap().get(path.as_str()).copied();
+    if let Some(status) = refusal {
+        let status_object = format!("{{\"kind\":\"Status\",\"code\":{},\"message\":\"not now\"}}", status.as_u16());
+        return Ok(Response::builder().status(status).body(status_object.into()).unwrap());
+    }
+    let sign = |certificate: NodeCertificate| {
+        let key = PublicKey::from_request(&body).unwrap();
+        Bytes::from(shared.pki.sign(&certificate, &key, SystemTime::now()).unwrap())
+    };
+    let node: k3s_pki::HostName = "edge-1".parse().unwrap();
+    let content = match path.as_str() {
+        "/cacerts" | "/v1-k3s/server-ca.crt" => Bytes::copy_from_slice(shared.pki.server_ca.bundle()),
+        "/v1-k3s/client-ca.crt" => Bytes::copy_from_slice(shared.pki.client_ca.bundle()),
+        "/v1-k3s/config" => CONFIG.into(),
+        "/v1-k3s/apiservers" => "[\"192.0.2.1:6443\"]".into(),
+        "/v1-k3s/serving-kubelet.crt" => {
+            sign(NodeCertificate::ServingKubelet { node, ips: ips.split(',').map(|ip| ip.parse().unwrap()).collect() })
+        }
+        "/v1-k3s/client-kubelet.crt" => sign(NodeCertificate::ClientKubelet { node }),
+        "/v1-k3s/client-kube-proxy.crt" => sign(NodeCertificate::ClientKubeProxy),
+        "/v1-k3s/client-k3s-controller.crt" => sign(NodeCertificate::ClientK3sController),
+        _ => return Ok(Response::builder().status(StatusCode::NOT_FOUND).body(Full::default()).unwrap()),
+    };
+    Ok(Response::new(content.into()))
+}
