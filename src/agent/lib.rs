@@ -15,6 +15,7 @@ mod join;
 mod membership;
 mod network;
 mod node;
+mod reach;
 mod resolv_conf;
 mod role;
 mod server_api;
@@ -22,6 +23,7 @@ mod servers;
 #[cfg(test)]
 mod testing;
 mod trust;
+mod tunnels;
 
 pub use api::client;
 pub use cluster_config::UnusableConfig;

@@ -23,7 +23,8 @@ use crate::{
     membership::{Known, Membership},
     network,
     node::{NodeRole, Request},
-    servers,
+    reach, servers,
+    tunnels::Tunnels,
 };
 
 /// Sockets and whatever else a boot may lose.
@@ -141,8 +142,8 @@ impl Agent {
             let node = NodeRole::prepare(self.request(&known)).await?;
             node.start(&self.supervisor)?;
             let beside = async {
-                let api_servers = servers::follow(&self.balancer, self.membership.api(), &self.paths);
-                tokio::join!(self.open_api(&api), self.announce(notifier), api_servers);
+                let servers = servers::follow(&self.balancer, self.membership.api(), &self.paths);
+                tokio::join!(self.open_api(&api), self.announce(notifier), servers, self.hold_tunnels());
                 Ok(())
             };
             tokio::try_join!(self.run_node(node, known, shutdown), beside)
@@ -165,6 +166,18 @@ impl Agent {
             next.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
             (node, known) = (next, now);
         }
+    }
+
+    /// Holds tunnels to the servers, with whatever they may reach at the time.
+    async fn hold_tunnels(&self) {
+        let rules = watch::Sender::new(reach::kubelet_alone());
+        let tunnels = Tunnels {
+            balancer: self.balancer.clone(),
+            rules: rules.subscribe(),
+            supervisor: self.supervisor.clone(),
+            dir: self.paths.agent(),
+        };
+        tokio::join!(tunnels.hold(), reach::follow(self.membership.known(), &self.ips, &rules));
     }
 
     /// Opens what waits for kube-apiserver once it answers through the load balancer.

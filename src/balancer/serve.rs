@@ -13,6 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -48,6 +49,7 @@ pub struct Balancer {
     name: Arc<str>,
     pool: Arc<Mutex<Pool>>,
     state_file: Arc<StateFile>,
+    servers: watch::Sender<BTreeSet<Address>>,
     durations: DialDurations,
 }
 
@@ -71,10 +73,12 @@ impl Balancer {
         let state_file = StateFile::new(options.state_file, options.url);
         let known = state_file.load()?;
         state_file.store(&known)?;
+        let servers = if known.is_empty() { BTreeSet::from([options.default.clone()]) } else { known.clone() };
         Ok(Self {
             name: options.name.into(),
             pool: Arc::new(Mutex::new(Pool::new(options.default, known, Instant::now()))),
             state_file: Arc::new(state_file),
+            servers: watch::Sender::new(servers),
             durations: DialDurations::default(),
         })
     }
@@ -85,6 +89,7 @@ impl Balancer {
             return;
         }
         let listed = self.listed();
+        self.servers.send_replace(listed.clone());
         let shown: Vec<String> = listed.iter().map(Address::to_string).collect();
         info!(servers = shown.join(","), "The load balancer has a new list of servers.");
         if let Err(error) = self.state_file.store(&listed) {
@@ -95,6 +100,11 @@ impl Balancer {
     /// The listed servers; without any, clients go to the registration address.
     pub fn listed(&self) -> BTreeSet<Address> {
         self.pool(|pool, _| pool.listed())
+    }
+
+    /// The listed servers as they change; the registration address while none is listed.
+    pub fn servers(&self) -> watch::Receiver<BTreeSet<Address>> {
+        self.servers.subscribe()
     }
 
     /// Tells how the tunnel to a server does. One that is in no list is passed over.
