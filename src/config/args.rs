@@ -1,6 +1,6 @@
 //! Users' arguments for a component, and how they combine with our defaults.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// What a user passed with `--kube-apiserver-arg` and its like, in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,6 +59,11 @@ impl ComponentArgs {
             .collect()
     }
 
+    /// Each of them, in the order given.
+    pub fn iter(&self) -> impl Iterator<Item = &ComponentArg> {
+        self.0.iter()
+    }
+
     /// The value that the user's last argument for `name` (without dashes) holds.
     pub fn value_of(&self, name: &str) -> Option<&str> {
         self.0.iter().rfind(|arg| arg.name == name).map(|arg| arg.value.as_str())
@@ -68,6 +73,17 @@ impl ComponentArgs {
 impl FromIterator<ComponentArg> for ComponentArgs {
     fn from_iter<I: IntoIterator<Item = ComponentArg>>(args: I) -> Self {
         Self(args.into_iter().collect())
+    }
+}
+
+impl fmt::Display for ComponentArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let merge = match self.merge {
+            Merge::Replace => "",
+            Merge::Append => "+",
+            Merge::Prepend => "-",
+        };
+        write!(f, "{}{merge}={}", self.name, self.value)
     }
 }
 

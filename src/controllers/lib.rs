@@ -11,6 +11,7 @@ mod backoff;
 mod node;
 mod node_annotations;
 mod node_hosts;
+mod node_passwords;
 mod pod_cidr;
 
 pub use addons::{Addons, Variables};
@@ -18,4 +19,8 @@ pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint};
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::run as run_node_hosts;
+pub use node_passwords::{
+    NodePasswordError, ensure_node_password, migrate_node_passwords, node_exists, node_password_secret,
+    run_node_password_owners, tell_of_deferred,
+};
 pub use pod_cidr::{PodCidrError, wait_pod_cidr};

@@ -2,6 +2,7 @@
 
 mod bootstrap_token;
 mod error;
+mod logins;
 mod node;
 mod passwd;
 mod password;
@@ -14,6 +15,7 @@ pub use bootstrap_token::{
     NoUsage, SECRET_TYPE, Usage,
 };
 pub use error::Error;
+pub use logins::Logins;
 pub use node::NodeFiles;
 pub use passwd::{Account, Passwd};
 pub use password::{MalformedHash, PasswordHash};

@@ -51,22 +51,24 @@ impl Passwd {
         Self::parse(&text).map_err(|(line, why)| refused(line, why))
     }
 
-    /// The groups of a user who knows the password. `system:authenticated` is for others to add.
-    pub fn authenticate(&self, user: &str, password: &str) -> Option<BTreeSet<String>> {
-        let row = self.row(user)?;
-        if Password::new(row[0].as_str()) != Password::new(password) {
-            return None;
-        }
-        Some(
-            row.get(3)
-                .map(|groups| groups.split(',').map(|group| group.trim().to_owned()).collect())
-                .unwrap_or_default(),
-        )
-    }
-
     /// An account's password.
     pub fn password(&self, account: Account) -> Option<Password> {
         self.row(account.user()).map(|row| Password::new(row[0].as_str()))
+    }
+
+    /// Every user's name and password; the last row of a user counts, as in k3s.
+    pub fn passwords(&self) -> impl Iterator<Item = (&str, Password)> {
+        self.users().map(|(user, password, _)| (user, Password::new(password)))
+    }
+
+    /// Every user with its password and groups; the last row of a user counts, as in k3s.
+    pub(crate) fn users(&self) -> impl Iterator<Item = (&str, &str, BTreeSet<String>)> {
+        let rows = self.rows.iter().filter(|row| self.row(&row[1]).is_some_and(|last| std::ptr::eq(*row, last)));
+        rows.map(|row| {
+            let groups =
+                row.get(3).into_iter().flat_map(|groups| groups.split(',')).map(|group| group.trim().to_owned());
+            (row[1].as_str(), row[0].as_str(), groups.collect())
+        })
     }
 
     /// Gives an account this password and its group.
@@ -187,11 +189,21 @@ mod tests {
     #[test]
     fn a_file_of_k3s_is_read() {
         let passwd = Passwd::parse("s3cret,node,node,k3s:agent\ns3cret,server,server,k3s:server\n").unwrap();
-        assert_eq!(passwd.authenticate("node", "s3cret"), Some(["k3s:agent".to_owned()].into()));
-        assert_eq!(passwd.authenticate("server", "s3cret"), Some(["k3s:server".to_owned()].into()));
-        for (user, password) in [("server", ""), ("server", "s3cret "), ("root", "s3cret"), ("", "")] {
-            assert_eq!(passwd.authenticate(user, password), None);
-        }
+        let users: Vec<_> = passwd.users().collect();
+        assert_eq!(
+            users,
+            [
+                ("node", "s3cret", BTreeSet::from(["k3s:agent".to_owned()])),
+                ("server", "s3cret", BTreeSet::from(["k3s:server".to_owned()])),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_last_row_of_a_user_counts() {
+        let passwd = Passwd::parse("old,ops,1,a\nother,them,2\nnew,ops,3,\"b,c\"\n").unwrap();
+        let users: Vec<_> = passwd.users().map(|(user, password, groups)| (user, password, groups.len())).collect();
+        assert_eq!(users, [("them", "other", 0), ("ops", "new", 2)]);
     }
 
     #[test]
@@ -208,7 +220,9 @@ mod tests {
             std::fs::read_to_string(&path).unwrap(),
             "\"a,\"\"b\",ops,7,\"k3s:server,auditors\",more\nnew,server,server,k3s:server\nnewer,node,node,k3s:agent\n"
         );
-        let groups = Passwd::load(&path).unwrap().authenticate("ops", "a,\"b").unwrap();
+        let again = Passwd::load(&path).unwrap();
+        let (user, password, groups) = again.users().next().unwrap();
+        assert_eq!((user, password), ("ops", "a,\"b"));
         assert!(groups.iter().eq(["auditors", "k3s:server"]));
     }
 

@@ -88,10 +88,6 @@ pub enum Error {
         now: OffsetDateTime,
     },
 
-    /// A certificate signing request that cannot be read, or whose sender does not hold its key.
-    #[error("the certificate signing request is refused: {0}")]
-    Request(String),
-
     /// The front's stored certificate is the user's own, and cannot be used.
     #[error("{} holds a certificate marked static that cannot be used ({why}): replace it, or remove the file", path.display())]
     StaticCertificate {

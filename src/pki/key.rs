@@ -32,6 +32,19 @@ pub struct PrivateKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey(Vec<u8>);
 
+/// Why a certificate signing request gives no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// It is something else.
+    #[error("it is not a DER-encoded PKCS #10 certificate signing request")]
+    Unreadable,
+    /// Its sender may not hold the key.
+    #[error(
+        "the signature of the certificate signing request does not match the public key in it, or is of a kind that is not known here"
+    )]
+    Unproven,
+}
+
 impl PrivateKey {
     /// A new ECDSA P-256 key, written as `EC PRIVATE KEY` (SEC 1).
     pub fn generate() -> Result<Self, Error> {
@@ -141,16 +154,14 @@ impl PublicKey {
     }
 
     /// The key of a DER-encoded PKCS #10 request whose signature proves that the sender holds it; its subject means nothing.
-    pub fn from_request(der: &[u8]) -> Result<Self, Error> {
-        let (rest, request) = X509CertificationRequest::from_der(der)
-            .map_err(|error| Error::Request(format!("not PKCS #10: {error}")))?;
-        if !rest.is_empty() {
-            return Err(Error::Request("bytes follow it".into()));
+    pub fn from_request(der: &[u8]) -> Result<Self, RequestError> {
+        match X509CertificationRequest::from_der(der) {
+            Ok((b"", request)) => {
+                request.verify_signature().map_err(|_| RequestError::Unproven)?;
+                Ok(Self::from_spki(request.certification_request_info.subject_pki.raw))
+            }
+            _ => Err(RequestError::Unreadable),
         }
-        request
-            .verify_signature()
-            .map_err(|_| Error::Request("its signature does not match the public key in it".into()))?;
-        Ok(Self::from_spki(request.certification_request_info.subject_pki.raw))
     }
 
     /// The SubjectPublicKeyInfo.
@@ -218,8 +229,10 @@ mod tests {
         assert_eq!(public.spki(), rcgen::PublicKeyData::subject_public_key_info(&key));
         let mut forged = request.der().to_vec();
         *forged.last_mut().unwrap() ^= 1;
-        for bad in [&forged[..], b"", b"-----BEGIN CERTIFICATE REQUEST-----"] {
-            assert!(matches!(PublicKey::from_request(bad), Err(Error::Request(_))));
+        assert_eq!(PublicKey::from_request(&forged), Err(RequestError::Unproven));
+        let followed = [request.der().as_ref(), b"\0"].concat();
+        for bad in [&followed[..], b"", b"-----BEGIN CERTIFICATE REQUEST-----"] {
+            assert_eq!(PublicKey::from_request(bad), Err(RequestError::Unreadable));
         }
     }
 

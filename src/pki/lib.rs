@@ -33,7 +33,7 @@ pub use chain::root;
 pub use client_auth::{AnyClientCertificate, ClientCa, ClientIdentity, Rejection};
 pub use error::Error;
 pub use front::FrontCertificate;
-pub use key::{PrivateKey, PublicKey};
+pub use key::{PrivateKey, PublicKey, RequestError};
 pub use kubeconfig::{ComponentKubeconfig, UserKubeconfig};
 pub use leaf::{CertificateFiles, Profile, Usage};
 pub use node::NodeCertificate;

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     authority::CertificateAuthority,
     error::Error,
-    key::PublicKey,
+    key::{PrivateKey, PublicKey},
     leaf::Profile,
     san::{HostName, San},
     server::ServerPki,
@@ -60,6 +60,18 @@ impl ServerPki {
     /// Whether the asker is that node is for the caller to know.
     pub fn sign(&self, certificate: &NodeCertificate, key: &PublicKey, now: SystemTime) -> Result<String, Error> {
         self.authority_of(certificate).issue(&certificate.profile(), key, now.into())
+    }
+
+    /// The same for a node that sends no key: the one that this server shares with all such nodes, which follows the chain. Releases
+    /// of k3s from before signing requests ask so.
+    pub fn sign_with_shared_key(&self, certificate: &NodeCertificate, now: SystemTime) -> Result<String, Error> {
+        let key = PrivateKey::load_or_generate(match certificate {
+            NodeCertificate::ServingKubelet { .. } => &self.serving_kubelet_key,
+            NodeCertificate::ClientKubelet { .. } => &self.client_kubelet_key,
+            NodeCertificate::ClientKubeProxy => &self.client_kube_proxy.key,
+            NodeCertificate::ClientK3sController => &self.client_k3s_controller.key,
+        })?;
+        Ok(self.sign(certificate, key.public(), now)? + &key.pem())
     }
 
     pub(crate) fn authority_of(&self, certificate: &NodeCertificate) -> &CertificateAuthority {

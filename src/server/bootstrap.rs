@@ -12,9 +12,10 @@ use std::{
 use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
 use k3s_datastore::Client;
-use k3s_identity::{Password, TokenFiles};
+use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{AgentPki, AgentRequest, ClientCa, HostName, San, ServerPki, ServerRequest, UserKubeconfig};
 use nix::sys::statvfs::statvfs;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tracing::info;
 
@@ -22,6 +23,8 @@ use crate::{
     Error,
     bootstrap_data::{self, Found, Precedence},
     front::{CurrentCertificate, Upstream},
+    node_passwords::OwnNode,
+    routes,
 };
 
 /// Where kubectl and people look for the administrator's kubeconfig.
@@ -168,6 +171,24 @@ pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> 
     info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");
     let token = tokens.server.password().expect("a server's own token is made of a password").clone();
     Ok(Credentials { pki, token })
+}
+
+/// The node that this server is, as it would have to prove itself; `None` without a node.
+pub(crate) fn own_node(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Option<OwnNode>, Error> {
+    if config.node.is_none() {
+        return Ok(None);
+    }
+    let files = NodeFiles::new(Path::new(k3s_agent::ETC));
+    let password = files.password(&paths.agent().join("node-password.txt"))?;
+    let address = Some(config.bind_address).filter(|address| !address.is_unspecified());
+    Ok(Some(OwnNode { name: host.name.clone(), password, address }))
+}
+
+/// What nodes are told of this server's configuration.
+pub(crate) fn published_config(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Value, Error> {
+    let ipsec_psk = k3s_files::read(&paths.cred("ipsec.psk"))?.unwrap_or_default();
+    let ipsec_psk = String::from_utf8_lossy(&ipsec_psk);
+    Ok(routes::config::document(config, &host.name, host.advertised(config), ipsec_psk.trim()))
 }
 
 /// What the front shows its clients, checks them by, and shows kube-apiserver.

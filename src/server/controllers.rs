@@ -2,11 +2,14 @@
 
 use k3s_components::Paths;
 use k3s_config::server::{Addon, ServerConfig};
-use k3s_controllers::{Addons, NodeController, Variables, publish_api_endpoint, run_node_hosts};
+use k3s_controllers::{
+    Addons, NodeController, Variables, migrate_node_passwords, publish_api_endpoint, run_node_hosts,
+    run_node_password_owners,
+};
 use k3s_supervise::Supervisor;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, bootstrap::Host};
+use crate::{Error, bootstrap::Host, core::CoreSender, node_passwords::NodePasswords};
 
 /// Cluster DNS, packed with us.
 const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
@@ -17,6 +20,8 @@ pub(crate) async fn run(
     paths: &Paths,
     host: &Host,
     supervisor: &Supervisor,
+    core: &CoreSender,
+    node_passwords: &NodePasswords,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let addons = Addons {
@@ -33,6 +38,9 @@ pub(crate) async fn run(
         return Ok(());
     }
     let client = k3s_agent::client(&paths.cred("supervisor.kubeconfig")).await?;
+    // Before anybody can ask for a name: none of those that are taken may seem to be free.
+    migrate_node_passwords(&client, &paths.cred("node-passwd")).await;
+    core.send(client.clone());
     let nodes = NodeController {
         initialises: !config.disabled.cloud_controller,
         own_node: config.node.is_some().then(|| host.name.clone()),
@@ -47,6 +55,8 @@ pub(crate) async fn run(
         publish_api_endpoint(client.clone(), endpoint, shutdown.clone()),
         nodes.run(client.clone(), shutdown.clone()),
         hosts,
+        node_passwords.check_deferred(shutdown.clone()),
+        run_node_password_owners(client.clone(), shutdown.clone()),
         addons.run(client.clone(), shutdown.clone()),
     );
     Ok(())

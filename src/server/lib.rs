@@ -3,14 +3,18 @@
 mod bootstrap;
 mod bootstrap_data;
 mod controllers;
+mod core;
 mod error;
 pub mod front;
+mod node_passwords;
 mod role;
 pub mod routes;
 pub mod snapshots;
 mod token;
 
 pub use bootstrap_data::BootstrapError;
+pub use core::{Core, CoreSender};
 pub use error::Error;
+pub use node_passwords::{NodePasswords, OwnNode};
 pub use role::{Package, run};
 pub use token::ServerToken;

@@ -24,8 +24,10 @@ use crate::{
     Error,
     bootstrap::{self, Credentials, Host},
     bootstrap_data, controllers,
+    core::{Core, CoreSender},
     front::{self, Front},
-    routes::Routes,
+    node_passwords::NodePasswords,
+    routes::{Cluster, Routes},
     snapshots::Snapshots,
     token::ServerToken,
 };
@@ -84,6 +86,9 @@ struct Server {
     supervisor: Supervisor,
     /// Tells the front that kube-apiserver answers.
     api_ready: watch::Sender<bool>,
+    /// Tells this process' own users of the API that they may begin.
+    core: CoreSender,
+    node_passwords: Arc<NodePasswords>,
     /// Keeps other servers off the directory.
     _lock: File,
 }
@@ -134,9 +139,28 @@ impl Server {
         let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
         let prepared = async {
             let Credentials { pki, token } = credentials(&config, &paths, &host, &datastore).await?;
+            let pki = Arc::new(pki);
             let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
             let (api_ready, ready) = watch::channel(false);
-            let routes = Routes::new(&paths.server());
+            let token = Arc::new(ServerToken::new(
+                paths.server(),
+                pki.server_ca.bundle().to_vec(),
+                config.agent_token.is_some(),
+                datastore.client(),
+                token,
+            ));
+            let (core_sender, core) = Core::pending();
+            let own_node = bootstrap::own_node(&config, &paths, &host)?;
+            let node_passwords = Arc::new(NodePasswords::new(core.clone(), own_node));
+            let routes = Routes::new(Cluster {
+                server_dir: paths.server(),
+                pki,
+                client_ca: client_ca.clone(),
+                core,
+                node_passwords: node_passwords.clone(),
+                token: token.clone(),
+                config: bootstrap::published_config(&config, &paths, &host)?,
+            });
             let metrics = config.supervisor_metrics.then(|| {
                 let mut registry = Registry::default();
                 datastore.register_metrics(&mut registry);
@@ -151,19 +175,23 @@ impl Server {
             })
             .map_err(Error::Thread)?;
             let listeners = Listeners { front, front_settings, status, snapshots, datastore: datastore_socket };
-            let token = Arc::new(ServerToken::new(
-                paths.server(),
-                pki.server_ca.bundle().to_vec(),
-                config.agent_token.is_some(),
-                datastore.client(),
-                token,
-            ));
-            Ok((token, api_ready, supervisor, listeners))
+            Ok((token, api_ready, core_sender, node_passwords, supervisor, listeners))
         };
         match prepared.await {
-            Ok((token, api_ready, supervisor, listeners)) => {
-                let server =
-                    Self { config, paths, package, host, token, datastore, supervisor, api_ready, _lock: lock };
+            Ok((token, api_ready, core, node_passwords, supervisor, listeners)) => {
+                let server = Self {
+                    config,
+                    paths,
+                    package,
+                    host,
+                    token,
+                    datastore,
+                    supervisor,
+                    api_ready,
+                    core,
+                    node_passwords,
+                    _lock: lock,
+                };
                 Ok((server, listeners))
             }
             Err(error) => {
@@ -211,8 +239,15 @@ impl Server {
                     None => Ok(()),
                 }
             };
-            let controlling =
-                controllers::run(&self.config, &self.paths, &self.host, &self.supervisor, shutdown.clone());
+            let controlling = controllers::run(
+                &self.config,
+                &self.paths,
+                &self.host,
+                &self.supervisor,
+                &self.core,
+                &self.node_passwords,
+                shutdown.clone(),
+            );
             tokio::try_join!(self.announce(notifier), on_node, controlling)?;
             shutdown.cancelled().await;
             Ok(())

@@ -24,7 +24,7 @@ use super::{
     tasks::Tasks,
     upgrade,
 };
-use crate::routes::Routes;
+use crate::routes::{Route, Routes};
 
 /// How long a connection to kube-apiserver is kept without requests; it keeps its side for 90 s.
 const IDLE: Duration = Duration::from_secs(60);
@@ -57,8 +57,8 @@ impl Gateway {
             )
             .into();
         }
-        if let Some(response) = self.routes.answer(request.method(), request.uri().path()).await {
-            return response;
+        if let Some(route) = Route::find(request.uri().path()) {
+            return self.routes.answer(route, request, peer).await;
         }
         if !*self.ready.borrow() {
             return Status::unavailable("apiserver not ready").into();

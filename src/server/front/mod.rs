@@ -22,7 +22,7 @@ mod upgrade;
 mod upstream;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +39,7 @@ pub use status::Status;
 pub use upstream::Upstream;
 
 pub(crate) use body::{empty, full};
+pub(crate) use peer::Peer;
 
 use crate::routes::Routes;
 

@@ -10,8 +10,8 @@ use super::headers::has_bearer_token;
 
 /// A client, for as long as its connection stands.
 #[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) address: SocketAddr,
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
     chain: Vec<CertificateDer<'static>>,
     verified: OnceLock<ClientIdentity>,
 }
@@ -27,7 +27,7 @@ pub(super) enum Caller<'a> {
 
 impl Peer {
     /// A client that proved in the handshake to hold the key of `chain`'s first certificate, if it sent any.
-    pub(super) fn new(address: SocketAddr, chain: Vec<CertificateDer<'static>>) -> Self {
+    pub(crate) fn new(address: SocketAddr, chain: Vec<CertificateDer<'static>>) -> Self {
         Self { address, chain, verified: OnceLock::new() }
     }
 
@@ -41,15 +41,21 @@ impl Peer {
         client_ca: &ClientCa,
         now: SystemTime,
     ) -> Result<Caller<'_>, Rejection> {
-        if let Some(identity) = self.verified.get().filter(|identity| identity.is_valid_at(now)) {
-            return Ok(Caller::Vouched(identity));
-        }
-        match client_ca.verify(&self.chain, now) {
-            Ok(identity) => Ok(Caller::Vouched(self.verified.get_or_init(|| identity))),
+        match self.identity(client_ca, now) {
+            Ok(identity) => Ok(Caller::Vouched(identity)),
             Err(Rejection::None | Rejection::NoUser) => Ok(Caller::Own),
             Err(_) if has_bearer_token(headers) => Ok(Caller::Own),
             Err(rejection) => Err(rejection),
         }
+    }
+
+    /// Who the client is by its certificate, now: verified once for a connection, its validity each time.
+    pub(crate) fn identity(&self, client_ca: &ClientCa, now: SystemTime) -> Result<&ClientIdentity, Rejection> {
+        if let Some(identity) = self.verified.get().filter(|identity| identity.is_valid_at(now)) {
+            return Ok(identity);
+        }
+        let identity = client_ca.verify(&self.chain, now)?;
+        Ok(self.verified.get_or_init(|| identity))
     }
 }
 

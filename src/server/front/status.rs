@@ -25,6 +25,11 @@ impl Status {
         Self::new(StatusCode::UNAUTHORIZED, Some("Unauthorized"), message)
     }
 
+    /// 403: who asks is known, or nobody, and may not.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, Some("Forbidden"), message)
+    }
+
     /// 404: nothing is there.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, Some("NotFound"), message)
@@ -33,6 +38,21 @@ impl Status {
     /// 405: something is there, but not for this method.
     pub fn method_not_allowed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, Some("MethodNotAllowed"), message)
+    }
+
+    /// 408: the request's body did not come in time.
+    pub fn timeout(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, Some("Timeout"), message)
+    }
+
+    /// 413: the request's body is longer than any that is right.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("RequestEntityTooLarge"), message)
+    }
+
+    /// 429 with `Retry-After: 1`: as many ask at the same time as may.
+    pub fn too_many_requests(message: impl Into<String>) -> Self {
+        Self { retry: true, ..Self::new(StatusCode::TOO_MANY_REQUESTS, Some("TooManyRequests"), message) }
     }
 
     /// 500: we failed.

@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     future::Future,
     net::SocketAddr,
+    path::Path,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -22,7 +23,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use k3s_pki::ClientCa;
+use k3s_datastore::{Datastore, Options};
+use k3s_identity::{Password, TokenFiles};
+use k3s_pki::{ClientCa, ServerPki, ServerRequest};
 use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
@@ -32,6 +35,7 @@ use rustls::{
     server::WebPkiClientVerifier,
     sign::CertifiedKey,
 };
+use serde_json::json;
 use time::OffsetDateTime;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -49,11 +53,17 @@ use super::{
     serve,
     tasks::Tasks,
 };
-use crate::routes::Routes;
+use crate::{
+    core::{Core, CoreSender},
+    node_passwords::{NodePasswords, OwnNode},
+    routes::{Cluster, Routes},
+    token::ServerToken,
+};
 
 /// A certificate authority.
 pub(crate) struct Ca {
     pub(crate) pem: String,
+    key: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -69,7 +79,14 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
+        Self { pem, key: key.serialize_pem(), issuer: Issuer::new(params, key) }
+    }
+
+    /// Puts it where a server finds its authorities, in `tls` below `server_dir`.
+    fn store(&self, server_dir: &Path, stem: &str) {
+        std::fs::create_dir_all(server_dir.join("tls")).unwrap();
+        std::fs::write(server_dir.join(format!("tls/{stem}.crt")), &self.pem).unwrap();
+        std::fs::write(server_dir.join(format!("tls/{stem}.key")), &self.key).unwrap();
     }
 
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Leaf {
@@ -388,6 +405,26 @@ impl HttpBody for Endless {
     }
 }
 
+/// The server token's password.
+pub(crate) const TOKEN: &str = "server-s3cret";
+/// The agent token's password.
+pub(crate) const AGENT_TOKEN: &str = "agent-s3cret";
+/// The password of the server's own node, `server`.
+pub(crate) const NODE_PASSWORD: &str = "node-s3cret";
+
+fn server_request() -> ServerRequest {
+    ServerRequest {
+        tls_sans: Vec::new(),
+        node_name: "server".parse().unwrap(),
+        node_ips: vec![[192, 0, 2, 1].into()],
+        advertise_address: None,
+        service_ip: [10, 43, 0, 1].into(),
+        cluster_domain: "cluster.local".parse().unwrap(),
+        apiserver_port: 6444,
+        now: SystemTime::now(),
+    }
+}
+
 /// The front, before a stand-in for kube-apiserver.
 pub(crate) struct Setup {
     pub(crate) client_ca: Ca,
@@ -398,7 +435,10 @@ pub(crate) struct Setup {
     pub(crate) server_ca: Ca,
     pub(crate) shutdown: CancellationToken,
     pub(crate) serving: JoinHandle<()>,
-    _server_dir: tempfile::TempDir,
+    /// `<data>/server`
+    pub(crate) server_dir: tempfile::TempDir,
+    _core: CoreSender,
+    _datastore: Datastore,
     _end: DropGuard,
 }
 
@@ -413,14 +453,36 @@ impl Setup {
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
         let proxy_certificate = request_header_ca.client("system:auth-proxy", None).current();
         let certificate = server_ca.server().current();
-        let _server_dir = tempfile::tempdir().unwrap();
+        let server_dir = tempfile::tempdir().unwrap();
+        client_ca.store(server_dir.path(), "client-ca");
+        server_ca.store(server_dir.path(), "server-ca");
+        let pki = Arc::new(ServerPki::ensure(server_dir.path(), &server_request()).unwrap());
+        TokenFiles::ensure(server_dir.path(), Some(TOKEN), Some(AGENT_TOKEN), pki.server_ca.bundle()).unwrap();
+        let datastore = Datastore::open(Options::new(server_dir.path().join("state.db"))).await.unwrap();
+        let (core_sender, core) = Core::pending();
+        let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD), address: None };
         let (ready, is_ready) = watch::channel(true);
+        let routes = Routes::new(Cluster {
+            server_dir: server_dir.path().to_owned(),
+            pki: pki.clone(),
+            client_ca: Arc::new(client_ca.client_ca()),
+            node_passwords: Arc::new(NodePasswords::new(core.clone(), Some(own_node))),
+            core,
+            token: Arc::new(ServerToken::new(
+                server_dir.path().to_owned(),
+                pki.server_ca.bundle().to_vec(),
+                true,
+                datastore.client(),
+                Password::new(TOKEN),
+            )),
+            config: json!({"ClusterDomain": "cluster.local"}),
+        });
         let front = Front {
             certificate: certificate.clone(),
             client_ca: Arc::new(client_ca.client_ca()),
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             ready: is_ready,
-            routes: Routes::new(_server_dir.path()),
+            routes,
             metrics,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -428,11 +490,24 @@ impl Setup {
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, front, shutdown.clone()));
         let _end = shutdown.clone().drop_guard();
-        Self { client_ca, api, address, ready, certificate, server_ca, shutdown, serving, _server_dir, _end }
+        Self {
+            client_ca,
+            api,
+            address,
+            ready,
+            certificate,
+            server_ca,
+            shutdown,
+            serving,
+            server_dir,
+            _core: core_sender,
+            _datastore: datastore,
+            _end,
+        }
     }
 
     /// A client that connects to the front, with a certificate or without.
-    pub(crate) fn connector(&self, certificate: Option<&Leaf>) -> Connector {
+    pub(super) fn connector(&self, certificate: Option<&Leaf>) -> Connector {
         connector(self.address, &self.server_ca, certificate.map(Leaf::certified_key))
     }
 
@@ -455,7 +530,7 @@ impl Setup {
 }
 
 /// Connects to `address`, with a certificate and whatever key comes with it.
-pub(crate) fn connector(address: SocketAddr, server_ca: &Ca, certificate: Option<CertifiedKey>) -> Connector {
+pub(super) fn connector(address: SocketAddr, server_ca: &Ca, certificate: Option<CertifiedKey>) -> Connector {
     let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -476,6 +551,14 @@ pub(crate) struct Http2 {
 impl Http2 {
     pub(crate) async fn send(&self, request: Request<Body>) -> Response<Incoming> {
         soon(self.sender.clone().send_request(request)).await.unwrap()
+    }
+
+    /// Sends what has been given of the request; the answer comes when it comes.
+    pub(crate) fn begin(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+        self.sender.clone().send_request(request)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response<Incoming> {

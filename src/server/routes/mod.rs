@@ -1,102 +1,243 @@
-//! What the server answers itself: `/cacerts`, `/ping`, `/static/*`, and the paths that agents join by.
+//! What the server answers itself: `/cacerts`, `/ping`, `/static/*`, and the supervisor API that nodes join by.
+//!
+//! ```text
+//! path ─► route (`table.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
+//!           none: kube-apiserver's    401, 403                       405       429
+//! ```
 
+mod accounts;
+mod api_servers;
+mod authenticator;
+mod authorization;
+mod bootstrap_token;
+mod caller;
+mod certificates;
+pub(crate) mod config;
+mod in_flight;
+mod node_claim;
 mod static_files;
+mod table;
 
-use std::path::{Path, PathBuf};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Response, header};
-use tracing::error;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use k3s_identity::Error as IdentityError;
+use k3s_pki::{ClientCa, ServerPki};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tracing::{error, warn};
 
-use crate::front::{Body, Status, full};
+use crate::{
+    Error,
+    core::Core,
+    front::{Body, Peer, Status, empty, full},
+    node_passwords::NodePasswords,
+    token::ServerToken,
+};
+use authenticator::Authenticator;
+use certificates::{Asked, Certificates};
+use in_flight::InFlight;
+use table::{Answer, Layer};
+
+pub(crate) use caller::Caller;
+pub(crate) use node_claim::NodeClaim;
+pub(crate) use table::Route;
+
+/// The longest body that is read: a signing request has some hundred bytes.
+const LONGEST_BODY: usize = 64 << 10;
+/// How long a body may take to come.
+const BODY: Duration = Duration::from_secs(10);
+
+/// What the routes serve.
+#[derive(Debug)]
+pub struct Cluster {
+    /// `<data>/server`
+    pub server_dir: PathBuf,
+    /// Signs nodes' certificates.
+    pub pki: Arc<ServerPki>,
+    /// Checks nodes' certificates.
+    pub client_ca: Arc<ClientCa>,
+    /// The API.
+    pub core: Core,
+    /// Checks nodes' names.
+    pub node_passwords: Arc<NodePasswords>,
+    /// The server token.
+    pub token: Arc<ServerToken>,
+    /// `/v1-k3s/config`
+    pub config: Value,
+}
 
 /// The routes, with what they serve.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Routes {
-    server_ca: PathBuf,
-    static_files: PathBuf,
+    server_dir: PathBuf,
+    authenticator: Authenticator,
+    in_flight: InFlight,
+    certificates: Certificates,
+    core: Core,
+    token: Arc<ServerToken>,
+    config: Bytes,
 }
 
 impl Routes {
-    /// Serves what is in `server_dir` (`<data>/server`).
-    pub fn new(server_dir: &Path) -> Self {
-        Self { server_ca: server_dir.join("tls/server-ca.crt"), static_files: server_dir.join("static") }
+    /// Serves this cluster.
+    pub fn new(cluster: Cluster) -> Self {
+        let Cluster { server_dir, pki, client_ca, core, node_passwords, token, config } = cluster;
+        Self {
+            authenticator: Authenticator::new(server_dir.join("cred/passwd"), client_ca, core.clone()),
+            in_flight: InFlight::new(),
+            certificates: Certificates { pki, node_passwords },
+            core,
+            token,
+            config: line(&config),
+            server_dir,
+        }
     }
 
-    /// The answer, if the path is one of these.
-    pub(crate) async fn answer(&self, method: &Method, path: &str) -> Option<Response<Body>> {
-        match path {
-            "/ping" => Some(text("pong")),
-            "/cacerts" => Some(self.cacerts().await),
+    /// The answer to a request for this route.
+    pub(crate) async fn answer(&self, route: &Route, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        self.admit_and_answer(route, request, peer).await.unwrap_or_else(Into::into)
+    }
+
+    async fn admit_and_answer(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Status> {
+        if route.layer == Layer::Public {
+            return self.answer_everybody(route, &request).await;
+        }
+        let caller = self.authenticator.admit(route.layer.groups(), request.headers(), peer).await?;
+        if !route.methods.contains(request.method()) {
+            return Err(Status::method_not_allowed("method not allowed"));
+        }
+        let _place = match route.layer {
+            Layer::Nodes => Some(self.in_flight.begin(request.method())?),
+            Layer::Public | Layer::Servers => None,
+        };
+        match route.answer {
+            Answer::Certificate(wanted) => {
+                let (parts, body) = request.into_parts();
+                let body = read(body).await?;
+                let (from, method, headers) = (peer.address.ip(), &parts.method, &parts.headers);
+                let asked = Asked { caller: &caller, from, method, headers, body: &body };
+                self.certificates.answer(wanted, asked).await.map(text)
+            }
+            Answer::ClientCa => self.file("tls/client-ca.crt").await,
+            Answer::ServerCa => self.file("tls/server-ca.crt").await,
+            Answer::Config => Ok(document(self.config.clone())),
+            Answer::ApiServers => {
+                let addresses = api_servers::list(self.core.client().ok()).await;
+                Ok(document(line(&addresses.iter().map(ToString::to_string).collect())))
+            }
+            Answer::Ready => self.core.client().map(|_| text("ok")),
+            Answer::ServerBootstrap => {
+                warn!(peer = %peer.address, "A server asks to join, and there is no etcd that it could join.");
+                Err(Status::bad_request("etcd disabled"))
+            }
+            Answer::EncryptionStatus => self.encryption_status(),
+            Answer::EncryptionConfig => {
+                self.core.client()?;
+                Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
+            }
+            Answer::RotateToken => self.rotate_token(read(request.into_body()).await?).await,
+            Answer::ReplaceAuthorities => Err(Status::not_implemented(
+                "this version of the server does not replace its certificate authorities while it runs",
+            )),
+            Answer::Ping | Answer::Authority | Answer::StaticFile => self.answer_everybody(route, &request).await,
+        }
+    }
+
+    async fn answer_everybody(&self, route: &Route, request: &Request<Incoming>) -> Result<Response<Body>, Status> {
+        match route.answer {
+            Answer::Ping => Ok(text("pong")),
+            // The file as it is: agents compare its digest with the one in their token.
+            Answer::Authority => self.file("tls/server-ca.crt").await,
             _ => {
-                if let Some(file) = path.strip_prefix("/static/") {
-                    Some(static_files::answer(&self.static_files, method, file).await)
-                } else if path.starts_with("/v1-k3s/") {
-                    Some(Status::not_implemented("agents cannot join this version of the server yet").into())
-                } else {
-                    None
-                }
+                let path = request.uri().path().strip_prefix(route.path).unwrap_or_default();
+                Ok(static_files::answer(&self.server_dir.join("static"), request.method(), path).await)
             }
         }
     }
 
-    /// The file as it is: agents compare its digest with the one in their token.
-    async fn cacerts(&self) -> Response<Body> {
-        match tokio::fs::read(&self.server_ca).await {
-            Ok(bytes) => text(bytes),
+    async fn file(&self, name: &str) -> Result<Response<Body>, Status> {
+        let path = self.server_dir.join(name);
+        match tokio::fs::read(&path).await {
+            Ok(bytes) => Ok(text(bytes)),
             Err(error) => {
-                error!(path = %self.server_ca.display(), %error, "Cannot read the certificate authority that agents ask for.");
-                Status::internal("the server cannot read its certificate authority; its log says why").into()
+                error!(path = %path.display(), %error, "Cannot read a certificate authority that nodes ask for.");
+                Err(Status::internal("the server cannot read its certificate authority; its log says why"))
             }
         }
+    }
+
+    /// The body is `{"newToken": "…"}`, or without it for a random one. What goes wrong with files and the datastore is told to the log
+    /// alone, as in k3s.
+    async fn rotate_token(&self, body: Bytes) -> Result<Response<Body>, Status> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Wanted {
+            new_token: Option<String>,
+        }
+        let wanted: Wanted = serde_json::from_slice(&body)
+            .map_err(|_| Status::bad_request("the body is not JSON of the form {\"newToken\": \"…\"}"))?;
+        match self.token.rotate(wanted.new_token.as_deref().filter(|token| !token.is_empty())).await {
+            Ok(_) => Ok(Response::new(empty())),
+            Err(error @ Error::Identity(IdentityError::Given { .. } | IdentityError::SameToken)) => {
+                Err(Status::bad_request(error.to_string()))
+            }
+            Err(error) => {
+                error!(%error, "The server token could not be exchanged.");
+                Err(Status::internal("the server could not exchange its token; its log says why"))
+            }
+        }
+    }
+
+    /// As k3s answers while Secrets are not encrypted, which is all that this version can be asked for.
+    fn encryption_status(&self) -> Result<Response<Body>, Status> {
+        if self.server_dir.join("cred/encryption-config.json").exists() {
+            return Err(Status::not_implemented(
+                "this version of the server does not encrypt Secrets in the datastore",
+            ));
+        }
+        Ok(document(line(&json!({"stage": "", "activekey": ""}))))
     }
 }
 
-fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
-    let mut response = Response::new(full(text));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+async fn read(body: Incoming) -> Result<Bytes, Status> {
+    match timeout(BODY, Limited::new(body, LONGEST_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Status::too_large(format!("a request's body has at most {LONGEST_BODY} bytes")))
+        }
+        Ok(Err(error)) => Err(Status::bad_request(format!("the request's body broke off: {error}"))),
+        Err(_) => Err(Status::timeout(format!("the request's body did not come within {} s", BODY.as_secs()))),
+    }
+}
+
+/// As Go's encoder writes it.
+fn line(document: &Value) -> Bytes {
+    format!("{document}\n").into()
+}
+
+fn document(json: Bytes) -> Response<Body> {
+    typed(json, "application/json")
+}
+
+fn text(text: impl Into<Bytes>) -> Response<Body> {
+    typed(text, "text/plain")
+}
+
+fn typed(body: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
 #[cfg(test)]
-mod tests {
-    use http_body_util::BodyExt;
-
-    use super::*;
-
-    async fn get(routes: &Routes, path: &str) -> Option<(u16, Vec<u8>)> {
-        let response = routes.answer(&Method::GET, path).await?;
-        let status = response.status().as_u16();
-        Some((status, response.into_body().collect().await.unwrap().to_bytes().to_vec()))
-    }
-
-    #[tokio::test]
-    async fn answers_what_agents_ask_before_they_have_joined() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("tls")).unwrap();
-        std::fs::write(dir.path().join("tls/server-ca.crt"), "raw \u{7f} bytes\n").unwrap();
-        let routes = Routes::new(dir.path());
-        assert_eq!(get(&routes, "/ping").await, Some((200, b"pong".to_vec())));
-        assert_eq!(get(&routes, "/cacerts").await, Some((200, b"raw \x7f bytes\n".to_vec())));
-    }
-
-    #[tokio::test]
-    async fn leaves_the_rest_to_kube_apiserver() {
-        let routes = Routes::new(Path::new("/nonexistent"));
-        for path in ["/", "/api", "/ping/", "/cacerts/x", "/static", "/v1-k3s", "/v1-k3sx/config"] {
-            assert_eq!(get(&routes, path).await, None, "{path}");
-        }
-    }
-
-    #[tokio::test]
-    async fn says_that_agents_cannot_join_yet() {
-        let (status, body) = get(&Routes::new(Path::new("/nonexistent")), "/v1-k3s/config").await.unwrap();
-        assert_eq!(status, 501);
-        assert!(String::from_utf8(body).unwrap().contains("agents cannot join this version of the server yet"));
-    }
-
-    #[tokio::test]
-    async fn an_unreadable_authority_is_an_error_not_an_empty_answer() {
-        let (status, _) = get(&Routes::new(Path::new("/nonexistent")), "/cacerts").await.unwrap();
-        assert_eq!(status, 500);
-    }
-}
+mod tests;

@@ -1,0 +1,78 @@
+//! `/v1-k3s/*.crt`: certificates for nodes.
+
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+use http::{HeaderMap, Method};
+use k3s_pki::{NodeCertificate, PublicKey, RequestError, ServerPki};
+use tokio::task::spawn_blocking;
+use tracing::{error, warn};
+
+use super::{caller::Caller, node_claim::NodeClaim, table::Wanted};
+use crate::{front::Status, node_passwords::NodePasswords};
+
+/// Signs for nodes whose claims hold.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    pub(super) pki: Arc<ServerPki>,
+    pub(super) node_passwords: Arc<NodePasswords>,
+}
+
+/// Who asks for a certificate, and with what.
+pub(super) struct Asked<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) from: IpAddr,
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) body: &'a [u8],
+}
+
+impl Certificates {
+    /// The certificate and its authority's chain as PEM, for the key in the posted signing request. As in k3s, whoever posts none gets
+    /// the key that the server keeps for such nodes, too.
+    pub(super) async fn answer(&self, wanted: Wanted, asked: Asked<'_>) -> Result<String, Status> {
+        let claim = match wanted {
+            Wanted::ServingKubelet | Wanted::ClientKubelet => Some(NodeClaim::of(asked.headers)?),
+            Wanted::ClientKubeProxy | Wanted::ClientK3sController => None,
+        };
+        if let Some(claim) = &claim {
+            self.node_passwords.admit(asked.caller, claim, asked.from).await?;
+        }
+        let certificate = match (wanted, claim) {
+            (Wanted::ServingKubelet, Some(claim)) => {
+                NodeCertificate::ServingKubelet { node: claim.name, ips: claim.ips }
+            }
+            (Wanted::ClientKubelet, Some(claim)) => NodeCertificate::ClientKubelet { node: claim.name },
+            (Wanted::ClientKubeProxy, _) => NodeCertificate::ClientKubeProxy,
+            _ => NodeCertificate::ClientK3sController,
+        };
+        self.sign(certificate, key_in(asked.method, asked.body)?, asked.from).await
+    }
+
+    async fn sign(&self, certificate: NodeCertificate, key: Option<PublicKey>, from: IpAddr) -> Result<String, Status> {
+        let failed = |why: &dyn std::fmt::Display| {
+            error!(%from, error = %why, "A node's certificate could not be signed.");
+            Status::internal("the server could not sign the certificate; its log says why")
+        };
+        let pki = self.pki.clone();
+        let signed = spawn_blocking(move || match &key {
+            Some(key) => pki.sign(&certificate, key, SystemTime::now()),
+            None => {
+                warn!(%from, "A node sent no signing request and gets the key that all such nodes share.");
+                pki.sign_with_shared_key(&certificate, SystemTime::now())
+            }
+        });
+        signed.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+}
+
+/// The key in a posted request; `None` if there is no request.
+fn key_in(method: &Method, body: &[u8]) -> Result<Option<PublicKey>, Status> {
+    if *method != Method::POST {
+        return Ok(None);
+    }
+    match PublicKey::from_request(body) {
+        Ok(key) => Ok(Some(key)),
+        Err(RequestError::Unreadable) => Ok(None),
+        Err(error @ RequestError::Unproven) => Err(Status::bad_request(error.to_string())),
+    }
+}
