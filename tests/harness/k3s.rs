@@ -29,13 +29,26 @@ impl Node {
     /// Starts `k3s server` with these flags, as a service manager would: a child of process 1 in a cgroup of its own on v2.
     #[track_caller]
     pub fn start_k3s(&self, flags: &str) -> Job {
+        self.start_role("server", flags)
+    }
+
+    /// Starts `k3s agent` in the same way, with the address and the token of `server`, which has to have one.
+    #[track_caller]
+    pub fn start_k3s_agent(&self, server: &Self, flags: &str) -> Job {
+        let token = server.wait_until_succeeds("cat /var/lib/rancher/k3s/server/node-token", PATIENCE);
+        let address = server.address();
+        self.start_role("agent", &format!("--server=https://{address}:6443 --token={} {flags}", token.trim()))
+    }
+
+    #[track_caller]
+    fn start_role(&self, role: &str, flags: &str) -> Job {
         let found = self.execute("test -x /opt/k3s/bin/k3s").code == 0;
         assert!(found, "target/dist holds no k3s: build it with `cargo xtask dist`");
         self.background_into(
             &format!(
                 "unit=/sys/fs/cgroup/k3s.service
                  if test -f /sys/fs/cgroup/cgroup.controllers; then mkdir -p $unit; echo 0 > $unit/cgroup.procs; fi
-                 exec k3s server {flags}"
+                 exec k3s {role} {flags}"
             ),
             LOG,
         )
@@ -67,7 +80,12 @@ impl Node {
     /// Waits until the API says that the node is Ready.
     #[track_caller]
     pub fn wait_until_ready(&self) {
-        let name = self.name();
+        self.wait_until_node_ready(self.name());
+    }
+
+    /// Waits until this server's API says that the node called `name` is Ready.
+    #[track_caller]
+    pub fn wait_until_node_ready(&self, name: &str) {
         let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
         self.wait_until_succeeds(
             &format!("k3s kubectl get node {name} -o jsonpath='{ready}' | grep -qx True"),
@@ -82,6 +100,12 @@ impl Node {
             &format!("k3s kubectl -n {namespace} rollout status deployment/{name} --timeout=20s"),
             PATIENCE,
         );
+    }
+
+    /// Waits until `k3s` on this node has printed a line that holds `text`.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        self.wait_until_succeeds(&format!("grep -qF '{text}' {LOG}"), PATIENCE);
     }
 
     /// What `k3s status -o json` says.

@@ -4,6 +4,7 @@ mod api;
 mod refusal;
 
 mod agentless;
+mod agents;
 mod bad_input;
 mod restarts;
 mod single_node;
