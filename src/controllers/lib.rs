@@ -8,6 +8,7 @@ mod addons;
 mod against_an_api;
 mod api_endpoints;
 mod backoff;
+mod egress;
 mod node;
 mod node_annotations;
 mod node_hosts;
@@ -16,6 +17,7 @@ mod pod_cidr;
 
 pub use addons::{Addons, Variables};
 pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint};
+pub use egress::run as run_egress;
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::run as run_node_hosts;

@@ -7,6 +7,7 @@
 mod client;
 mod connection;
 mod driver;
+mod egress;
 mod heartbeat;
 mod link;
 mod message;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use client::{ConnectError, Tunnel};
 pub use driver::SessionError;
+pub use egress::{Destination, Egress, NoDestination, Node, Route};
 pub use heartbeat::Gone;
 pub use message::{Malformed, Target};
 pub use rules::{Reach, Rules};
