@@ -83,12 +83,7 @@ impl NodeRole {
         };
         let mut launches = vec![launch_containerd(&node, &paths, &components)?, kubelet(&node, &paths, &components)];
         launches.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components)));
-        for file in launches.iter().flat_map(|launch| &launch.files) {
-            if let Some(dir) = file.path.parent() {
-                files::create_directory(dir, 0o700)?;
-            }
-            files::write(&file.path, file.content.as_bytes(), files::PRIVATE)?;
-        }
+        launches.iter().try_for_each(Launch::install_files)?;
         for dir in [paths.agent().join("pod-manifests"), paths.agent().join("containerd"), paths.images()] {
             files::create_directory(&dir, 0o700)?;
         }

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use k3s_config::server::ServerConfig;
+use k3s_config::server::{EgressMode, ServerConfig};
 use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
+use serde_json::json;
 
 use crate::{
     Paths,
-    launch::{Flags, Launch},
+    launch::{File, Flags, Launch},
     libexec::Components,
 };
 
@@ -72,6 +73,10 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .set("enable-admission-plugins", "NodeRestriction")
         .set("profiling", false)
         .verbosity(config.verbosity);
+    let egress = egress_selector(config, paths);
+    if let Some(file) = &egress {
+        flags.path("egress-selector-config-file", file.path.clone());
+    }
     let user = &config.args.kube_apiserver;
     if user.value_of("authentication-config").is_none() {
         flags.set("anonymous-auth", false);
@@ -87,7 +92,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         identity: Some((paths.tls("client-supervisor.crt"), paths.tls("client-supervisor.key"))),
     };
     Launch {
-        files: Vec::new(),
+        files: egress.into_iter().collect(),
         program: Program {
             name: "kube-apiserver".into(),
             executable: found.path("kube-apiserver"),
@@ -113,6 +118,33 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     }
 }
 
+/// Sends what kube-apiserver dials within the cluster through the front, which knows the nodes' tunnels; as k3s.
+fn egress_selector(config: &ServerConfig, paths: &Paths) -> Option<File> {
+    if config.egress_mode == EgressMode::Disabled {
+        return None;
+    }
+    let front = SocketAddr::from((config.reached_at(), config.https_listen_port));
+    let selector = json!({
+        "kind": "EgressSelectorConfiguration",
+        "apiVersion": "apiserver.k8s.io/v1beta1",
+        "egressSelections": [{
+            "name": "cluster",
+            "connection": {
+                "proxyProtocol": "HTTPConnect",
+                "transport": {"tcp": {
+                    "url": format!("https://{front}"),
+                    "tlsConfig": {
+                        "caBundle": paths.tls("server-ca.crt"),
+                        "clientKey": paths.tls("client-kube-apiserver.key"),
+                        "clientCert": paths.tls("client-kube-apiserver.crt"),
+                    },
+                }},
+            },
+        }],
+    });
+    Some(File { path: paths.server().join("etc/egress-selector-config.yaml"), content: format!("{selector}\n") })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +161,30 @@ mod tests {
         assert!(
             args.contains(&"--secure-port=7444".to_owned()) && args.contains(&"--bind-address=127.0.0.1".to_owned())
         );
+    }
+
+    #[test]
+    fn what_it_dials_in_the_cluster_goes_through_the_front() {
+        let file = |args: &[&str]| {
+            let launch = kube_apiserver(&config(args), &paths(), &found(), "10.0.0.2".parse().unwrap());
+            launch.files.into_iter().next()
+        };
+        let given = file(&["--https-listen-port=7443"]).unwrap();
+        assert_eq!(given.path, paths().server().join("etc/egress-selector-config.yaml"));
+        assert_eq!(
+            given.content,
+            concat!(
+                r#"{"apiVersion":"apiserver.k8s.io/v1beta1","egressSelections":[{"connection":{"proxyProtocol":"HTTPConnect","#,
+                r#""transport":{"tcp":{"tlsConfig":{"caBundle":"/data/server/tls/server-ca.crt","#,
+                r#""clientCert":"/data/server/tls/client-kube-apiserver.crt","#,
+                r#""clientKey":"/data/server/tls/client-kube-apiserver.key"},"url":"https://127.0.0.1:7443"}}},"#,
+                r#""name":"cluster"}],"kind":"EgressSelectorConfiguration"}"#,
+                "\n"
+            )
+        );
+        assert!(args(&[]).contains(&format!("--egress-selector-config-file={}", given.path.display())));
+        assert_eq!(file(&["--egress-selector-mode=disabled"]), None);
+        assert!(!args(&["--egress-selector-mode=disabled"]).iter().any(|arg| arg.contains("egress")));
     }
 
     #[test]

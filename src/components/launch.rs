@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 use k3s_config::args::ComponentArgs;
+use k3s_files::{self as files, FileError};
 use k3s_supervise::program::Program;
 
 /// Everything one component needs: files first, then the program.
@@ -12,6 +13,19 @@ pub struct Launch {
     pub files: Vec<File>,
     /// What the supervisor runs.
     pub program: Program,
+}
+
+impl Launch {
+    /// Writes the files.
+    pub fn install_files(&self) -> Result<(), FileError> {
+        for file in &self.files {
+            if let Some(dir) = file.path.parent() {
+                files::create_directory(dir, 0o700)?;
+            }
+            files::write(&file.path, file.content.as_bytes(), files::PRIVATE)?;
+        }
+        Ok(())
+    }
 }
 
 /// A configuration file of ours for a component.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -77,6 +77,11 @@ impl ServerConfig {
     /// The port kube-apiserver listens on, on loopback: the one above the front's, as in k3s.
     pub fn apiserver_port(&self) -> u16 {
         self.https_listen_port + 1
+    }
+
+    /// Where the front is reached from this host.
+    pub fn reached_at(&self) -> IpAddr {
+        if self.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.bind_address }
     }
 
     /// A NodePort that a Service could take from one of the node's own listeners: k3s lets such ranges pass, and many use them.

@@ -158,14 +158,12 @@ pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> 
             &pki,
         )?;
     }
-    let reached_at =
-        if config.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.bind_address };
     UserKubeconfig {
         path: &config.kubeconfig.path,
         default_path: Path::new(KUBECONFIG),
         mode: config.kubeconfig.mode,
         group: config.kubeconfig.group.as_deref(),
-        front: (reached_at, config.https_listen_port).into(),
+        front: (config.reached_at(), config.https_listen_port).into(),
     }
     .write(&pki)?;
     info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");

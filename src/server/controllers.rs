@@ -1,12 +1,14 @@
 //! The controllers that run in a server's own process, from the moment the API answers.
 
 use k3s_components::Paths;
-use k3s_config::server::{Addon, ServerConfig};
+use k3s_config::server::{Addon, EgressMode, ServerConfig};
 use k3s_controllers::{
-    Addons, NodeController, Variables, migrate_node_passwords, publish_api_endpoint, run_node_hosts,
+    Addons, NodeController, Variables, migrate_node_passwords, publish_api_endpoint, run_egress, run_node_hosts,
     run_node_password_owners,
 };
 use k3s_supervise::Supervisor;
+use k3s_tunnel::Egress;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Error, bootstrap::Host, core::CoreSender, node_passwords::NodePasswords};
@@ -14,50 +16,64 @@ use crate::{Error, bootstrap::Host, core::CoreSender, node_passwords::NodePasswo
 /// Cluster DNS, packed with us.
 const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
 
-/// Runs them until `shutdown`.
-pub(crate) async fn run(
-    config: &ServerConfig,
-    paths: &Paths,
-    host: &Host,
-    supervisor: &Supervisor,
-    core: &CoreSender,
-    node_passwords: &NodePasswords,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
-    let addons = Addons {
-        folder: paths.server().join("manifests"),
-        disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
-        variables: Variables {
-            cluster_dns: config.network.cluster_dns.clone(),
-            cluster_domain: config.network.cluster_domain.clone(),
-            system_default_registry: config.system_default_registry.clone(),
-            coredns_image: COREDNS.to_owned(),
-        },
-    };
-    if supervisor.ready("kube-apiserver").await.is_err() {
-        return Ok(());
-    }
-    let client = k3s_agent::client(&paths.cred("supervisor.kubeconfig")).await?;
-    // Before anybody can ask for a name: none of those that are taken may seem to be free.
-    migrate_node_passwords(&client, &paths.cred("node-passwd")).await;
-    core.send(client.clone());
-    let nodes = NodeController {
-        initialises: !config.disabled.cloud_controller,
-        own_node: config.node.is_some().then(|| host.name.clone()),
-    };
-    let hosts = async {
-        if !config.disabled_addons.contains(&Addon::Coredns) {
-            run_node_hosts(client.clone(), shutdown.clone()).await;
+/// What they work with.
+pub(crate) struct Controllers<'a> {
+    pub(crate) config: &'a ServerConfig,
+    pub(crate) paths: &'a Paths,
+    pub(crate) host: &'a Host,
+    pub(crate) supervisor: &'a Supervisor,
+    /// Told when the API answers.
+    pub(crate) core: &'a CoreSender,
+    pub(crate) node_passwords: &'a NodePasswords,
+    /// Told of nodes and pods.
+    pub(crate) egress: &'a watch::Sender<Egress>,
+}
+
+impl Controllers<'_> {
+    /// Runs them until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Self { config, paths, host, supervisor, core, node_passwords, egress } = self;
+        let addons = Addons {
+            folder: paths.server().join("manifests"),
+            disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
+            variables: Variables {
+                cluster_dns: config.network.cluster_dns.clone(),
+                cluster_domain: config.network.cluster_domain.clone(),
+                system_default_registry: config.system_default_registry.clone(),
+                coredns_image: COREDNS.to_owned(),
+            },
+        };
+        if supervisor.ready("kube-apiserver").await.is_err() {
+            return Ok(());
         }
-    };
-    let endpoint = (host.advertised(config), config.advertise_port).into();
-    tokio::join!(
-        publish_api_endpoint(client.clone(), endpoint, shutdown.clone()),
-        nodes.run(client.clone(), shutdown.clone()),
-        hosts,
-        node_passwords.check_deferred(shutdown.clone()),
-        run_node_password_owners(client.clone(), shutdown.clone()),
-        addons.run(client.clone(), shutdown.clone()),
-    );
-    Ok(())
+        let client = k3s_agent::client(&paths.cred("supervisor.kubeconfig")).await?;
+        // Before anybody can ask for a name: none of those that are taken may seem to be free.
+        migrate_node_passwords(&client, &paths.cred("node-passwd")).await;
+        core.send(client.clone());
+        let nodes = NodeController {
+            initialises: !config.disabled.cloud_controller,
+            own_node: config.node.is_some().then(|| host.name.clone()),
+        };
+        let hosts = async {
+            if !config.disabled_addons.contains(&Addon::Coredns) {
+                run_node_hosts(client.clone(), shutdown.clone()).await;
+            }
+        };
+        let egress = async {
+            if config.egress_mode != EgressMode::Disabled {
+                run_egress(client.clone(), egress, config.egress_mode.includes_pods(), shutdown.clone()).await;
+            }
+        };
+        let endpoint = (host.advertised(config), config.advertise_port).into();
+        tokio::join!(
+            publish_api_endpoint(client.clone(), endpoint, shutdown.clone()),
+            nodes.run(client.clone(), shutdown.clone()),
+            hosts,
+            node_passwords.check_deferred(shutdown.clone()),
+            run_node_password_owners(client.clone(), shutdown.clone()),
+            egress,
+            addons.run(client.clone(), shutdown.clone()),
+        );
+        Ok(())
+    }
 }

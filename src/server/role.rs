@@ -1,9 +1,9 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
-use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs::File, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use k3s_agent::NodeRole;
-use k3s_components::{Components, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
+use k3s_components::{Components, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
 use k3s_config::{
     agent::NodeConfig,
     server::{Datastore as DatastoreConfig, ServerConfig},
@@ -12,6 +12,7 @@ use k3s_datastore::{Access, BoundEndpoint, Datastore, Endpoint, Options as Datas
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
+use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -21,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Error,
+    Error, NodeDialer,
     bootstrap::{self, Credentials, Host},
-    bootstrap_data, controllers,
+    bootstrap_data,
+    controllers::Controllers,
     core::{Core, CoreSender},
     front::{self, Front},
     node_passwords::NodePasswords,
@@ -89,6 +91,8 @@ struct Server {
     /// Tells this process' own users of the API that they may begin.
     core: CoreSender,
     node_passwords: Arc<NodePasswords>,
+    /// Tells the front where nodes are.
+    egress: watch::Sender<Egress>,
     /// Keeps other servers off the directory.
     _lock: File,
 }
@@ -126,6 +130,11 @@ async fn credentials(
     Ok(credentials)
 }
 
+/// What is known of nodes before the API tells: this server's own, whose kubelet is reached on loopback.
+fn own_egress(config: &ServerConfig, host: &Host) -> Egress {
+    Egress::new(config.node.is_some().then(|| host.name.clone()), Ipv4Addr::LOCALHOST.into())
+}
+
 impl Server {
     async fn prepare(mut config: ServerConfig, package: Package) -> Result<(Self, Listeners), Error> {
         let paths = Paths::new(&config.data_dir, RUN);
@@ -135,6 +144,7 @@ impl Server {
         let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
         let host = Host::of(&mut config, &paths).await?;
 
+        let (egress, known) = watch::channel(own_egress(&config, &host));
         let DatastoreConfig::Sqlite { path } = &config.datastore;
         let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
         let prepared = async {
@@ -166,7 +176,8 @@ impl Server {
                 datastore.register_metrics(&mut registry);
                 registry
             });
-            let front_settings = Front { certificate, client_ca, upstream, ready, routes, metrics };
+            let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
+            let front_settings = Front { certificate, client_ca, upstream, ready, routes, nodes, metrics };
             let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?;
             let supervisor = Supervisor::new(Options {
                 run_dir: paths.run().to_path_buf(),
@@ -190,6 +201,7 @@ impl Server {
                     api_ready,
                     core,
                     node_passwords,
+                    egress,
                     _lock: lock,
                 };
                 Ok((server, listeners))
@@ -228,7 +240,7 @@ impl Server {
     async fn work(&self, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
         let work = async {
             self.supervisor.gate("datastore")?.open();
-            self.supervisor.start(self.control_plane())?;
+            self.supervisor.start(self.control_plane()?)?;
             let node = match self.config.node.clone() {
                 Some(node) => Some(self.start_node(node).await?),
                 None => None,
@@ -239,15 +251,16 @@ impl Server {
                     None => Ok(()),
                 }
             };
-            let controlling = controllers::run(
-                &self.config,
-                &self.paths,
-                &self.host,
-                &self.supervisor,
-                &self.core,
-                &self.node_passwords,
-                shutdown.clone(),
-            );
+            let controlling = Controllers {
+                config: &self.config,
+                paths: &self.paths,
+                host: &self.host,
+                supervisor: &self.supervisor,
+                core: &self.core,
+                node_passwords: &self.node_passwords,
+                egress: &self.egress,
+            }
+            .run(shutdown.clone());
             tokio::try_join!(self.announce(notifier), on_node, controlling)?;
             shutdown.cancelled().await;
             Ok(())
@@ -284,7 +297,7 @@ impl Server {
         ends.datastore.cancel();
     }
 
-    fn control_plane(&self) -> Vec<Program> {
+    fn control_plane(&self) -> Result<Vec<Program>, Error> {
         let (config, paths, components) = (&self.config, &self.paths, &self.package.components);
         let mut launches = vec![kube_apiserver(config, paths, components, self.host.advertised(config))];
         if !config.disabled.controller_manager {
@@ -293,7 +306,8 @@ impl Server {
         if !config.disabled.scheduler {
             launches.push(kube_scheduler(config, paths, components));
         }
-        launches.into_iter().map(|launch| launch.program).collect()
+        launches.iter().try_for_each(Launch::install_files)?;
+        Ok(launches.into_iter().map(|launch| launch.program).collect())
     }
 
     async fn start_node(&self, node: NodeConfig) -> Result<NodeRole, Error> {

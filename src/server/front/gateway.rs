@@ -11,11 +11,13 @@ use hyper::body::Incoming;
 use k3s_pki::ClientCa;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
     Front,
     body::{self, Body},
+    connect::Nodes,
     connector::Connector,
     headers, metrics,
     peer::{Caller, Peer},
@@ -36,26 +38,29 @@ pub(super) struct Gateway {
     client_ca: Arc<ClientCa>,
     ready: watch::Receiver<bool>,
     routes: Routes,
+    nodes: Nodes,
     trusted: Pool,
     plain: Pool,
     metrics: Option<Registry>,
 }
 
 impl Gateway {
-    pub(super) fn new(front: Front) -> Self {
-        let Front { certificate: _, client_ca, upstream, ready, routes, metrics } = front;
+    pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
+        let Front { certificate: _, client_ca, upstream, ready, routes, nodes, metrics } = front;
+        let nodes = Nodes::new(nodes, shutdown);
         let pool = |tls| Pool::new(Connector::new(upstream.address, tls), IDLE);
         let (trusted, plain) = (pool(upstream.trusted_tls()), pool(upstream.plain_tls()));
-        Self { client_ca, ready, routes, trusted, plain, metrics }
+        Self { client_ca, ready, routes, nodes, trusted, plain, metrics }
     }
 
     /// Answers one request of `peer`. `tasks` run upgraded connections.
     pub(super) async fn answer(&self, mut request: Request<Incoming>, peer: &Peer, tasks: &Tasks) -> Response<Body> {
         if request.method() == Method::CONNECT {
-            return Status::method_not_allowed(
-                "CONNECT is for the egress proxy, which this version does not have: kube-apiserver dials nodes directly",
-            )
-            .into();
+            let connected = self.nodes.connect(request, peer, &self.client_ca, tasks).await;
+            return connected.unwrap_or_else(Into::into);
+        }
+        if request.uri().path() == k3s_tunnel::PATH {
+            return self.nodes.open_tunnel(request, peer, &self.client_ca, tasks).unwrap_or_else(Into::into);
         }
         if let Some(route) = Route::find(request.uri().path()) {
             return self.routes.answer(route, request, peer).await;

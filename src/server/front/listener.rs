@@ -29,7 +29,7 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationTo
     let _cut = tasks.cut_on_drop();
     let context = Arc::new(Context {
         acceptor: TlsAcceptor::from(Arc::new(tls(front.certificate.clone()))),
-        gateway: Gateway::new(front),
+        gateway: Gateway::new(front, shutdown.clone()),
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
     });

@@ -7,6 +7,7 @@
 
 mod body;
 mod certificate;
+mod connect;
 mod connection;
 mod connector;
 mod gateway;
@@ -41,7 +42,7 @@ pub use upstream::Upstream;
 pub(crate) use body::{empty, full};
 pub(crate) use peer::Peer;
 
-use crate::routes::Routes;
+use crate::{NodeDialer, routes::Routes};
 
 /// What [`serve`] serves.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub struct Front {
     pub ready: watch::Receiver<bool>,
     /// What is answered here.
     pub routes: Routes,
+    /// Reaches nodes: for kube-apiserver's CONNECT.
+    pub nodes: NodeDialer,
     /// What `/metrics` shows beside kube-apiserver's, where it is asked for (`--supervisor-metrics`).
     pub metrics: Option<Registry>,
 }

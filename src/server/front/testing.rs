@@ -26,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use k3s_datastore::{Datastore, Options};
 use k3s_identity::{Password, TokenFiles};
 use k3s_pki::{ClientCa, ServerPki, ServerRequest};
+use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
@@ -54,6 +55,7 @@ use super::{
     tasks::Tasks,
 };
 use crate::{
+    NodeDialer,
     core::{Core, CoreSender},
     node_passwords::{NodePasswords, OwnNode},
     routes::{Cluster, Routes},
@@ -431,6 +433,7 @@ pub(crate) struct Setup {
     pub(crate) api: ApiServer,
     pub(crate) address: SocketAddr,
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) egress: watch::Sender<Egress>,
     pub(crate) certificate: Arc<CurrentCertificate>,
     pub(crate) server_ca: Ca,
     pub(crate) shutdown: CancellationToken,
@@ -477,12 +480,14 @@ impl Setup {
             )),
             config: json!({"ClusterDomain": "cluster.local"}),
         });
+        let (egress, known) = watch::channel(Egress::new(None, "127.0.0.1".parse().unwrap()));
         let front = Front {
             certificate: certificate.clone(),
             client_ca: Arc::new(client_ca.client_ca()),
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             ready: is_ready,
             routes,
+            nodes: NodeDialer { tunnels: Tunnels::default(), egress: known },
             metrics,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -495,6 +500,7 @@ impl Setup {
             api,
             address,
             ready,
+            egress,
             certificate,
             server_ca,
             shutdown,

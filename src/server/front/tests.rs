@@ -161,15 +161,6 @@ async fn until_kube_apiserver_is_ready_clients_are_told_to_try_again() {
 }
 
 #[tokio::test]
-async fn connect_is_refused_with_the_reason() {
-    let setup = Setup::start().await;
-    let client = setup.http2(None).await;
-    let response = client.send(Request::connect("10.42.0.1:10250").body(empty()).unwrap()).await;
-    assert_eq!(response.status(), 405);
-    assert!(text(response).await.contains("egress proxy"));
-}
-
-#[tokio::test]
 async fn bodies_and_trailers_stream_both_ways() {
     let setup = Setup::start().await;
     let client = setup.http2(None).await;

@@ -1,0 +1,274 @@
+//! The ways into nodes: tunnels that they open here, and kube-apiserver's connections through them.
+
+use std::time::SystemTime;
+
+use http::{Request, Response};
+use hyper::{body::Incoming, upgrade};
+use hyper_util::rt::TokioIo;
+use k3s_pki::{ClientCa, ClientIdentity, Rejection};
+use k3s_tunnel::{Destination, splice};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::{
+    body::{self, Body},
+    peer::Peer,
+    status::Status,
+    tasks::Tasks,
+};
+use crate::node_dialer::NodeDialer;
+
+/// Who may open a tunnel, and the beginning of their names.
+const NODES: &str = "system:nodes";
+const NODE_USER: &str = "system:node:";
+/// Who may connect to nodes.
+const MASTERS: &str = "system:masters";
+
+/// The ways into nodes, as the front offers them.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    dialer: NodeDialer,
+    /// Ends tunnels.
+    shutdown: CancellationToken,
+}
+
+impl Nodes {
+    pub(super) fn new(dialer: NodeDialer, shutdown: CancellationToken) -> Self {
+        Self { dialer, shutdown }
+    }
+
+    /// `GET /v1-k3s/connect`: the connection becomes the tunnel of the node that the client's certificate names.
+    pub(super) fn open_tunnel(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        client_ca: &ClientCa,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Status> {
+        let identity = member(peer, client_ca, NODES)?;
+        let Some(node) = identity.user.strip_prefix(NODE_USER) else {
+            return Err(Status::unauthorized("failed authentication"));
+        };
+        let response = k3s_tunnel::upgrade(&request, node).map_err(|error| Status::bad_request(error.to_string()))?;
+        let (node, address) = (node.to_owned(), peer.address);
+        let (tunnels, shutdown) = (self.dialer.tunnels.clone(), self.shutdown.clone());
+        tasks.spawn(async move {
+            let io = match upgrade::on(request).await {
+                Ok(io) => TokioIo::new(io),
+                Err(error) => return debug!(%node, %address, %error, "A node was gone before its tunnel was open."),
+            };
+            info!(%node, %address, "A node opened its tunnel.");
+            match tunnels.serve(&node, io, &shutdown).await {
+                Ok(()) => {}
+                Err(reason) => info!(%node, %address, %reason, "A node's tunnel has ended."),
+            }
+        });
+        Ok(response.map(|()| body::empty()))
+    }
+
+    /// `CONNECT host:port`: the connection leads there, through a tunnel where that is the way.
+    pub(super) async fn connect(
+        &self,
+        request: Request<Incoming>,
+        peer: &Peer,
+        client_ca: &ClientCa,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Status> {
+        member(peer, client_ca, MASTERS)?;
+        let Some(authority) = request.uri().authority() else {
+            return Err(Status::bad_request("CONNECT needs host:port"));
+        };
+        let destination = Destination::try_from(authority).map_err(|error| Status::bad_request(error.to_string()))?;
+        let there = self.dialer.dial(destination).await.map_err(|error| Status::bad_gateway(error.to_string()))?;
+        tasks.spawn(async move {
+            let carried = async {
+                let client = TokioIo::new(upgrade::on(request).await?);
+                splice(client, there).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            };
+            if let Err(error) = carried.await {
+                debug!(%error, "A connection into the cluster broke off.");
+            }
+        });
+        Ok(Response::new(body::empty()))
+    }
+}
+
+/// The client, if its certificate names it a member of `group`: no certificate is a 403 and a bad one a 401, as in k3s.
+fn member<'a>(peer: &'a Peer, client_ca: &ClientCa, group: &str) -> Result<&'a ClientIdentity, Status> {
+    match peer.identity(client_ca, SystemTime::now()) {
+        Ok(identity) if identity.groups.contains(group) => Ok(identity),
+        Ok(_) | Err(Rejection::None | Rejection::NoUser) => Err(Status::forbidden("forbidden")),
+        Err(rejection) => {
+            debug!(peer = %peer.address, %rejection, "Refused a client certificate.");
+            Err(Status::unauthorized("not authorized"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use k3s_tunnel::{Node, Reach, Rules, SessionError, Tunnel};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        sync::watch,
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::front::testing::{Ca, Leaf, Setup, soon, text};
+
+    const WEBSOCKET: [(&str, &str); 4] = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+
+    fn apiserver(setup: &Setup) -> Leaf {
+        setup.client_ca.client("system:apiserver", Some(MASTERS))
+    }
+
+    fn node(setup: &Setup) -> Leaf {
+        setup.client_ca.client("system:node:worker", Some(NODES))
+    }
+
+    /// Serves a tunnel of the node `worker`, whose kubelet is `kubelet`.
+    async fn open_tunnel(setup: &Setup, kubelet: SocketAddr) -> JoinHandle<Result<(), SessionError>> {
+        let stream = soon(setup.connector(Some(&node(setup))).http1()).await.unwrap();
+        let tunnel = soon(Tunnel::connect(stream, "front.test:6443")).await.unwrap();
+        let addresses = ["192.0.2.7".parse().unwrap()].into();
+        let worker = Node { addresses, kubelet_port: Some(kubelet.port()), ..Node::default() };
+        setup.egress.send_modify(|egress| drop(egress.nodes.insert("worker".to_owned(), worker)));
+        tokio::spawn(async move {
+            let (_rules, current) = watch::channel(Rules { kubelet, reach: Reach::Kubelet });
+            tunnel.serve(current, &CancellationToken::new()).await
+        })
+    }
+
+    async fn ask_connect(setup: &Setup, certificate: Option<&Leaf>, destination: &str) -> Response<Incoming> {
+        let mut client = setup.http1(certificate).await;
+        let request = Request::connect(destination).header("host", destination).body(body::empty()).unwrap();
+        soon(client.send_request(request)).await.unwrap()
+    }
+
+    async fn ask_tunnel(setup: &Setup, certificate: Option<&Leaf>, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut client = setup.http1(certificate).await;
+        let mut request = Request::get(k3s_tunnel::PATH).header("host", "front.test:6443");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = soon(client.send_request(request.body(body::empty()).unwrap())).await.unwrap();
+        (response.status().as_u16(), text(response).await)
+    }
+
+    /// Connects as kube-apiserver does, until that succeeds: a tunnel is there a little after its handshake.
+    async fn connect(setup: &Setup, destination: &str) -> TokioIo<upgrade::Upgraded> {
+        soon(async {
+            loop {
+                let mut response = ask_connect(setup, Some(&apiserver(setup)), destination).await;
+                if response.status() == 200 {
+                    return TokioIo::new(upgrade::on(&mut response).await.unwrap());
+                }
+                assert_eq!(response.status(), 502);
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn kube_apiserver_talks_to_a_kubelet_through_its_nodes_tunnel() {
+        let setup = Setup::start().await;
+        let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = kubelet.local_addr().unwrap();
+        let tunnel = open_tunnel(&setup, address).await;
+
+        let mut stream = connect(&setup, &format!("192.0.2.7:{}", address.port())).await;
+        stream.write_all(b"hello").await.unwrap();
+        let (mut kubelet, _) = soon(kubelet.accept()).await.unwrap();
+        let mut heard = [0; 5];
+        soon(kubelet.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(&heard, b"hello");
+        kubelet.write_all(b"world").await.unwrap();
+        drop(kubelet);
+        let mut rest = String::new();
+        soon(stream.read_to_string(&mut rest)).await.unwrap();
+        assert_eq!(rest, "world");
+
+        setup.shutdown.cancel();
+        assert!(matches!(soon(tunnel).await.unwrap(), Err(SessionError::Closed)));
+        soon(setup.serving).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_kubelet_is_dialled_from_here() {
+        let setup = Setup::start().await;
+        let webhook = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = webhook.local_addr().unwrap().to_string();
+        let mut stream = connect(&setup, &address).await;
+        stream.write_all(b"x").await.unwrap();
+        let (mut webhook_side, _) = soon(webhook.accept()).await.unwrap();
+        assert_eq!(soon(webhook_side.read_u8()).await.unwrap(), b'x');
+
+        drop((webhook_side, webhook));
+        let gone = ask_connect(&setup, Some(&apiserver(&setup)), &address).await;
+        assert_eq!(gone.status(), 502);
+        let sentence = text(gone).await;
+        assert!(sentence.contains(&format!("cannot connect to {address}: Connection refused")), "{sentence}");
+    }
+
+    #[tokio::test]
+    async fn a_kubelet_without_a_tunnel_is_not_reached() {
+        let setup = Setup::start().await;
+        let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        open_tunnel(&setup, kubelet).await.abort();
+        soon(async {
+            loop {
+                let response =
+                    ask_connect(&setup, Some(&apiserver(&setup)), &format!("worker:{}", kubelet.port())).await;
+                if response.status() == 502 {
+                    return assert!(text(response).await.contains("failed to find Session for client worker"));
+                }
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn only_masters_connect() {
+        let setup = Setup::start().await;
+        let foreign = Ca::new("client-ca").client("system:apiserver", Some(MASTERS));
+        for (certificate, status) in [(None, 403), (Some(node(&setup)), 403), (Some(foreign), 401)] {
+            let response = ask_connect(&setup, certificate.as_ref(), "127.0.0.1:10250").await;
+            assert_eq!(response.status(), status);
+        }
+        let response = ask_connect(&setup, Some(&apiserver(&setup)), "no-port").await;
+        assert_eq!(response.status(), 400);
+        assert!(text(response).await.contains("no-port is not host:port"));
+    }
+
+    #[tokio::test]
+    async fn only_nodes_open_tunnels() {
+        let setup = Setup::start().await;
+        let foreign = Ca::new("client-ca").client("system:node:worker", Some(NODES));
+        let nobody = setup.client_ca.client("worker", Some(NODES));
+        for (certificate, status, sentence) in [
+            (None, 403, "forbidden"),
+            (Some(apiserver(&setup)), 403, "forbidden"),
+            (Some(foreign), 401, "not authorized"),
+            (Some(nobody), 401, "failed authentication"),
+        ] {
+            let (found, body) = ask_tunnel(&setup, certificate.as_ref(), &WEBSOCKET).await;
+            assert_eq!((found, body.contains(sentence)), (status, true), "{body}");
+        }
+        for missing in 0..WEBSOCKET.len() {
+            let mut headers = WEBSOCKET.to_vec();
+            headers.remove(missing);
+            let (found, body) = ask_tunnel(&setup, Some(&node(&setup)), &headers).await;
+            assert_eq!((found, body.contains("Error during upgrade for host [worker]")), (400, true), "{body}");
+        }
+    }
+}
