@@ -124,3 +124,47 @@ impl Connection {
         self.unsent -= count;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: [u8; 32 << 10] = [7; 32 << 10];
+
+    #[test]
+    fn the_peer_pauses_above_2_mib_and_resumes_below_256_kib() {
+        let mut connection = Connection::default();
+        for _ in 0..64 {
+            assert_eq!(connection.receive(&CHUNK), Received::Kept);
+        }
+        assert_eq!(connection.receive(b"!"), Received::Pause);
+        assert_eq!(connection.receive(&CHUNK), Received::Kept, "it was told once");
+
+        let mut left = (2 << 20) + CHUNK.len() + 1;
+        while left >= 256 << 10 {
+            let count = connection.unread().len().min(4096);
+            left -= count;
+            assert_eq!(connection.consume(count), left < 256 << 10, "{left}");
+        }
+        assert!(!connection.consume(1), "it was told once");
+    }
+
+    #[test]
+    fn a_peer_that_does_not_heed_a_pause_is_given_up() {
+        let mut connection = Connection::default();
+        let taken = (0..).take_while(|_| connection.receive(&CHUNK) != Received::Excess).count();
+        assert_eq!(taken * CHUNK.len(), 16 << 20);
+    }
+
+    #[test]
+    fn memory_of_a_burst_is_given_back() {
+        let mut connection = Connection::default();
+        for _ in 0..64 {
+            connection.receive(&CHUNK);
+        }
+        while !connection.unread().is_empty() {
+            connection.consume(connection.unread().len());
+        }
+        assert_eq!(connection.unread.capacity(), 0);
+    }
+}

@@ -222,3 +222,120 @@ fn connections(bytes: &[u8]) -> Result<Vec<ConnectionId>, Malformed> {
     }
     Ok(numbers.iter().map(|number| ConnectionId(i64::from_le_bytes(*number))).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const THIRD: ConnectionId = ConnectionId(3);
+
+    /// A message, and its bytes as remotedialer writes them as the 33rd of a sender.
+    fn transcript() -> Vec<(Message, Vec<u8>)> {
+        let with = |head: &[u8], payload: &[u8]| [head, payload].concat();
+        // 33, 3 and 15000 in zig-zag are 66, 6 and 30000.
+        let deadline = [0xb0, 0xea, 0x01];
+        let target = Target::tcp("127.0.0.1:10250");
+        let session = "worker/4711".to_owned();
+        vec![
+            (
+                Message::Data { connection: THIRD, bytes: Bytes::from_static(b"\x16\x03\x01") },
+                with(&[66, 6, 2], &with(&deadline, b"\x16\x03\x01")),
+            ),
+            (
+                Message::Connect { connection: THIRD, target },
+                with(&[66, 6, 4], &with(&deadline, b"tcp/127.0.0.1:10250")),
+            ),
+            (Message::Error { connection: THIRD, ending: Ending::Eof }, with(&[66, 6, 6], b"EOF")),
+            (
+                Message::Error { connection: THIRD, ending: Ending::Error("dial tcp: refused".to_owned()) },
+                with(&[66, 6, 6], b"dial tcp: refused"),
+            ),
+            (Message::AddClient { session: session.clone() }, with(&[66, 0, 8], b"worker/4711")),
+            (Message::RemoveClient { session }, with(&[66, 0, 10], b"worker/4711")),
+            (Message::Pause { connection: THIRD }, vec![66, 6, 12]),
+            (Message::Resume { connection: THIRD }, vec![66, 6, 14]),
+            (
+                Message::SyncConnections { connections: vec![ConnectionId(2), ConnectionId(0x0102)] },
+                with(&[66, 0, 16], &[2, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]),
+            ),
+            (Message::Unknown { kind: 9 }, vec![66, 0, 18]),
+        ]
+    }
+
+    #[test]
+    fn each_message_is_these_bytes() {
+        for (message, bytes) in transcript() {
+            assert_eq!(message.encode(33), bytes, "{message:?}");
+            assert_eq!(Message::decode(bytes.into()).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_head_that_ends_early_is_no_message() {
+        for (message, bytes) in transcript() {
+            let head = if matches!(message, Message::Data { .. } | Message::Connect { .. }) { 6 } else { 3 };
+            for length in 0..head {
+                let cut = Bytes::copy_from_slice(&bytes[..length]);
+                assert_eq!(Message::decode(cut), Err(Malformed::Short), "{message:?} cut to {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_64_bits() {
+        let id = |id: &[u8]| Message::decode([id, &[6, 12]].concat().into());
+        let pause = Ok(Message::Pause { connection: THIRD });
+        assert_eq!(id(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), pause);
+        assert_eq!(id(&[0x80, 0]), pause, "Go takes numbers that could be shorter");
+        assert_eq!(id(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]), Err(Malformed::Overflow));
+        assert_eq!(id(&[0xff; 11]), Err(Malformed::Overflow));
+    }
+
+    #[test]
+    fn texts_are_read_as_far_as_remotedialer_reads_them() {
+        let error = |text: &str| Message::decode([&[66, 6, 6], text.as_bytes()].concat().into()).unwrap();
+        let Message::Error { ending: Ending::Error(text), .. } = error(&"x".repeat(200)) else { panic!("no error") };
+        assert_eq!(text.len(), 100);
+        assert!(matches!(error("eof"), Message::Error { ending: Ending::Error(_), .. }));
+
+        let long = Message::Error { connection: THIRD, ending: Ending::Error(format!("{}ü", "x".repeat(99))) };
+        assert_eq!(long.encode(33).len(), 3 + 99, "and no character is cut in two");
+    }
+
+    #[test]
+    fn a_target_is_a_network_and_an_address() {
+        let connect = |text: &str| Message::decode([&[66, 6, 4, 0], text.as_bytes()].concat().into());
+        let target = |network: &str, address: &str| Target { network: network.into(), address: address.into() };
+        assert_eq!(
+            connect("unix//run/x").unwrap(),
+            Message::Connect { connection: THIRD, target: target("unix", "/run/x") }
+        );
+        for wrong in ["", "tcp", &format!("tcp/{}", "x".repeat(263))] {
+            assert_eq!(connect(wrong), Err(Malformed::Target), "{wrong}");
+        }
+        assert!(connect(&format!("tcp/{}", "x".repeat(262))).is_ok());
+    }
+
+    #[test]
+    fn a_list_of_connections_is_whole_numbers() {
+        assert_eq!(Message::decode(Bytes::from_static(&[66, 0, 16, 1, 2, 3])), Err(Malformed::Connections));
+    }
+
+    proptest! {
+        #[test]
+        fn data_comes_back_as_it_was(id: i64, connection: i64, payload: Vec<u8>) {
+            let connection = ConnectionId(connection);
+            let decoded = Message::decode(encode_data(id, connection, &payload)).unwrap();
+            prop_assert_eq!(decoded, Message::Data { connection, bytes: payload.into() });
+        }
+
+        #[test]
+        fn whatever_can_be_read_can_be_written(bytes: Vec<u8>) {
+            if let Ok(message) = Message::decode(bytes.into()) {
+                Message::decode(message.encode(1)).unwrap();
+            }
+        }
+    }
+}

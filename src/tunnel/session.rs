@@ -337,3 +337,333 @@ impl Session {
         self.last_message
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: ConnectionId = ConnectionId(2);
+
+    fn server() -> Session {
+        Session::new(Role::Server, "worker/1".to_owned())
+    }
+
+    fn client() -> Session {
+        Session::new(Role::Client, "client/0".to_owned())
+    }
+
+    fn receive(session: &mut Session, message: &Message) -> Result<Option<Event>, Violation> {
+        session.receive(message.encode(1))
+    }
+
+    /// All that a session sends.
+    fn sent(session: &mut Session) -> Vec<Message> {
+        std::iter::from_fn(|| session.transmit()).map(|sent| Message::decode(sent.bytes).unwrap()).collect()
+    }
+
+    fn error(connection: ConnectionId, text: &str) -> Message {
+        Message::Error { connection, ending: Ending::Error(text.to_owned()) }
+    }
+
+    fn data(connection: ConnectionId, bytes: &'static [u8]) -> Message {
+        Message::Data { connection, bytes: Bytes::from_static(bytes) }
+    }
+
+    /// A server with a connection of which the client knows.
+    fn connected() -> Session {
+        let mut server = server();
+        server.connect(Target::tcp("127.0.0.1:10250"));
+        sent(&mut server);
+        server
+    }
+
+    #[test]
+    fn a_server_connects_from_2_on_and_writes_at_once() {
+        let mut server = server();
+        let target = Target::tcp("127.0.0.1:10250");
+        let connections = [server.connect(target.clone()), server.connect(target.clone())];
+        assert_eq!(connections, [SECOND, ConnectionId(3)]);
+        assert_eq!(server.write(SECOND, b"hello"), Written::Taken(5));
+        assert_eq!(
+            sent(&mut server),
+            [
+                Message::Connect { connection: SECOND, target: target.clone() },
+                Message::Connect { connection: ConnectionId(3), target },
+                data(SECOND, b"hello"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_client_is_asked_and_answers() {
+        let mut client = client();
+        let target = Target::tcp("127.0.0.1:10250");
+        let connect = Message::Connect { connection: SECOND, target: target.clone() };
+        assert_eq!(receive(&mut client, &connect), Ok(Some(Event::Asked { connection: SECOND, target })));
+        assert_eq!(receive(&mut client, &connect), Err(Violation::Reopened(2)));
+        assert_eq!(receive(&mut client, &data(SECOND, b"hello")), Ok(Some(Event::Readable(SECOND))));
+        assert_eq!(client.unread(SECOND), Unread::Bytes(b"hello"));
+        client.consume(SECOND, 5);
+        assert_eq!(client.unread(SECOND), Unread::Nothing);
+        client.close(SECOND, Ending::Error("dial tcp: refused".to_owned()));
+        client.release(SECOND);
+        assert_eq!(sent(&mut client), [error(SECOND, "dial tcp: refused")], "told once");
+    }
+
+    #[test]
+    fn clients_may_not_connect() {
+        let target = Target::tcp("127.0.0.1:6443");
+        let connect = Message::Connect { connection: SECOND, target: target.clone() };
+        assert_eq!(receive(&mut server(), &connect), Err(Violation::ClientConnects(target)));
+    }
+
+    #[test]
+    fn what_came_before_an_error_is_read_first() {
+        for (ending, text) in [(Ending::Eof, "EOF"), (Ending::Error("reset".to_owned()), "reset")] {
+            let mut server = connected();
+            receive(&mut server, &data(SECOND, b"last")).unwrap();
+            let ended = receive(&mut server, &error(SECOND, text)).unwrap();
+            assert_eq!(ended, Some(Event::Ended(vec![SECOND])));
+            assert_eq!(server.unread(SECOND), Unread::Bytes(b"last"));
+            server.consume(SECOND, 4);
+            assert_eq!(server.unread(SECOND), Unread::Ended(&ending));
+            assert_eq!(server.write(SECOND, b"more"), Written::Ended(ending));
+            assert_eq!(sent(&mut server), []);
+        }
+    }
+
+    #[test]
+    fn what_was_written_comes_before_our_error() {
+        let mut server = connected();
+        server.write(SECOND, b"last");
+        server.release(SECOND);
+        assert_eq!(
+            sent(&mut server),
+            [data(SECOND, b"last"), Message::Error { connection: SECOND, ending: Ending::Eof }]
+        );
+    }
+
+    #[test]
+    fn data_of_a_connection_that_is_gone_is_answered() {
+        let mut server = connected();
+        server.release(SECOND);
+        sent(&mut server);
+        assert_eq!(receive(&mut server, &data(SECOND, b"late")), Ok(None));
+        assert_eq!(sent(&mut server), [error(SECOND, "connection not found worker/1/2")]);
+        for message in [
+            Message::Pause { connection: SECOND },
+            Message::Resume { connection: SECOND },
+            error(SECOND, "EOF"),
+            Message::Unknown { kind: 77 },
+            Message::AddClient { session: "a/1".to_owned() },
+        ] {
+            receive(&mut server, &message).unwrap();
+        }
+        assert_eq!(sent(&mut server), [], "nothing else is");
+    }
+
+    #[test]
+    fn a_peer_that_never_reads_our_answers_is_left() {
+        let mut server = server();
+        let ended = (0..).find_map(|_| receive(&mut server, &data(SECOND, b"x")).err());
+        assert_eq!(ended, Some(Violation::Backlog));
+    }
+
+    #[test]
+    fn a_writer_waits_for_room_and_while_it_is_paused() {
+        let mut server = connected();
+        let chunk = [0; 40 << 10];
+        assert_eq!(server.write(SECOND, &chunk), Written::Taken(32 << 10));
+        assert_eq!(server.write(SECOND, &chunk), Written::Taken(32 << 10));
+        assert_eq!(server.write(SECOND, &chunk), Written::Blocked);
+        receive(&mut server, &Message::Pause { connection: SECOND }).unwrap();
+        assert_eq!(server.transmit().unwrap().writable, None, "paused");
+        assert_eq!(server.write(SECOND, &chunk), Written::Blocked);
+        let resumed = receive(&mut server, &Message::Resume { connection: SECOND });
+        assert_eq!(resumed, Ok(Some(Event::Writable(SECOND))));
+        assert_eq!(server.write(SECOND, &chunk), Written::Taken(32 << 10));
+        assert_eq!(server.write(SECOND, &chunk), Written::Blocked);
+        assert_eq!(server.transmit().unwrap().writable, Some(SECOND), "there is room");
+    }
+
+    #[test]
+    fn pause_and_resume_overtake_data() {
+        let mut server = connected();
+        server.write(SECOND, b"data");
+        let chunk = [0; 32 << 10];
+        for _ in 0..65 {
+            receive(&mut server, &Message::Data { connection: SECOND, bytes: Bytes::copy_from_slice(&chunk) }).unwrap();
+        }
+        while let Unread::Bytes(bytes) = server.unread(SECOND) {
+            let count = bytes.len();
+            server.consume(SECOND, count);
+        }
+        let pause = Message::Pause { connection: SECOND };
+        assert_eq!(sent(&mut server), [pause, Message::Resume { connection: SECOND }, data(SECOND, b"data")]);
+    }
+
+    #[test]
+    fn excess_ends_a_connection_and_no_other() {
+        let mut server = connected();
+        let other = server.connect(Target::tcp("127.0.0.1:10250"));
+        sent(&mut server);
+        let flood = Message::Data { connection: SECOND, bytes: Bytes::from(vec![0; 1 << 20]) };
+        let ended = (0..17).find_map(|_| match receive(&mut server, &flood).unwrap() {
+            Some(Event::Ended(ended)) => Some(ended),
+            _ => None,
+        });
+        assert_eq!(ended, Some(vec![SECOND]));
+        let pause = Message::Pause { connection: SECOND };
+        assert_eq!(sent(&mut server), [pause, error(SECOND, "the peer sends on after it was asked to pause")]);
+        assert_eq!(server.write(other, b"x"), Written::Taken(1));
+    }
+
+    #[test]
+    fn a_clients_list_ends_what_is_not_on_it() {
+        let mut server = connected();
+        let fresh = server.connect(Target::tcp("127.0.0.1:10250"));
+        let heard = server.connect(Target::tcp("127.0.0.1:10250"));
+        sent(&mut server);
+        receive(&mut server, &data(heard, b"x")).unwrap();
+        let list = |connections| Message::SyncConnections { connections };
+        assert_eq!(receive(&mut server, &list(vec![SECOND])), Ok(Some(Event::Ended(vec![heard]))));
+        assert_eq!(
+            receive(&mut server, &list(vec![SECOND])),
+            Ok(Some(Event::Ended(vec![fresh]))),
+            "at the second list"
+        );
+        assert_eq!(receive(&mut server, &list(vec![])), Ok(Some(Event::Ended(vec![SECOND]))));
+        assert_eq!(sent(&mut server), [], "silently");
+    }
+
+    #[test]
+    fn a_client_lists_what_is_open() {
+        let mut client = client();
+        for connection in [2, 3, 5].map(ConnectionId) {
+            let target = Target::tcp("127.0.0.1:10250");
+            receive(&mut client, &Message::Connect { connection, target }).unwrap();
+        }
+        client.release(ConnectionId(3));
+        receive(&mut client, &error(ConnectionId(5), "EOF")).unwrap();
+        sent(&mut client);
+        client.sync();
+        assert_eq!(sent(&mut client), [Message::SyncConnections { connections: vec![SECOND] }]);
+    }
+
+    #[test]
+    fn when_the_websocket_is_gone_so_are_its_connections() {
+        let mut server = connected();
+        receive(&mut server, &data(SECOND, b"last")).unwrap();
+        server.end(&Ending::Error("tunnel disconnect".to_owned()));
+        assert_eq!(server.unread(SECOND), Unread::Bytes(b"last"));
+        assert!(matches!(server.write(SECOND, b"x"), Written::Ended(Ending::Error(_))));
+        assert_eq!(sent(&mut server), []);
+    }
+
+    /// What one of two sides does next.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write {
+            server: bool,
+            length: usize,
+        },
+        Read {
+            server: bool,
+            length: usize,
+        },
+        /// Moves that many messages to the other side.
+        Move {
+            server: bool,
+            messages: usize,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let length = 1..100_000_usize;
+        prop_oneof![
+            (any::<bool>(), length.clone()).prop_map(|(server, length)| Step::Write { server, length }),
+            (any::<bool>(), length).prop_map(|(server, length)| Step::Read { server, length }),
+            (any::<bool>(), 1..4_usize).prop_map(|(server, messages)| Step::Move { server, messages }),
+        ]
+    }
+
+    /// One side of a connection: what it wrote and what it read.
+    struct Side {
+        session: Session,
+        wrote: u64,
+        read: u64,
+    }
+
+    impl Side {
+        /// Writes bytes that tell where they belong.
+        fn write(&mut self, length: usize) {
+            let bytes: Vec<u8> =
+                (self.wrote..self.wrote + length as u64).map(|position| (position % 251) as u8).collect();
+            if let Written::Taken(count) = self.session.write(SECOND, &bytes) {
+                self.wrote += count as u64;
+            }
+        }
+
+        fn read(&mut self, length: usize) {
+            let Unread::Bytes(bytes) = self.session.unread(SECOND) else { return };
+            let bytes = &bytes[..bytes.len().min(length)];
+            for byte in bytes {
+                assert_eq!(u64::from(*byte), self.read % 251);
+                self.read += 1;
+            }
+            let count = bytes.len();
+            self.session.consume(SECOND, count);
+        }
+
+        /// Returns whether there was a message to move.
+        fn move_to(&mut self, other: &mut Self) -> bool {
+            let Some(transmit) = self.session.transmit() else { return false };
+            other.session.receive(transmit.bytes).unwrap();
+            true
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Whatever the order of things: what was written is read, in order, once all has been moved.
+        #[test]
+        fn nothing_is_lost_or_reordered(steps in prop::collection::vec(step(), 0..200)) {
+            let mut sides = [server(), client()].map(|session| Side { session, wrote: 0, read: 0 });
+            sides[0].session.connect(Target::tcp("127.0.0.1:10250"));
+            let [server, client] = &mut sides;
+            server.move_to(client);
+            for step in steps {
+                match step {
+                    Step::Write { server: true, length } => server.write(length),
+                    Step::Write { server: false, length } => client.write(length),
+                    Step::Read { server: true, length } => server.read(length),
+                    Step::Read { server: false, length } => client.read(length),
+                    Step::Move { server: true, messages } => (0..messages).for_each(|_| drop(server.move_to(client))),
+                    Step::Move { server: false, messages } => (0..messages).for_each(|_| drop(client.move_to(server))),
+                }
+            }
+            while server.move_to(client) | client.move_to(server) {}
+            for _ in 0..1000 {
+                server.read(usize::MAX);
+                client.read(usize::MAX);
+            }
+            prop_assert_eq!((server.wrote, client.wrote), (client.read, server.read));
+            while server.move_to(client) | client.move_to(server) {}
+            prop_assert_eq!(server.session.write(SECOND, b"x"), Written::Taken(1), "nobody waits for ever");
+            prop_assert_eq!(client.session.write(SECOND, b"x"), Written::Taken(1));
+        }
+
+        /// Whatever a peer sends, a session stays within bounds.
+        #[test]
+        fn anything_may_come(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..100), as_client: bool) {
+            let mut session = if as_client { client() } else { connected() };
+            for message in messages {
+                let _ = session.receive(message.into());
+                session.transmit();
+            }
+        }
+    }
+}
