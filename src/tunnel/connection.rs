@@ -129,7 +129,7 @@ impl Connection {
 mod tests {
     use super::*;
 
-    const CHUNK: [u8; 32 << 10] = [7; 32 << 10];
+    static CHUNK: [u8; 32 << 10] = [7; 32 << 10];
 
     #[test]
     fn the_peer_pauses_above_2_mib_and_resumes_below_256_kib() {

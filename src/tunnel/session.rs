@@ -617,6 +617,12 @@ mod tests {
             self.session.consume(SECOND, count);
         }
 
+        fn move_up_to(&mut self, messages: usize, other: &mut Self) {
+            for _ in 0..messages {
+                self.move_to(other);
+            }
+        }
+
         /// Returns whether there was a message to move.
         fn move_to(&mut self, other: &mut Self) -> bool {
             let Some(transmit) = self.session.transmit() else { return false };
@@ -641,8 +647,8 @@ mod tests {
                     Step::Write { server: false, length } => client.write(length),
                     Step::Read { server: true, length } => server.read(length),
                     Step::Read { server: false, length } => client.read(length),
-                    Step::Move { server: true, messages } => (0..messages).for_each(|_| drop(server.move_to(client))),
-                    Step::Move { server: false, messages } => (0..messages).for_each(|_| drop(client.move_to(server))),
+                    Step::Move { server: true, messages } => server.move_up_to(messages, client),
+                    Step::Move { server: false, messages } => client.move_up_to(messages, server),
                 }
             }
             while server.move_to(client) | client.move_to(server) {}

@@ -1,11 +1,8 @@
 //! The ways into nodes: tunnels that they open here, and kube-apiserver's connections through them.
 
-use std::time::SystemTime;
-
 use http::{Request, Response};
 use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
-use k3s_pki::{ClientCa, ClientIdentity, Rejection};
 use k3s_tunnel::{Destination, splice};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -16,13 +13,10 @@ use super::{
     status::Status,
     tasks::Tasks,
 };
-use crate::node_dialer::NodeDialer;
-
-/// Who may open a tunnel, and the beginning of their names.
-const NODES: &str = "system:nodes";
-const NODE_USER: &str = "system:node:";
-/// Who may connect to nodes.
-const MASTERS: &str = "system:masters";
+use crate::{
+    node_dialer::NodeDialer,
+    routes::{Group, Routes},
+};
 
 /// The ways into nodes, as the front offers them.
 #[derive(Debug)]
@@ -38,17 +32,15 @@ impl Nodes {
     }
 
     /// `GET /v1-k3s/connect`: the connection becomes the tunnel of the node that the client's certificate names.
-    pub(super) fn open_tunnel(
+    pub(super) async fn open_tunnel(
         &self,
         request: Request<Incoming>,
         peer: &Peer,
-        client_ca: &ClientCa,
+        routes: &Routes,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Status> {
-        let identity = member(peer, client_ca, NODES)?;
-        let Some(node) = identity.user.strip_prefix(NODE_USER) else {
-            return Err(Status::unauthorized("failed authentication"));
-        };
+        let caller = routes.admit(&[Group::Nodes], request.headers(), peer).await?;
+        let node = caller.node().ok_or_else(|| Status::unauthorized("failed authentication"))?;
         let response = k3s_tunnel::upgrade(&request, node).map_err(|error| Status::bad_request(error.to_string()))?;
         let (node, address) = (node.to_owned(), peer.address);
         let (tunnels, shutdown) = (self.dialer.tunnels.clone(), self.shutdown.clone());
@@ -71,10 +63,10 @@ impl Nodes {
         &self,
         request: Request<Incoming>,
         peer: &Peer,
-        client_ca: &ClientCa,
+        routes: &Routes,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Status> {
-        member(peer, client_ca, MASTERS)?;
+        routes.admit(&[Group::Masters], request.headers(), peer).await?;
         let Some(authority) = request.uri().authority() else {
             return Err(Status::bad_request("CONNECT needs host:port"));
         };
@@ -94,18 +86,6 @@ impl Nodes {
     }
 }
 
-/// The client, if its certificate names it a member of `group`: no certificate is a 403 and a bad one a 401, as in k3s.
-fn member<'a>(peer: &'a Peer, client_ca: &ClientCa, group: &str) -> Result<&'a ClientIdentity, Status> {
-    match peer.identity(client_ca, SystemTime::now()) {
-        Ok(identity) if identity.groups.contains(group) => Ok(identity),
-        Ok(_) | Err(Rejection::None | Rejection::NoUser) => Err(Status::forbidden("forbidden")),
-        Err(rejection) => {
-            debug!(peer = %peer.address, %rejection, "Refused a client certificate.");
-            Err(Status::unauthorized("not authorized"))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -121,6 +101,9 @@ mod tests {
     use super::*;
     use crate::front::testing::{Ca, Leaf, Setup, soon, text};
 
+    const NODES: Option<&str> = Some("system:nodes");
+    const MASTERS: Option<&str> = Some("system:masters");
+
     const WEBSOCKET: [(&str, &str); 4] = [
         ("connection", "Upgrade"),
         ("upgrade", "websocket"),
@@ -129,11 +112,11 @@ mod tests {
     ];
 
     fn apiserver(setup: &Setup) -> Leaf {
-        setup.client_ca.client("system:apiserver", Some(MASTERS))
+        setup.client_ca.client("system:apiserver", MASTERS)
     }
 
     fn node(setup: &Setup) -> Leaf {
-        setup.client_ca.client("system:node:worker", Some(NODES))
+        setup.client_ca.client("system:node:worker", NODES)
     }
 
     /// Serves a tunnel of the node `worker`, whose kubelet is `kubelet`.
@@ -240,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn only_masters_connect() {
         let setup = Setup::start().await;
-        let foreign = Ca::new("client-ca").client("system:apiserver", Some(MASTERS));
+        let foreign = Ca::new("client-ca").client("system:apiserver", MASTERS);
         for (certificate, status) in [(None, 403), (Some(node(&setup)), 403), (Some(foreign), 401)] {
             let response = ask_connect(&setup, certificate.as_ref(), "127.0.0.1:10250").await;
             assert_eq!(response.status(), status);
@@ -253,8 +236,8 @@ mod tests {
     #[tokio::test]
     async fn only_nodes_open_tunnels() {
         let setup = Setup::start().await;
-        let foreign = Ca::new("client-ca").client("system:node:worker", Some(NODES));
-        let nobody = setup.client_ca.client("worker", Some(NODES));
+        let foreign = Ca::new("client-ca").client("system:node:worker", NODES);
+        let nobody = setup.client_ca.client("worker", NODES);
         for (certificate, status, sentence) in [
             (None, 403, "forbidden"),
             (Some(apiserver(&setup)), 403, "forbidden"),

@@ -56,11 +56,12 @@ impl Gateway {
     /// Answers one request of `peer`. `tasks` run upgraded connections.
     pub(super) async fn answer(&self, mut request: Request<Incoming>, peer: &Peer, tasks: &Tasks) -> Response<Body> {
         if request.method() == Method::CONNECT {
-            let connected = self.nodes.connect(request, peer, &self.client_ca, tasks).await;
+            let connected = self.nodes.connect(request, peer, &self.routes, tasks).await;
             return connected.unwrap_or_else(Into::into);
         }
         if request.uri().path() == k3s_tunnel::PATH {
-            return self.nodes.open_tunnel(request, peer, &self.client_ca, tasks).unwrap_or_else(Into::into);
+            let opened = self.nodes.open_tunnel(request, peer, &self.routes, tasks).await;
+            return opened.unwrap_or_else(Into::into);
         }
         if let Some(route) = Route::find(request.uri().path()) {
             return self.routes.answer(route, request, peer).await;

@@ -22,13 +22,15 @@ pub(crate) enum Group {
     Nodes,
     /// Agents, by a bootstrap token.
     Bootstrappers,
+    /// kube-apiserver and administrators, by their certificates.
+    Masters,
 }
 
 /// Before the name of a node, in the name of its user.
 const NODE: &str = "system:node:";
 
 impl Group {
-    const ALL: [Self; 4] = [Self::Server, Self::Agent, Self::Nodes, Self::Bootstrappers];
+    const ALL: [Self; 5] = [Self::Server, Self::Agent, Self::Nodes, Self::Bootstrappers, Self::Masters];
 
     /// Its name in certificates and `cred/passwd`.
     pub(crate) fn name(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Group {
             Self::Agent => "k3s:agent",
             Self::Nodes => "system:nodes",
             Self::Bootstrappers => "system:bootstrappers",
+            Self::Masters => "system:masters",
         }
     }
 }

@@ -21,7 +21,7 @@ mod table;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use k3s_identity::Error as IdentityError;
@@ -43,7 +43,7 @@ use certificates::{Asked, Certificates};
 use in_flight::InFlight;
 use table::{Answer, Layer};
 
-pub(crate) use caller::Caller;
+pub(crate) use caller::{Caller, Group};
 pub(crate) use node_claim::NodeClaim;
 pub(crate) use table::Route;
 
@@ -96,6 +96,11 @@ impl Routes {
             config: line(&config),
             server_dir,
         }
+    }
+
+    /// Who asks, if it is in one of `groups`; for what is answered elsewhere.
+    pub(crate) async fn admit(&self, groups: &[Group], headers: &HeaderMap, peer: &Peer) -> Result<Caller, Status> {
+        self.authenticator.admit(groups, headers, peer).await
     }
 
     /// The answer to a request for this route.
