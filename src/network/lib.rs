@@ -4,6 +4,7 @@
 //! running pods notice nothing. What is ours is named, and each part that outlives the process can be removed again.
 
 mod address;
+mod changes;
 mod cni;
 mod command;
 mod host;
@@ -15,6 +16,7 @@ mod subnet_env;
 mod test_namespace;
 
 pub use address::{AddressError, Family, Underlay};
+pub use changes::AddressChanges;
 pub use cni::{CniConfig, CniError};
 pub use command::CommandError;
 pub use host::{Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, prepare};

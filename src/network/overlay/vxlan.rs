@@ -1,6 +1,10 @@
 //! VXLAN as flannel makes it, so that nodes of both find each other: VNI 1, UDP port 8472, no learning, one device a family.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
@@ -12,92 +16,64 @@ use rtnetlink::{
         link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     },
 };
-use sha2::{Digest as _, Sha256};
 use tracing::{debug, info};
 
+use super::{
+    OverlayError,
+    flannel::{Endpoint, Peer},
+    mac::Mac,
+    tables::{Route, Tables},
+};
 use crate::{
     address::Underlay,
     netlink::{NetlinkError, converse},
 };
 
-const VNI: u32 = 1;
-const PORT: u16 = 8472;
+pub(super) const VNI: u32 = 1;
+pub(super) const PORT: u16 = 8472;
 const DEVICE_V4: &str = "flannel.1";
 const DEVICE_V6: &str = "flannel-v6.1";
 
 /// One node's end of the overlay in one address family.
 #[derive(Debug, Clone)]
-pub struct Vxlan {
+pub(super) struct Vxlan {
     underlay: Underlay,
     /// Where the node itself is on the overlay: the first address of its pod range, which no pod gets.
     address: IpAddr,
-    mac: [u8; 6],
+    mac: Mac,
 }
 
 /// The device as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
+pub(super) struct Device {
     /// Its name.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// The kernel's index of it.
-    pub index: u32,
+    pub(super) index: u32,
     /// Its hardware address, which other nodes send to.
-    pub mac: [u8; 6],
+    pub(super) mac: Mac,
     /// Its MTU, in bytes, which pods' interfaces have too.
-    pub mtu: u32,
-}
-
-/// Why the overlay device is not there.
-#[derive(Debug, thiserror::Error)]
-pub enum OverlayError {
-    /// Pods and underlay have to be of one family.
-    #[error(
-        "the overlay for pods in {pod_cidr} cannot travel over {underlay}, which is of the other address family: set --node-ip for both"
-    )]
-    Families {
-        /// The node's pod range.
-        pod_cidr: IpNet,
-        /// The node's address.
-        underlay: IpAddr,
-    },
-    /// The kernel was built without VXLAN.
-    #[error("the kernel has no VXLAN: load or build the module vxlan, or choose --flannel-backend=none")]
-    Unsupported,
-    /// Someone else's device uses our network identifier and port.
-    #[error(
-        "another VXLAN device already uses VNI {VNI} and UDP port {PORT}: remove it (`ip -d link show type vxlan` lists it) and start again"
-    )]
-    Taken,
-    /// The kernel refused or did not answer.
-    #[error("the overlay device cannot be set up")]
-    Netlink(#[from] NetlinkError),
-    /// The device went while we worked on it.
-    #[error("the overlay device {0} was removed by someone else while it was set up")]
-    Gone(&'static str),
+    pub(super) mtu: u32,
 }
 
 impl Vxlan {
     /// The end of the node called `node_name`, whose pods are in `pod_cidr`. The name makes the hardware address, which therefore
     /// survives reboots and spares the other nodes an update.
-    pub fn new(underlay: Underlay, pod_cidr: IpNet, node_name: &str) -> Result<Self, OverlayError> {
-        if underlay.address.is_ipv4() != pod_cidr.addr().is_ipv4() {
-            return Err(OverlayError::Families { pod_cidr, underlay: underlay.address });
-        }
+    pub(super) fn new(underlay: Underlay, pod_cidr: IpNet, node_name: &str) -> Self {
         let address = pod_cidr.network();
-        let mut vxlan = Self { underlay, address, mac: [0; 6] };
-        vxlan.mac = stable_mac(vxlan.device(), node_name);
-        Ok(vxlan)
+        let mac = Mac::stable(device_of(address), node_name);
+        Self { underlay, address, mac }
     }
 
     /// The MTU the device gets: the underlay's less the encapsulation.
-    pub fn mtu(&self) -> u32 {
+    pub(super) fn mtu(&self) -> u32 {
         let overhead = if self.underlay.address.is_ipv4() { 50 } else { 70 };
         self.underlay.mtu.saturating_sub(overhead)
     }
 
     /// Makes the device, or makes the one that is there right. A right one stays as it is, hardware address included; one that
     /// differs in what cannot be changed is replaced.
-    pub async fn ensure(&self) -> Result<Device, OverlayError> {
+    pub(super) async fn ensure(&self) -> Result<Device, OverlayError> {
         converse(async |handle: Handle| {
             let name = self.device();
             let mut link = link(&handle, name).await?;
@@ -110,6 +86,7 @@ impl Vxlan {
             }
             if link.is_none() {
                 self.add(&handle).await?;
+                refuse_router_advertisements(name);
                 debug!(device = name, "Created the overlay device.");
             }
             let link = self::link(&handle, name).await?.ok_or(OverlayError::Gone(name))?;
@@ -126,7 +103,7 @@ impl Vxlan {
     }
 
     fn device(&self) -> &'static str {
-        if self.address.is_ipv4() { DEVICE_V4 } else { DEVICE_V6 }
+        device_of(self.address)
     }
 
     /// Whether `link` is this device in everything that only its creation sets.
@@ -160,7 +137,7 @@ impl Vxlan {
             IpAddr::V4(ip) => builder.local(ip),
             IpAddr::V6(ip) => builder.local6(ip),
         };
-        let message = builder.mtu(self.mtu()).address(self.mac.to_vec()).build();
+        let message = builder.mtu(self.mtu()).address(self.mac.bytes().to_vec()).build();
         let added = handle.link().add(message).execute().await;
         added.map_err(|error| {
             let error = NetlinkError::new(format!("create {}", self.device()), error);
@@ -198,17 +175,45 @@ impl Vxlan {
     }
 }
 
-/// Removes the overlay's devices, where there are any.
-pub async fn remove() -> Result<(), OverlayError> {
+/// What the kernel needs so that packets for `peers` travel by the device of index `device`, as flannel sets it up: the first address of a
+/// peer's range is the next hop, and stands for the peer's own device.
+pub(super) fn tables(device: u32, metric: u32, peers: &[Peer]) -> Tables {
+    let mut tables = Tables::default();
+    for Peer { pods, endpoint, .. } in peers {
+        let Endpoint::Vxlan { address, mac } = *endpoint else { continue };
+        let gateway = pods.network();
+        tables.routes.insert(Route { pods: *pods, gateway, device, onlink: true, metric });
+        tables.neighbours.insert(gateway, mac);
+        tables.forwarding.insert(mac, address);
+    }
+    tables
+}
+
+/// Removes the overlay's devices, where there are any, but for those of index `kept`.
+pub(super) async fn remove_but(kept: &[u32]) -> Result<(), NetlinkError> {
     converse(async |handle: Handle| {
         for name in [DEVICE_V4, DEVICE_V6] {
-            if let Some(link) = link(&handle, name).await? {
+            if let Some(link) = link(&handle, name).await?
+                && !kept.contains(&link.header.index)
+            {
                 delete(&handle, name, link.header.index).await?;
             }
         }
         Ok(())
     })
     .await
+}
+
+fn device_of(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { DEVICE_V4 } else { DEVICE_V6 }
+}
+
+/// As flannel: there are no routers on the overlay, and a pod must not pose as one. A host without IPv6 has no such setting.
+fn refuse_router_advertisements(device: &str) {
+    let setting = Path::new("/proc/sys/net/ipv6/conf").join(device).join("accept_ra");
+    if let Err(error) = fs::write(setting, "0") {
+        debug!(%error, device, "Router advertisements could not be switched off.");
+    }
 }
 
 async fn link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
@@ -231,9 +236,9 @@ fn mtu(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
+fn mac(link: &LinkMessage) -> Option<Mac> {
     link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+        LinkAttribute::Address(mac) => Mac::try_from(mac.as_slice()).ok(),
         _ => None,
     })
 }
@@ -248,14 +253,6 @@ fn ip(message: &AddressMessage) -> Option<IpAddr> {
 
 fn host_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { Ipv4Addr::BITS as u8 } else { Ipv6Addr::BITS as u8 }
-}
-
-/// A locally administered unicast address that this device of this node has in every life.
-fn stable_mac(device: &str, node_name: &str) -> [u8; 6] {
-    let digest = Sha256::new().chain_update(device).chain_update([0]).chain_update(node_name).finalize();
-    let mut mac: [u8; 6] = std::array::from_fn(|n| digest[n]);
-    mac[0] = mac[0] & !0b01 | 0b10;
-    mac
 }
 
 #[cfg(test)]
@@ -275,21 +272,7 @@ mod tests {
     }
 
     fn vxlan(underlay: &Underlay, cidr: &str) -> Vxlan {
-        Vxlan::new(underlay.clone(), cidr.parse().unwrap(), "node-1").unwrap()
-    }
-
-    #[test]
-    fn the_hardware_address_belongs_to_the_node() {
-        assert_eq!(stable_mac(DEVICE_V4, "a"), stable_mac(DEVICE_V4, "a"));
-        assert_ne!(stable_mac(DEVICE_V4, "a"), stable_mac(DEVICE_V4, "b"));
-        assert_eq!(stable_mac(DEVICE_V4, "a")[0] & 0b11, 0b10);
-    }
-
-    #[test]
-    fn families_do_not_mix() {
-        let underlay = Underlay { address: "10.0.0.1".parse().unwrap(), interface: "eth0".into(), index: 2, mtu: 1500 };
-        let error = Vxlan::new(underlay, "fd42::/64".parse().unwrap(), "a").unwrap_err().to_string();
-        assert!(error.contains("fd42::/64") && error.contains("--node-ip"), "{error}");
+        Vxlan::new(underlay.clone(), cidr.parse().unwrap(), "node-1")
     }
 
     #[test]
@@ -309,8 +292,8 @@ mod tests {
                 assert!(shown.contains(expected), "{expected} is not in {shown}");
             }
             assert_eq!(vxlan.ensure().await.unwrap(), device, "the same device, not a new one");
-            remove().await.unwrap();
-            remove().await.unwrap();
+            remove_but(&[]).await.unwrap();
+            remove_but(&[]).await.unwrap();
             assert!(!sh("ip link").await.contains("flannel"));
         });
     }
@@ -346,7 +329,7 @@ mod tests {
             };
             assert_eq!((device.name, device.mtu), ("flannel-v6.1", 1430));
             assert!(sh("ip address show flannel-v6.1").await.contains("inet6 fd42::/128"));
-            remove().await.unwrap();
+            remove_but(&[]).await.unwrap();
         });
     }
 }
