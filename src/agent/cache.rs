@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 
-use ipnet::IpNet;
 use k3s_files::{self as files, FileError, PRIVATE};
+use k3s_network::overlay::Member;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::warn;
@@ -17,9 +17,9 @@ pub(crate) struct ClusterCache {
     path: PathBuf,
 }
 
-/// `<data>/agent/pod-cidrs.json`: the ranges that the node's pods have their addresses from.
+/// `<data>/agent/members.json`: the cluster's nodes with their pod ranges, this one's among them, and how they are reached.
 #[derive(Debug, Clone)]
-pub(crate) struct PodCidrCache {
+pub(crate) struct MembersCache {
     path: PathBuf,
 }
 
@@ -60,19 +60,22 @@ impl ClusterCache {
     }
 }
 
-impl PodCidrCache {
+impl MembersCache {
     pub(crate) fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// The ranges of the node's last life, the primary first; empty before it had any.
-    pub(crate) fn load(&self) -> Vec<IpNet> {
-        let text = files::read(&self.path).ok().flatten().unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
+    /// The nodes as they were last seen; none before, and after a file that cannot be used.
+    pub(crate) fn load(&self) -> Result<Vec<Member>, FileError> {
+        let Some(text) = files::read(&self.path)?.filter(|text| !files::is_torn(text)) else { return Ok(Vec::new()) };
+        Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
+            warn!(path = %self.path.display(), %error, "What this node kept of the others cannot be used; a server has to answer.");
+            Vec::new()
+        }))
     }
 
-    pub(crate) fn store(&self, ranges: &[IpNet]) -> Result<(), FileError> {
-        let text = serde_json::to_vec(ranges).expect("ranges are strings");
+    pub(crate) fn store(&self, members: &[Member]) -> Result<(), FileError> {
+        let text = serde_json::to_vec(members).expect("members are texts");
         files::write(&self.path, &text, PRIVATE)?;
         Ok(())
     }
@@ -80,6 +83,8 @@ impl PodCidrCache {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::cluster_config::tests::CONFIG;
 
@@ -104,12 +109,15 @@ mod tests {
     }
 
     #[test]
-    fn pod_ranges_outlive_a_boot() {
+    fn members_outlive_a_boot() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = PodCidrCache::new(folder.path().join("pod-cidrs.json"));
-        assert_eq!(cache.load(), []);
-        let ranges = ["10.42.3.0/24".parse().unwrap(), "fd42:0:0:3::/64".parse().unwrap()];
-        cache.store(&ranges).unwrap();
-        assert_eq!(cache.load(), ranges);
+        let cache = MembersCache::new(folder.path().join("members.json"));
+        assert_eq!(cache.load().unwrap(), []);
+        let pod_cidrs = ["10.42.3.0/24".parse().unwrap(), "fd42:0:0:3::/64".parse().unwrap()].to_vec();
+        let members = [Member { name: "edge-1".into(), pod_cidrs, annotations: BTreeMap::new() }];
+        cache.store(&members).unwrap();
+        assert_eq!(cache.load().unwrap(), members);
+        std::fs::write(&cache.path, "my shopping list").unwrap();
+        assert_eq!(cache.load().unwrap(), []);
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use k3s_config::{
-    network::{ClusterNetwork, Overlay, PortRange},
+    network::{ClusterNetwork, PortRange},
     server::EgressMode,
 };
 use serde::Deserialize;
@@ -36,7 +36,7 @@ pub enum UnusableConfig {
     #[error("it lacks {0}")]
     Missing(&'static str),
     /// A backend that we do not have.
-    #[error("its overlay is {0}, which this version does not have: use vxlan, host-gw or none on the servers")]
+    #[error("its overlay will not do: {0}")]
     Backend(String),
     /// A mode that we do not have.
     #[error("its egress selector mode is not known: {0}")]
@@ -75,7 +75,9 @@ impl ClusterConfig {
                     _ => return Err(UnusableConfig::Missing("ClusterDNS")),
                 },
                 cluster_domain: control.cluster_domain,
-                overlay: overlay(control.flannel_backend)?,
+                overlay: control.flannel_backend.parse().map_err(UnusableConfig::Backend)?,
+                masquerade_ipv6: control.flannel_ipv6_masq,
+                overlay_external: control.flannel_external_ip,
             },
             egress: match control.egress_selector_mode {
                 Some(mode) if !mode.is_empty() => mode.parse().map_err(UnusableConfig::Egress)?,
@@ -106,6 +108,10 @@ struct Control {
     cluster_dnss: Option<Vec<IpAddr>>,
     cluster_domain: String,
     flannel_backend: String,
+    #[serde(default, rename = "FlannelIPv6Masq")]
+    flannel_ipv6_masq: bool,
+    #[serde(default, rename = "FlannelExternalIP")]
+    flannel_external_ip: bool,
     /// k3s had no choice before it had this field.
     egress_selector_mode: Option<String>,
     #[serde(default)]
@@ -155,14 +161,6 @@ fn ranges(all: Option<Vec<GoNet>>, one: Option<GoNet>, field: &'static str) -> R
     ranges.iter().map(GoNet::range).collect()
 }
 
-fn overlay(backend: String) -> Result<Overlay, UnusableConfig> {
-    match backend.as_str() {
-        "vxlan" => Ok(Overlay::Vxlan),
-        "none" => Ok(Overlay::None),
-        _ => Err(UnusableConfig::Backend(backend)),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -190,7 +188,7 @@ pub(crate) mod tests {
     #[test]
     fn what_cannot_be_followed_is_told() {
         for (from, to, problem) in [
-            ("vxlan", "tailscale", "its overlay is tailscale"),
+            ("vxlan", "tailscale", "its overlay will not do: `tailscale` is not a backend"),
             ("\"SupervisorPort\": 6443", "\"SupervisorPort\": 9345", "9345 beside 6443"),
             ("//8AAA==", "//8=", "10.42.0.0///8= is not an address range"),
             ("ClusterIPRange", "Other", "it lacks ClusterIPRange"),

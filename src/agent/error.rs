@@ -38,15 +38,18 @@ pub enum Error {
     /// The CNI configuration.
     #[error(transparent)]
     Cni(#[from] k3s_network::CniError),
-    /// The overlay device.
+    /// The overlay.
     #[error(transparent)]
     Overlay(#[from] k3s_network::overlay::OverlayError),
     /// Pods' way out of the cluster.
     #[error(transparent)]
     Nat(#[from] k3s_network::NatError),
-    /// The pod range, as the API told it.
+    /// The host's addresses cannot be followed.
     #[error(transparent)]
-    PodCidr(#[from] k3s_controllers::PodCidrError),
+    Netlink(#[from] k3s_network::NetlinkError),
+    /// Other nodes do not learn how this one is reached.
+    #[error("the API did not take what other nodes have to know to reach this one")]
+    Announce(#[source] kube::Error),
     /// The load balancer's port is taken.
     #[error(
         "the load balancer cannot listen on {address} ({source}): stop the program that has the port, or choose another --lb-server-port"
@@ -86,7 +89,8 @@ impl Error {
             Self::Listen { .. } => 69,
             Self::File { .. } | Self::Replace(_) | Self::Identity(k3s_identity::Error::File(_)) => 73,
             Self::Join(JoinError::File(_) | JoinError::Pki(k3s_pki::Error::File(_))) => 73,
-            Self::Notify(_) | Self::Thread(_) => 71,
+            Self::Notify(_) | Self::Thread(_) | Self::Netlink(_) => 71,
+            Self::Announce(_) => 75,
             Self::Graph(_) => 70,
             Self::Template { .. }
             | Self::Identity(_)
@@ -94,7 +98,6 @@ impl Error {
             | Self::Cni(_)
             | Self::Overlay(_)
             | Self::Nat(_)
-            | Self::PodCidr(_)
             | Self::Join(_)
             | Self::Kubeconfig { .. } => 78,
         }

@@ -15,6 +15,7 @@ mod join;
 mod membership;
 mod network;
 mod node;
+mod pod_network;
 mod reach;
 mod resolv_conf;
 mod role;

@@ -1,14 +1,13 @@
 //! The node's life: prepared before anything runs, handed to the supervisor, joined to its network when the API knows it.
 
-use std::{ffi::OsString, fs, io, net::IpAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fs, io, net::IpAddr, path::PathBuf};
 
-use ipnet::IpNet;
 use k3s_components::{Components, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet};
 use k3s_config::{
     agent::NodeConfig,
     network::{ClusterNetwork, Overlay},
 };
-use k3s_controllers::{annotate, wait_pod_cidr};
+use k3s_controllers::annotate;
 use k3s_files as files;
 use k3s_network::{Conntrack, HostPlan, Warning};
 use k3s_supervise::{
@@ -16,9 +15,8 @@ use k3s_supervise::{
     capability::{Capabilities, Capability},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
-use crate::{Error, annotations, api, cache::PodCidrCache, cgroup, error::chain, images, network, resolv_conf};
+use crate::{Error, annotations, api, cgroup, images, network, pod_network, resolv_conf};
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl NodeRole {
         let Request { config, network, ips, paths, components, packaged_images, kube_proxy: with_proxy, .. } = request;
         let host = k3s_network::prepare(&HostPlan {
             cluster_cidrs: network.cluster_cidrs.clone(),
-            filter_bridges: with_proxy || network.overlay == Overlay::Vxlan,
+            filter_bridges: with_proxy || network.overlay != Overlay::None,
             conntrack: Conntrack::default(),
         })
         .await;
@@ -122,8 +120,8 @@ impl NodeRole {
         Ok(())
     }
 
-    /// Does the node's own part until it is done or `shutdown` falls: imports images, tells the API the node's addresses, and joins
-    /// the pod network as soon as the API has given it a range. What fails is told in the status and tried again.
+    /// Does the node's own part until it is done or `shutdown` falls: imports images, tells the API the node's addresses, and keeps
+    /// it on the pod network. What fails is told in the status and tried again.
     pub async fn run(&self, supervisor: &Supervisor, shutdown: CancellationToken) -> Result<(), Error> {
         let gate = supervisor.gate("images").ok();
         let import = async {
@@ -132,7 +130,8 @@ impl NodeRole {
             }
             Ok(())
         };
-        let work = async { tokio::try_join!(import, self.introduce(supervisor), self.join(supervisor)).map(drop) };
+        let network = pod_network::run(&self.node, &self.paths, supervisor);
+        let work = async { tokio::try_join!(import, self.introduce(supervisor), network).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 
@@ -144,37 +143,6 @@ impl NodeRole {
         let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
         annotate(client, &self.node.config.name, &annotations::metadata(&self.node)).await;
         Ok(())
-    }
-
-    /// By the ranges of the node's last life at once, and by those that the API gives when they are others.
-    async fn join(&self, supervisor: &Supervisor) -> Result<(), Error> {
-        let cache = PodCidrCache::new(self.paths.agent().join("pod-cidrs.json"));
-        let remembered = cache.load();
-        if !remembered.is_empty() {
-            self.wire_up(&remembered, supervisor).await;
-        }
-        if supervisor.ready("kube-apiserver").await.is_err() {
-            return Ok(());
-        }
-        let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
-        let ranges = wait_pod_cidr(client, &self.node.config.name).await?;
-        if ranges != remembered {
-            self.wire_up(&ranges, supervisor).await;
-            cache.store(&ranges)?;
-        }
-        Ok(())
-    }
-
-    async fn wire_up(&self, ranges: &[IpNet], supervisor: &Supervisor) {
-        let mut pause = Duration::from_millis(500);
-        while let Err(error) = network::join(&self.node, ranges.to_vec()).await {
-            let error = chain(&error);
-            warn!(error, "The pod network cannot be joined; trying again.");
-            supervisor.warn("pod-network", format!("Pods cannot be reached: {error}."));
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(30));
-        }
-        supervisor.clear("pod-network");
     }
 }
 

@@ -61,7 +61,14 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .path("kubelet-certificate-authority", paths.tls("server-ca.crt"))
         .path("kubelet-client-certificate", paths.tls("client-kube-apiserver.crt"))
         .path("kubelet-client-key", paths.tls("client-kube-apiserver.key"))
-        .set("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname")
+        .set(
+            "kubelet-preferred-address-types",
+            if config.network.overlay_external {
+                "ExternalIP,InternalIP,Hostname"
+            } else {
+                "InternalIP,ExternalIP,Hostname"
+            },
+        )
         .path("requestheader-client-ca-file", paths.tls("request-header-ca.crt"))
         .set("requestheader-allowed-names", "system:auth-proxy")
         .set("requestheader-extra-headers-prefix", "X-Remote-Extra-")

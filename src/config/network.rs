@@ -28,6 +28,10 @@ pub struct ClusterNetwork {
     pub cluster_domain: String,
     /// How pod traffic travels between nodes (`--flannel-backend`).
     pub overlay: Overlay,
+    /// What pods send out of the cluster by IPv6 takes the node's address (`--flannel-ipv6-masq`).
+    pub masquerade_ipv6: bool,
+    /// Nodes reach each other by their external addresses (`--flannel-external-ip`).
+    pub overlay_external: bool,
 }
 
 impl ClusterNetwork {
@@ -70,12 +74,12 @@ impl ClusterNetwork {
                 let problem = || format!("`{text}` is not a DNS domain; write one such as cluster.local");
                 is_dns_subdomain(domain).then(|| domain.to_owned()).ok_or_else(problem)
             })?,
-            overlay: values.text("flannel-backend").parse(|text| match text {
-                _ if values.is_on("no-flannel") => Ok(Overlay::None),
-                "vxlan" => Ok(Overlay::Vxlan),
-                "none" => Ok(Overlay::None),
-                _ => Err(format!("`{text}` is not a backend; use vxlan or none")),
-            })?,
+            overlay: match values.is_on("no-flannel") {
+                true => Overlay::None,
+                false => values.text("flannel-backend").parse(str::parse)?,
+            },
+            masquerade_ipv6: values.is_on("flannel-ipv6-masq"),
+            overlay_external: values.is_on("flannel-external-ip"),
         })
     }
 
@@ -134,8 +138,30 @@ impl FromStr for PortRange {
 pub enum Overlay {
     /// VXLAN, VNI 1, UDP port 8472, device `flannel.1`.
     Vxlan,
+    /// Plain routes by way of the nodes, which have to be on one network.
+    HostGw,
     /// None of ours: the user brings a CNI plugin.
     None,
+}
+
+impl Overlay {
+    /// As `--flannel-backend` and the server's configuration for agents name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::None => "none",
+        }
+    }
+}
+
+impl FromStr for Overlay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = [Self::Vxlan, Self::HostGw, Self::None].into_iter().find(|overlay| overlay.name() == text);
+        found.ok_or_else(|| format!("`{text}` is not a backend; use vxlan, host-gw or none"))
+    }
 }
 
 /// The address `offset` past the start of `range`; `offset` lies within every range that validation lets through.

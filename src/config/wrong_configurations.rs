@@ -202,9 +202,9 @@ fn on_the_command_line_of_a_server() {
         ),
         (
             &["--flannel-backend=wireguard-native"],
-            "--flannel-backend: this backend is not served by this version; use vxlan, or none with a CNI plugin of yours",
+            "--flannel-backend: this backend is not served by this version; use vxlan or host-gw, or none with a CNI plugin of yours",
         ),
-        (&["--flannel-backend=calico"], "--flannel-backend: `calico` is not a backend; use vxlan or none"),
+        (&["--flannel-backend=calico"], "--flannel-backend: `calico` is not a backend; use vxlan, host-gw or none"),
         (
             &["--egress-selector-mode=node"],
             "--egress-selector-mode: `node` is not a mode; use agent, pod, cluster or disabled",

@@ -1,7 +1,15 @@
 //! The controllers against a real API server, which needs nothing beside kube-apiserver and its store:
 //! `KUBECONFIG=… cargo test -p k3s-controllers -- --ignored`. The cluster should be a fresh one to throw away.
 
-use std::{collections::BTreeSet, future::Future, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::{Future, ready},
+    path::Path,
+    pin::pin,
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -15,8 +23,8 @@ use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Addons, NodeAddresses, NodeController, NodeMetadata, PROVIDER_TAINT, Variables, annotate, run_node_hosts,
-    wait_pod_cidr,
+    Addons, NodeAddresses, NodeController, NodeMetadata, PROVIDER_TAINT, Variables, annotate, follow_members,
+    run_node_hosts,
 };
 
 fn addons(folder: &Path, disabled: &[&str]) -> Addons {
@@ -88,8 +96,9 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     running.spawn(async move {
         stopping.run_until_cancelled(annotate(agent, "node-1", &metadata)).await;
     });
-    let ((), pod_cidrs) = tokio::join!(register(), wait_pod_cidr(client.clone(), "node-1"));
-    assert_eq!(pod_cidrs.unwrap(), ["10.42.0.0/24".parse().unwrap()]);
+    let mut members = pin!(follow_members(client.clone(), |_| false).skip_while(|members| ready(members.is_empty())));
+    let ((), members) = tokio::join!(register(), members.next());
+    assert_eq!(members.unwrap()[0].pod_cidrs, ["10.42.0.0/24".parse().unwrap()]);
     let initialised = async || {
         let node = nodes.get("node-1").await.unwrap();
         let tainted = node.spec.as_ref()?.taints.iter().flatten().any(|taint| taint.key == PROVIDER_TAINT);

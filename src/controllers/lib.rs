@@ -9,15 +9,16 @@ mod against_an_api;
 mod api_endpoints;
 mod backoff;
 mod egress;
+mod members;
 mod node;
 mod node_annotations;
 mod node_hosts;
 mod node_passwords;
-mod pod_cidr;
 
 pub use addons::{Addons, Variables};
 pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint};
 pub use egress::run as run_egress;
+pub use members::{Member, follow_members, set_annotations};
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::run as run_node_hosts;
@@ -25,4 +26,3 @@ pub use node_passwords::{
     NodePasswordError, ensure_node_password, migrate_node_passwords, node_exists, node_password_secret,
     run_node_password_owners, tell_of_deferred,
 };
-pub use pod_cidr::{PodCidrError, wait_pod_cidr};

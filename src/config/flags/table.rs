@@ -73,15 +73,19 @@ pub(super) const SECTIONS: &[Section] = &[
             list("cluster-dns", "IP", "Address of the cluster's DNS; the tenth of the service range if not given")
                 .server(),
             text("cluster-domain", "DOMAIN", "The cluster's DNS domain").default("cluster.local").server(),
-            text("flannel-backend", "BACKEND", "How pods reach other nodes: vxlan, or none for a CNI plugin of yours")
-                .default("vxlan")
-                .server()
-                .unserved_values(
-                    &["host-gw", "wireguard-native", "wireguard", "tailscale", "ipsec"],
-                    refusal("this backend", "use vxlan, or none with a CNI plugin of yours"),
-                ),
-            switch("flannel-ipv6-masq", "Masquerade IPv6").server().unserved(FLANNEL),
-            switch("flannel-external-ip", "Run the overlay over external addresses").server().unserved(FLANNEL),
+            text(
+                "flannel-backend",
+                "BACKEND",
+                "How pods reach other nodes: vxlan, host-gw (nodes on one network), or none for a CNI plugin of yours",
+            )
+            .default("vxlan")
+            .server()
+            .unserved_values(
+                &["wireguard-native", "wireguard", "tailscale", "ipsec", "extension", "udp"],
+                refusal("this backend", "use vxlan or host-gw, or none with a CNI plugin of yours"),
+            ),
+            switch("flannel-ipv6-masq", "What pods send out of the cluster by IPv6 takes the node's address").server(),
+            switch("flannel-external-ip", "Nodes reach each other by their external addresses").server(),
             text(
                 "egress-selector-mode",
                 "MODE",
@@ -374,7 +378,7 @@ pub(crate) const EXTERNAL_DATASTORE: Refusal =
 pub(crate) const SELINUX: Refusal = refusal("SELinux for containers", LEAVE_OUT);
 const PORTS: Refusal =
     refusal("a second port for the supervisor or kube-apiserver", "use --https-listen-port for both");
-const FLANNEL: Refusal = refusal("this setting of flannel", "leave it out to use vxlan over IPv4");
+const FLANNEL: Refusal = refusal("a configuration of flannel", "leave it out, and choose with --flannel-backend");
 const RUNTIME: Refusal =
     refusal("a container runtime of one's own", "leave it out to run the containerd that comes along");
 const VPN: Refusal = refusal("an overlay over a VPN", "leave it out to use vxlan");

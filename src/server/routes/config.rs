@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
-use k3s_config::{
-    args::ComponentArgs,
-    network::{ClusterNetwork, Overlay},
-    server::ServerConfig,
-};
+use k3s_config::{args::ComponentArgs, network::ClusterNetwork, server::ServerConfig};
 use serde_json::{Value, json};
 
 /// TLS 1.2 suites that k3s tells nodes to offer; those of 1.3 are not for choice.
@@ -42,9 +38,9 @@ pub(crate) fn document(config: &ServerConfig, node_name: &str, advertised: IpAdd
         "EgressSelectorMode": config.egress_mode.name(),
         "EmbeddedRegistry": false,
         "EncryptSecrets": false,
-        "FlannelBackend": flannel_backend(network.overlay),
-        "FlannelExternalIP": false,
-        "FlannelIPv6Masq": false,
+        "FlannelBackend": network.overlay.name(),
+        "FlannelExternalIP": network.overlay_external,
+        "FlannelIPv6Masq": network.masquerade_ipv6,
         "ServiceIPRange": ip_net(&network.service_cidrs[0]),
         "ServiceIPRanges": ip_nets(&network.service_cidrs),
         "SupervisorMetrics": config.supervisor_metrics,
@@ -104,13 +100,6 @@ pub(crate) fn document(config: &ServerConfig, node_name: &str, advertised: IpAdd
         _ => None,
     });
     Value::Object(parts.flatten().collect())
-}
-
-fn flannel_backend(overlay: Overlay) -> &'static str {
-    match overlay {
-        Overlay::Vxlan => "vxlan",
-        Overlay::None => "none",
-    }
 }
 
 /// Go's `net.IPNet`: the mask is bytes, and bytes are base64.

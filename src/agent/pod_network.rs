@@ -1,0 +1,200 @@
+//! The node's place in the pod network, kept while cluster and host change around it.
+//!
+//! ```text
+//! the cluster's nodes, watched or as last seen ─┐
+//!                                               ├─► overlay ─► NAT ─► ways to other nodes ─► subnet.env ─► annotations
+//! the host's addresses ─────────────────────────┘
+//! ```
+//!
+//! What was last seen of the cluster is kept on disk: a node that starts while no server answers is on the network nevertheless.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path, pin::pin, time::Duration};
+
+use futures_util::{StreamExt as _, future::ready, stream};
+use ipnet::IpNet;
+use k3s_components::{Node, Paths};
+use k3s_config::network::Overlay as Configured;
+use k3s_controllers::{follow_members, set_annotations};
+use k3s_network::{
+    AddressChanges, Family, PodNat, SubnetEnv, Underlay,
+    overlay::{self, Attachment, Backend, Member, Overlay},
+};
+use k3s_supervise::Supervisor;
+use kube::Client;
+use tokio::{select, time::sleep};
+use tracing::{info, warn};
+
+use crate::{Error, api, cache::MembersCache, error::chain, network};
+
+/// The key of our sentences in the status.
+const KEY: &str = "pod-network";
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Keeps the node on the pod network until dropped. What fails is told in the status and tried again.
+pub(crate) async fn run(node: &Node, paths: &Paths, supervisor: &Supervisor) -> Result<(), Error> {
+    let backend = match node.network.overlay {
+        Configured::Vxlan => Backend::Vxlan,
+        Configured::HostGw => Backend::HostGw,
+        Configured::None => return Ok(()),
+    };
+    let mut changes = AddressChanges::listen()?;
+    let cache = MembersCache::new(paths.agent().join("members.json"));
+    let mut network = PodNetwork {
+        node,
+        backend,
+        members: cache.load()?,
+        cache,
+        api: None,
+        nat: None,
+        pod_cidrs: Vec::new(),
+        told: String::new(),
+    };
+    let own = api::client(&paths.agent().join("kubelet.kubeconfig")).await?;
+    let all = api::client(&paths.agent().join("k3scontroller.kubeconfig")).await?;
+    let answers = stream::once(supervisor.ready("kube-apiserver")).filter_map(|answers| ready(answers.ok()));
+    let mut members = pin!(answers.flat_map(|()| follow_members(all.clone(), overlay::is_annotation)));
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let complete = network.settle(supervisor).await;
+        select! {
+            Some(members) = members.next() => network.learn(members, &own),
+            changed = changes.next() => if changed.is_err() { changes = AddressChanges::listen()? },
+            () = sleep(pause), if !complete => {}
+        }
+        pause = if complete { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+    }
+}
+
+struct PodNetwork<'a> {
+    node: &'a Node,
+    backend: Backend,
+    members: Vec<Member>,
+    cache: MembersCache,
+    /// To write this node's annotations with, once the API has told who the members are.
+    api: Option<Client>,
+    /// The rules in place.
+    nat: Option<PodNat>,
+    /// The ranges that the node is on the network with.
+    pod_cidrs: Vec<IpNet>,
+    /// What was last said to be wrong.
+    told: String,
+}
+
+impl PodNetwork<'_> {
+    fn learn(&mut self, members: Vec<k3s_controllers::Member>, api: &Client) {
+        let member = |member: k3s_controllers::Member| Member {
+            name: member.name,
+            pod_cidrs: member.pod_cidrs,
+            annotations: member.annotations,
+        };
+        self.members = members.into_iter().map(member).collect();
+        self.api = Some(api.clone());
+        if let Err(error) = self.cache.store(&self.members) {
+            warn!(error = chain(&error), "The cluster's nodes cannot be kept for a start without a server.");
+        }
+    }
+
+    /// Brings the network up to what is known, and tells what is wrong with it; `false` if that is worth another try.
+    async fn settle(&mut self, supervisor: &Supervisor) -> bool {
+        let (sentence, complete) = match self.join().await {
+            Ok(unreachable) => {
+                let sentences = unreachable.iter().map(|error| format!("Some pods cannot be reached: {error}."));
+                (sentences.collect::<Vec<_>>().join(" "), true)
+            }
+            Err(error) => (format!("The pod network is not complete: {}.", chain(&error)), false),
+        };
+        if sentence.is_empty() {
+            supervisor.clear(KEY);
+        } else {
+            if sentence != self.told {
+                warn!("{sentence}");
+            }
+            supervisor.warn(KEY, sentence.as_str());
+        }
+        self.told = sentence;
+        complete
+    }
+
+    /// Does all there is to do for the members that are known; nothing until this node is one and has pod ranges.
+    async fn join(&mut self) -> Result<Vec<overlay::PeerError>, Error> {
+        let own = self.members.iter().find(|member| member.name == self.node.config.name);
+        let Some(own) = own.filter(|own| !own.pod_cidrs.is_empty()).cloned() else { return Ok(Vec::new()) };
+        let plan = &self.node.network;
+        let overlay = Overlay {
+            backend: self.backend,
+            node: own.name.clone(),
+            cluster_cidrs: plan.cluster_cidrs.clone(),
+            pod_cidrs: own.pod_cidrs.clone(),
+            underlays: underlays(self.node, &own.pod_cidrs).await?,
+        };
+        let attachment = overlay.attach().await?;
+        self.translate(&own.pod_cidrs).await?;
+        let unreachable = attachment.reconcile(&self.members).await?;
+        let env = SubnetEnv {
+            cluster_cidrs: plan.cluster_cidrs.clone(),
+            pod_cidrs: own.pod_cidrs.clone(),
+            mtu: attachment.mtu(),
+        };
+        env.write(Path::new(network::SUBNET_ENV))?;
+        if self.pod_cidrs != own.pod_cidrs {
+            if !self.pod_cidrs.is_empty() {
+                warn!(
+                    "This node was given other pod ranges: pods that run here have to be deleted to be reached again."
+                );
+            }
+            let pods = own.pod_cidrs.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
+            info!(pods, backend = %self.backend, "Joined the pod network.");
+            self.pod_cidrs.clone_from(&own.pod_cidrs);
+        }
+        self.announce(&own, &attachment).await?;
+        Ok(unreachable)
+    }
+
+    /// Lets what pods send out of the cluster take the node's address. By IPv6 only where that is asked for, as in flannel: pods may have
+    /// addresses there that the outside knows.
+    async fn translate(&mut self, pod_cidrs: &[IpNet]) -> Result<(), Error> {
+        let plan = &self.node.network;
+        let translated = pod_cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() || plan.masquerade_ipv6);
+        let nat = PodNat { pod_cidrs: translated.copied().collect(), cluster_cidrs: plan.cluster_cidrs.clone() };
+        if self.nat.as_ref() != Some(&nat) {
+            nat.apply(network::packet_filter(self.node.proxy_mode)).await?;
+            self.nat = Some(nat);
+        }
+        Ok(())
+    }
+
+    /// Tells the other nodes how this one is reached.
+    async fn announce(&self, own: &Member, attachment: &Attachment) -> Result<(), Error> {
+        let Some(api) = &self.api else { return Ok(()) };
+        let external: &[IpAddr] = if self.node.network.overlay_external { &self.node.config.external_ips } else { &[] };
+        let wanted = overlay::annotations(&attachment.endpoints(), external, &own.annotations);
+        let differing: BTreeMap<_, _> =
+            wanted.into_iter().filter(|(key, value)| own.annotations.get(*key) != Some(value)).collect();
+        if !differing.is_empty() {
+            set_annotations(api, &own.name, &differing).await.map_err(Error::Announce)?;
+            let addresses: Vec<_> = attachment.endpoints().iter().map(|end| end.address().to_string()).collect();
+            info!(addresses = addresses.join(","), "Told the other nodes how this one is reached.");
+        }
+        Ok(())
+    }
+}
+
+/// What the overlay travels over, for each family that pods have: the interface the user named, the one with the node's address, or the
+/// one of the default route.
+async fn underlays(node: &Node, pod_cidrs: &[IpNet]) -> Result<Vec<Underlay>, Error> {
+    let mut underlays = Vec::new();
+    for family in pod_cidrs.iter().map(|cidr| Family::of(cidr.addr())) {
+        let of_family = |ips: &[IpAddr]| ips.iter().copied().find(|ip| Family::of(*ip) == family);
+        underlays.push(match (&node.config.overlay_interface, of_family(&node.config.ips), of_family(&node.ips)) {
+            (Some(name), _, _) => Underlay::of_interface(name, family).await?,
+            (None, Some(given), _) => Underlay::of_address(given).await?,
+            (None, None, found) => match (Underlay::of_default_route(family).await, found) {
+                // A host may lose its default route and keep its address.
+                (Err(_), Some(found)) => Underlay::of_address(found).await?,
+                (underlay, _) => underlay?,
+            },
+        });
+    }
+    Ok(underlays)
+}
