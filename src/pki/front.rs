@@ -37,6 +37,11 @@ pub struct FrontCertificate {
 }
 
 impl FrontCertificate {
+    /// What the server in `dir` (`<data>/server`) showed when it last ran, however long ago; `None` if it never did.
+    pub fn last(dir: &Path) -> Option<Self> {
+        Secret::load(&dir.join("tls/dynamic-cert.json")).ok()?.certificate().ok()
+    }
+
     /// The certificate, followed by its authority's chain.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain

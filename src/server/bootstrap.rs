@@ -13,7 +13,9 @@ use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
 use k3s_datastore::Client;
 use k3s_identity::{NodeFiles, Password, TokenFiles};
-use k3s_pki::{AgentPki, AgentRequest, ClientCa, HostName, San, ServerPki, ServerRequest, UserKubeconfig};
+use k3s_pki::{
+    AgentPki, AgentRequest, ClientCa, FrontCertificate, HostName, San, ServerPki, ServerRequest, UserKubeconfig,
+};
 use nix::sys::statvfs::statvfs;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -180,6 +182,11 @@ pub(crate) fn own_node(config: &ServerConfig, paths: &Paths, host: &Host) -> Res
     let password = files.password(&paths.agent().join("node-password.txt"))?;
     let address = Some(config.bind_address).filter(|address| !address.is_unspecified());
     Ok(Some(OwnNode { name: host.name.clone(), password, address }))
+}
+
+/// What the front can show before the datastore is open: the certificate of its last run.
+pub(crate) fn last_certificate(paths: &Paths) -> Option<Arc<CurrentCertificate>> {
+    Some(Arc::new(CurrentCertificate::new(FrontCertificate::last(&paths.server())?.certified_key())))
 }
 
 /// What nodes are told of this server's configuration.

@@ -146,7 +146,12 @@ impl Server {
 
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let DatastoreConfig::Sqlite { path } = &config.datastore;
-        let datastore = Datastore::open(DatastoreOptions::new(path)).await?;
+        let open = Datastore::open(DatastoreOptions::new(path));
+        let datastore = match bootstrap::last_certificate(&paths) {
+            Some(certificate) => front::serve_starting(&front, certificate, open).await?,
+            // At the first start clients wait in line: there is no authority yet that they could believe.
+            None => open.await?,
+        };
         let prepared = async {
             let Credentials { pki, token } = credentials(&config, &paths, &host, &datastore).await?;
             let pki = Arc::new(pki);

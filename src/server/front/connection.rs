@@ -27,6 +27,7 @@ use super::{
     body::{self, Body},
     gateway::Gateway,
     peer::Peer,
+    status::Status,
     tasks::Tasks,
 };
 
@@ -48,7 +49,8 @@ const SEND_BUFFER: usize = 32 << 10;
 /// What all connections share.
 pub(super) struct Context {
     pub(super) acceptor: TlsAcceptor,
-    pub(super) gateway: Gateway,
+    /// `None` while the server starts.
+    pub(super) gateway: Option<Gateway>,
     pub(super) tasks: Tasks,
     pub(super) shutdown: CancellationToken,
 }
@@ -127,7 +129,10 @@ async fn answer(
     running: Running,
 ) -> Result<Response<Body>, Infallible> {
     let version = request.version();
-    let response = context.gateway.answer(request, &running.0.peer, &context.tasks).await;
+    let response = match &context.gateway {
+        Some(gateway) => gateway.answer(request, &running.0.peer, &context.tasks).await,
+        None => Status::unavailable("starting").into(),
+    };
     // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
     // kube-apiserver, which cannot tell them from others on our connections to it.
     if version == Version::HTTP_2 && response.status() == StatusCode::UNAUTHORIZED {

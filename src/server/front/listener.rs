@@ -1,6 +1,6 @@
 //! The listener on port 6443.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use k3s_pki::AnyClientCertificate;
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
@@ -29,17 +29,51 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationTo
     let _cut = tasks.cut_on_drop();
     let context = Arc::new(Context {
         acceptor: TlsAcceptor::from(Arc::new(tls(front.certificate.clone()))),
-        gateway: Gateway::new(front, shutdown.clone()),
+        gateway: Some(Gateway::new(front, shutdown.clone())),
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
     });
     if let Ok(address) = listener.local_addr() {
         info!(%address, "Serving the Kubernetes API.");
     }
+    accept(&listener, &context).await;
+    drop(listener);
+    tasks.end(GRACE).await;
+    if let Some(gateway) = &context.gateway {
+        gateway.close().await;
+    }
+}
 
+/// Until `start` is through, answers every request with 503 `starting`, as k3s does. The listener stays bound for [`serve`].
+pub async fn serve_starting<T>(
+    listener: &TcpListener,
+    certificate: Arc<CurrentCertificate>,
+    start: impl Future<Output = T>,
+) -> T {
+    let (tasks, started) = (Tasks::default(), CancellationToken::new());
+    let _cut = tasks.cut_on_drop();
+    let context = Arc::new(Context {
+        acceptor: TlsAcceptor::from(Arc::new(tls(certificate))),
+        gateway: None,
+        tasks: tasks.clone(),
+        shutdown: started.clone(),
+    });
+    let start = async {
+        let outcome = start.await;
+        started.cancel();
+        outcome
+    };
+    let (outcome, ()) = tokio::join!(start, accept(listener, &context));
+    tasks.end(Duration::ZERO).await;
+    outcome
+}
+
+/// Takes connections in until the context's shutdown.
+async fn accept(listener: &TcpListener, context: &Arc<Context>) {
+    let shutdown = &context.shutdown;
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, address)) => tasks.spawn(connection::serve(stream, address, context.clone())),
+            Ok((stream, address)) => context.tasks.spawn(connection::serve(stream, address, context.clone())),
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 warn!(%error, "Cannot accept connections.");
@@ -47,9 +81,6 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationTo
             }
         }
     }
-    drop(listener);
-    tasks.end(GRACE).await;
-    context.gateway.close().await;
 }
 
 /// Certificates of clients are asked for and not required; possession of their keys is always verified.

@@ -35,11 +35,13 @@ use tokio::sync::watch;
 
 pub use body::{Body, BodyError};
 pub use certificate::{CertificateError, CurrentCertificate};
-pub use listener::serve;
+pub use listener::{serve, serve_starting};
 pub use status::Status;
 pub use upstream::Upstream;
 
 pub(crate) use body::{empty, full};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use headers::remove_forged_identity;
 pub(crate) use peer::Peer;
 
 use crate::{NodeDialer, routes::Routes};

@@ -3,17 +3,17 @@
 use bytes::Bytes;
 use http::{Request, Version};
 use http_body_util::BodyExt;
-use hyper::body::Frame;
+use hyper::{body::Frame, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use rustls::sign::CertifiedKey;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 
 use super::{
-    empty,
+    empty, serve_starting,
     testing::{Ca, Setup, channel, connector, soon, text},
 };
 
@@ -158,6 +158,31 @@ async fn until_kube_apiserver_is_ready_clients_are_told_to_try_again() {
 
     setup.ready.send_replace(true);
     assert_eq!(client.get("/api").await.status(), 200);
+}
+
+#[tokio::test]
+async fn while_the_server_starts_everything_has_to_come_again() {
+    let ca = Ca::new("server-ca");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = async {
+        for path in ["/ping", "/v1-k3s/config", "/api"] {
+            let stream = connector(address, &ca, None).http1().await.unwrap();
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+            let running = tokio::spawn(connection);
+            let response = sender.send_request(Request::get(path).body(empty()).unwrap()).await.unwrap();
+            assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+            assert!(text(response).await.contains("\"message\":\"starting\""), "{path}");
+            drop(sender);
+            running.await.unwrap().unwrap();
+        }
+        let idle = TcpStream::connect(address).await.unwrap();
+        (idle, "through")
+    };
+    let (_idle, outcome) = soon(serve_starting(&listener, ca.server().current(), asked)).await;
+    assert_eq!(outcome, "through");
+    TcpStream::connect(address).await.unwrap();
+    soon(listener.accept()).await.unwrap();
 }
 
 #[tokio::test]
@@ -370,4 +395,50 @@ async fn clients_that_say_nothing_are_sent_away() {
     let setup = Setup::start().await;
     let mut silent = TcpStream::connect(setup.address).await.unwrap();
     assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "without a handshake");
+}
+
+#[tokio::test]
+async fn headers_are_bounded() {
+    let setup = Setup::start().await;
+    let long = |kilobytes: usize| "x".repeat(kilobytes << 10);
+    let mut client = setup.http1(None).await;
+    let request = Request::get("/ping").header("host", "front.test").header("x-long", long(512)).body(empty()).unwrap();
+    assert_eq!(soon(client.send_request(request)).await.unwrap().status(), 431);
+
+    let client = setup.http2(None).await;
+    let request = Request::get("https://front.test/ping").header("x-long", long(200)).body(empty()).unwrap();
+    assert_eq!(client.send(request).await.status(), 431);
+    assert_eq!(client.get("/ping").await.status(), 200, "the connection is none the worse");
+}
+
+#[tokio::test]
+async fn clients_that_never_finish_their_headers_are_sent_away() {
+    let setup = Setup::start().await;
+    let mut slow = setup.connector(None).http1().await.unwrap();
+    slow.write_all(b"GET /ping HTTP/1.1\r\nhost: front.test\r\nx-slow: ").await.unwrap();
+    tokio::time::pause();
+    let mut heard = Vec::new();
+    // However it ends, it does.
+    let _ = slow.read_to_end(&mut heard).await;
+    assert!(!String::from_utf8_lossy(&heard).contains("200"));
+}
+
+#[tokio::test]
+async fn tls_before_1_2_is_not_spoken() {
+    /// A record of a TLS 1.1 handshake: version, random, no session, two suites of that time, no compression.
+    fn client_hello() -> Vec<u8> {
+        let mut hello = vec![3, 2];
+        hello.extend([7; 32]);
+        hello.extend([0, 0, 4, 0xc0, 0x13, 0, 0x2f, 1, 0]);
+        let mut record = vec![22, 3, 1, 0, hello.len() as u8 + 4, 1, 0, 0, hello.len() as u8];
+        record.extend(hello);
+        record
+    }
+    let setup = Setup::start().await;
+    let mut old = TcpStream::connect(setup.address).await.unwrap();
+    old.write_all(&client_hello()).await.unwrap();
+    let mut heard = Vec::new();
+    soon(old.read_to_end(&mut heard)).await.unwrap();
+    assert_eq!((heard[0], heard[5]), (21, 2), "a fatal alert, and nothing else");
+    assert_eq!(heard.len(), 7);
 }
