@@ -2,6 +2,8 @@
 
 mod bootstrap_token;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod logins;
 mod node;
 mod passwd;

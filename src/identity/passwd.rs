@@ -98,7 +98,7 @@ impl Passwd {
     }
 
     /// RFC 4180; an error says in which line a row begins that has it.
-    fn parse(text: &str) -> Result<Self, (usize, &'static str)> {
+    pub(crate) fn parse(text: &str) -> Result<Self, (usize, &'static str)> {
         let mut rows = Vec::new();
         let (mut rest, mut line) = (text, 1);
         while !rest.is_empty() {

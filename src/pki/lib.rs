@@ -12,6 +12,8 @@ mod chain;
 mod client_auth;
 mod error;
 mod front;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod hex;
 mod key;
 mod kubeconfig;

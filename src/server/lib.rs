@@ -6,6 +6,8 @@ mod controllers;
 mod core;
 mod error;
 pub mod front;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod node_dialer;
 mod node_passwords;
 mod role;

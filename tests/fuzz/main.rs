@@ -11,10 +11,13 @@ use libfuzzer_sys::fuzz_target;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 3] = [
+const TARGETS: [(&str, Target); 6] = [
     ("requests", k3s_datastore::fuzz::requests),
     ("database", k3s_datastore::fuzz::database),
     ("watches", k3s_datastore::fuzz::watches),
+    ("tokens", k3s_identity::fuzz::tokens),
+    ("signing-requests", k3s_pki::fuzz::signing_requests),
+    ("headers", k3s_server::fuzz::headers),
 ];
 
 /// The one that `FUZZ_TARGET` names.
