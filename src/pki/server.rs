@@ -15,6 +15,7 @@ use crate::{
     key::PrivateKey,
     kubeconfig::ComponentKubeconfig,
     leaf::{CertificateFiles, Profile},
+    node::NodeCertificate,
     san::{self, HostName, San},
 };
 
@@ -104,6 +105,8 @@ pub struct ServerPki {
     pub kubeconfigs: Kubeconfigs,
 
     apiserver: SocketAddr,
+    /// What pods reach the API by: no node may be called so.
+    service_sans: BTreeSet<San>,
     /// What the front and kube-apiserver are reached by.
     pub(crate) serving_sans: BTreeSet<San>,
     pub(crate) tls: PathBuf,
@@ -157,7 +160,9 @@ impl ServerPki {
             const MASTERS: Option<&str> = Some("system:masters");
 
             let reached_by = request.sans();
-            let serving_sans = &reached_by | &san::kubernetes(&request.cluster_domain);
+            let mut service_sans = san::kubernetes(&request.cluster_domain);
+            service_sans.insert(request.service_ip.into());
+            let serving_sans = &reached_by | &service_sans;
             let mut etcd_sans = reached_by;
             // k3s' datastore presents etcd's certificate on a socket of this name.
             etcd_sans.insert(HostName::known("kine.sock").into());
@@ -225,6 +230,7 @@ impl ServerPki {
                 etcd_server_ca,
                 etcd_peer_ca,
                 apiserver: request.apiserver(),
+                service_sans,
                 serving_sans,
                 tls,
             };
@@ -237,6 +243,12 @@ impl ServerPki {
     /// kube-apiserver on loopback, where the components of this machine reach it.
     pub fn apiserver_url(&self) -> String {
         format!("https://{}", self.apiserver)
+    }
+
+    /// The first of a certificate's names and addresses by which pods reach the API: whoever had such a certificate could answer them in
+    /// the API's place. Nodes' certificates are signed by the same authority.
+    pub fn name_of_the_api(&self, certificate: &NodeCertificate) -> Option<San> {
+        certificate.profile().sans.into_iter().find(|san| self.service_sans.contains(san))
     }
 
     fn write_kubeconfigs(&self) -> Result<(), Error> {

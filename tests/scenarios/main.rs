@@ -9,5 +9,6 @@ mod bad_input;
 mod restarts;
 mod single_node;
 mod snapshot;
+mod supervisor_api;
 mod two_nodes;
 mod watches;

@@ -42,11 +42,12 @@ impl Authenticator {
 
     async fn caller(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<Caller>, Status> {
         let authorization = Authorization::of(headers);
-        let mut wrong = None;
+        let (mut wrong, mut unchecked) = (None, None);
         if let Some(Authorization::Basic { user, password }) = &authorization {
-            match self.accounts.log_in(user, password).await? {
-                Some(caller) => return Ok(Some(caller)),
-                None => wrong = Some(format!("the password of user {user:?} is wrong")),
+            match self.accounts.log_in(user, password).await {
+                Ok(Some(caller)) => return Ok(Some(caller)),
+                Ok(None) => wrong = Some(format!("the password of user {user:?} is wrong")),
+                Err(why) => unchecked = Some(why),
             }
         }
         match peer.identity(&self.client_ca, SystemTime::now()) {
@@ -64,12 +65,13 @@ impl Authenticator {
             }
             Some(Authorization::Basic { .. }) | None => {}
         }
-        match wrong {
-            Some(why) => {
+        match (unchecked, wrong) {
+            (Some(why), _) => Err(why),
+            (None, Some(why)) => {
                 debug!(peer = %peer.address, why, "Refused a request's credentials.");
                 Err(Status::unauthorized("not authorized"))
             }
-            None => Ok(None),
+            (None, None) => Ok(None),
         }
     }
 

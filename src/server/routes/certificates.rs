@@ -30,22 +30,29 @@ impl Certificates {
     /// The certificate and its authority's chain as PEM, for the key in the posted signing request. As in k3s, whoever posts none gets
     /// the key that the server keeps for such nodes, too.
     pub(super) async fn answer(&self, wanted: Wanted, asked: Asked<'_>) -> Result<String, Status> {
-        let claim = match wanted {
-            Wanted::ServingKubelet | Wanted::ClientKubelet => Some(NodeClaim::of(asked.headers)?),
-            Wanted::ClientKubeProxy | Wanted::ClientK3sController => None,
+        let key = key_in(asked.method, asked.body)?;
+        let (certificate, claim) = match wanted {
+            Wanted::ServingKubelet => {
+                let claim = NodeClaim::of(asked.headers)?;
+                let certificate = NodeCertificate::ServingKubelet { node: claim.name.clone(), ips: claim.ips.clone() };
+                (certificate, Some(claim))
+            }
+            Wanted::ClientKubelet => {
+                let claim = NodeClaim::of(asked.headers)?;
+                (NodeCertificate::ClientKubelet { node: claim.name.clone() }, Some(claim))
+            }
+            Wanted::ClientKubeProxy => (NodeCertificate::ClientKubeProxy, None),
+            Wanted::ClientK3sController => (NodeCertificate::ClientK3sController, None),
         };
+        if let Some(name) = self.pki.name_of_the_api(&certificate) {
+            return Err(Status::bad_request(format!(
+                "{name} is a name of the cluster's API, which no node can have; choose another one with --node-name or --node-ip"
+            )));
+        }
         if let Some(claim) = &claim {
             self.node_passwords.admit(asked.caller, claim, asked.from).await?;
         }
-        let certificate = match (wanted, claim) {
-            (Wanted::ServingKubelet, Some(claim)) => {
-                NodeCertificate::ServingKubelet { node: claim.name, ips: claim.ips }
-            }
-            (Wanted::ClientKubelet, Some(claim)) => NodeCertificate::ClientKubelet { node: claim.name },
-            (Wanted::ClientKubeProxy, _) => NodeCertificate::ClientKubeProxy,
-            _ => NodeCertificate::ClientK3sController,
-        };
-        self.sign(certificate, key_in(asked.method, asked.body)?, asked.from).await
+        self.sign(certificate, key, asked.from).await
     }
 
     async fn sign(&self, certificate: NodeCertificate, key: Option<PublicKey>, from: IpAddr) -> Result<String, Status> {

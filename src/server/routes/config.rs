@@ -69,7 +69,7 @@ pub(crate) fn document(config: &ServerConfig, node_name: &str, advertised: IpAdd
         "ClusterReset": false,
         "ClusterResetRestorePath": "",
         "DataDir": config.data_dir.join("server"),
-        "DefaultLocalStoragePath": "",
+        "DefaultLocalStoragePath": config.data_dir.join("storage"),
         "DisableAPIServer": false,
         "DisableAgent": config.node.is_none(),
         "DisableControllerManager": config.disabled.controller_manager,
@@ -125,4 +125,76 @@ fn port_range(network: &ClusterNetwork) -> Value {
 fn args(args: &ComponentArgs) -> Value {
     let given: Vec<String> = args.iter().map(ToString::to_string).collect();
     if given.is_empty() { Value::Null } else { given.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, ffi::OsString};
+
+    use k3s_config::Environment;
+
+    use super::*;
+
+    fn published(args: &[&str]) -> Value {
+        let environment = Environment {
+            variables: HashMap::new(),
+            hostname: "pi".into(),
+            directory: "/".into(),
+            config_file: "/none.yaml".into(),
+        };
+        let (config, _) = k3s_config::parse_server(args.iter().map(OsString::from), &environment).unwrap();
+        document(&config, "pi", [192, 0, 2, 1].into(), "psk")
+    }
+
+    #[test]
+    fn every_key_that_k3s_publishes() {
+        // k3s 1.36 on a machine called pi at 192.0.2.1, without a flag but what it says itself.
+        let expected: Value = serde_json::from_str(
+            r#"{
+                "APIServerBindAddress": "127.0.0.1", "APIServerPort": 6444, "AdvertiseIP": "192.0.2.1",
+                "AdvertisePort": 6443, "BindAddress": "", "ClusterDNS": "10.43.0.10", "ClusterDNSs": ["10.43.0.10"],
+                "CipherSuites": [
+                    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+                    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+                    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305"
+                ],
+                "ClusterDomain": "cluster.local", "ClusterIPRange": {"IP": "10.42.0.0", "Mask": "//8AAA=="},
+                "ClusterIPRanges": [{"IP": "10.42.0.0", "Mask": "//8AAA=="}], "ClusterInit": false,
+                "ClusterReset": false, "ClusterResetRestorePath": "", "DataDir": "/var/lib/rancher/k3s/server",
+                "DefaultLocalStoragePath": "/var/lib/rancher/k3s/storage", "DisableAPIServer": false,
+                "DisableAgent": false, "DisableCCM": false, "DisableControllerManager": false, "DisableETCD": false,
+                "DisableHelmController": false, "DisableKubeProxy": false, "DisableNPC": false,
+                "DisableScheduler": false, "DisableServiceLB": true, "Disables": {"servicelb": true},
+                "EgressSelectorMode": "agent", "EmbeddedRegistry": false, "EnablePProf": false,
+                "EncryptSecrets": false, "ExtraAPIArgs": ["tls-min-version=VersionTLS13", "v+=2"],
+                "ExtraCloudControllerArgs": null, "ExtraControllerArgs": null, "ExtraEtcdArgs": null,
+                "ExtraSchedulerAPIArgs": null, "FlannelBackend": "vxlan", "FlannelExternalIP": false,
+                "FlannelIPv6Masq": false, "HTTPSPort": 6443, "HelmJobImage": "", "IPSECPSK": "psk", "JoinURL": "",
+                "KineTLS": false, "KubeConfigGroup": "", "KubeConfigMode": "0600",
+                "KubeConfigOutput": "/etc/rancher/k3s/k3s.yaml", "MinTLSVersion": "VersionTLS13",
+                "NoLeaderElect": true, "PrivateIP": "", "Rootless": false, "SANSecurity": true,
+                "SANs": ["k3s.example", "127.0.0.1", "::1", "localhost", "pi"], "ServerNodeName": "pi",
+                "ServiceIPRange": {"IP": "10.43.0.0", "Mask": "//8AAA=="},
+                "ServiceIPRanges": [{"IP": "10.43.0.0", "Mask": "//8AAA=="}], "ServiceLBNamespace": "kube-system",
+                "ServiceNodePortRange": {"Base": 30000, "Size": 2768}, "Skips": {"servicelb": true},
+                "SupervisorMetrics": false, "SupervisorPort": 6443, "SystemDefaultRegistry": "", "VLevel": 0,
+                "VModule": ""
+            }"#,
+        )
+        .unwrap();
+        let args = [
+            "--disable=servicelb",
+            "--tls-san=k3s.example",
+            "--kube-apiserver-arg=tls-min-version=VersionTLS13",
+            "--kube-apiserver-arg=v+=2",
+        ];
+        assert_eq!(published(&args), expected);
+    }
+
+    #[test]
+    fn masks_are_bytes_in_base64() {
+        let range = |text: &str| ip_net(&text.parse().unwrap());
+        assert_eq!(range("fd42::/56"), json!({"IP": "fd42::", "Mask": "/////////wAAAAAAAAAAAA=="}));
+        assert_eq!(range("10.42.128.0/17"), json!({"IP": "10.42.128.0", "Mask": "//+AAA=="}));
+    }
 }

@@ -43,6 +43,8 @@ use certificates::{Asked, Certificates};
 use in_flight::InFlight;
 use table::{Answer, Layer};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use authorization::Authorization;
 pub(crate) use caller::{Caller, Group};
 pub(crate) use node_claim::NodeClaim;
 pub(crate) use table::Route;
@@ -164,7 +166,7 @@ impl Routes {
             // The file as it is: agents compare its digest with the one in their token.
             Answer::Authority => self.file("tls/server-ca.crt").await,
             _ => {
-                let path = request.uri().path().strip_prefix(route.path).unwrap_or_default();
+                let path = request.uri().path().strip_prefix(route.path()).unwrap_or_default();
                 Ok(static_files::answer(&self.server_dir.join("static"), request.method(), path).await)
             }
         }

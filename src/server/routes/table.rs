@@ -73,6 +73,11 @@ impl Route {
         }
         ROUTES.iter().find(|route| route.path == path)
     }
+
+    /// What its paths are, or begin with.
+    pub(crate) fn path(&self) -> &'static str {
+        self.path
+    }
 }
 
 const READ: &[Method] = &[Method::GET, Method::HEAD];

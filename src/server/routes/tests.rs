@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::front::{
     Body, empty, full,
-    testing::{AGENT_TOKEN, Ca, Leaf, NODE_PASSWORD, Setup, TOKEN, soon, text},
+    testing::{AGENT_TOKEN, Ca, Leaf, NODE_PASSWORD, Setup, TOKEN, channel, soon, text},
 };
 
 /// What a request is made of.
@@ -296,6 +296,16 @@ async fn a_node_gets_no_certificate_for_another_one() {
 }
 
 #[tokio::test]
+async fn no_node_gets_a_certificate_that_says_it_is_the_api() {
+    let setup = Setup::start().await;
+    let ask = || Ask::get("/v1-k3s/serving-kubelet.crt").agent().node("server", NODE_PASSWORD);
+    let (code, message) = ask().header("k3s-node-ip", "192.0.2.7,10.43.0.1").of(&setup).await.status();
+    assert_eq!(code, 400);
+    assert!(message.starts_with("10.43.0.1 is a name of the cluster's API"), "{message}");
+    assert_eq!(ask().header("k3s-node-ip", "10.43.0.2").of(&setup).await.code, 200);
+}
+
+#[tokio::test]
 async fn what_servers_ask_each_other() {
     let setup = Setup::start().await;
     assert_eq!(Ask::get("/v1-k3s/server-bootstrap").server().of(&setup).await.status(), refusal(400, "etcd disabled"));
@@ -320,6 +330,20 @@ async fn bodies_are_bounded() {
     // Of those who may not, no body is read at all.
     let huge = Ask::post("/v1-k3s/client-kube-proxy.crt", vec![0; 65 << 10]).of(&setup).await;
     assert_eq!(huge.status(), refusal(403, "forbidden"));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let setup = Setup::start().await;
+    assert_eq!(Ask::get("/v1-k3s/config").agent().of(&setup).await.code, 200, "recognised from now on");
+    let (_sender, body) = channel();
+    let basic = format!("Basic {}", STANDARD.encode(format!("node:{AGENT_TOKEN}")));
+    let request = Request::post("https://front.test:6443/v1-k3s/client-kube-proxy.crt").header("authorization", basic);
+    let answer = setup.http2(None).await.begin(request.body(body).unwrap());
+    tokio::time::pause();
+    let response = answer.await.unwrap();
+    assert_eq!(response.status(), 408);
+    assert!(text(response).await.contains("the request's body did not come within 10 s"));
 }
 
 #[tokio::test]
@@ -380,7 +404,7 @@ async fn no_more_nodes_than_there_are_places() {
     let mut held = Vec::new();
     let basic = format!("Basic {}", STANDARD.encode(format!("node:{AGENT_TOKEN}")));
     for _ in 0..10 {
-        let (sender, body) = crate::front::testing::channel();
+        let (sender, body) = channel();
         let request = Request::post("https://front.test:6443/v1-k3s/client-kube-proxy.crt")
             .header("authorization", &basic)
             .body(body)
