@@ -121,6 +121,11 @@ pub enum JoinError {
 }
 
 impl JoinError {
+    /// Whether a server of the cluster knows this node or its token and does not want it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::NameTaken { .. } | Self::Credentials { .. })
+    }
+
     /// Whether trying again cannot help: somebody has to change this node's configuration.
     pub(crate) fn is_final(&self) -> bool {
         match self {

@@ -3,9 +3,9 @@
 //! ```text
 //!                 a server answers
 //! start ───────────────────────────────────▶ joined ──▶ two thirds of a certificate's life ─┐
-//!   │  none does, and there is                 ▲  ▲                                         │
-//!   └──── a memory ───▶ remembered ────────────┘  └──────────────── joins again ────────────┘
-//!                        a server answers
+//!   │  none answers, and                       ▲  ▲                                         │
+//!   └─ there is a memory ─▶ remembered ────────┘  └──────────────── joins again ────────────┘
+//!                            a server answers
 //! ```
 
 use std::{
@@ -100,13 +100,18 @@ impl Membership {
         }
     }
 
-    /// Goes by memory unless a server answers soon, and joins when one does.
+    /// Goes by memory unless a server answers soon, and joins when one does. A server that refuses has answered: a copy of this node's
+    /// disk must not run beside it.
     async fn remember(&self, config: ClusterConfig, gate: &Gate) -> Result<(), JoinError> {
-        if let Ok(Ok(joined)) = timeout(GRACE, self.applicant.join()).await {
-            return self.accept(joined);
+        match timeout(GRACE, self.applicant.join()).await {
+            Ok(Ok(joined)) => return self.accept(joined),
+            Ok(Err(error)) if error.is_refusal() => {}
+            Ok(Err(_)) | Err(_) => {
+                let server = &self.applicant.server;
+                info!(%server, "No server has answered yet: this node starts with what it remembers of its cluster.");
+                self.know(config)?;
+            }
         }
-        info!(server = %self.applicant.server, "No server has let this node in yet: it starts with what it remembers of its cluster.");
-        self.know(config)?;
         self.accept(self.until_joined(gate, true).await?)
     }
 

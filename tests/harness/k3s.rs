@@ -32,12 +32,25 @@ impl Node {
         self.start_role("server", flags)
     }
 
-    /// Starts `k3s agent` in the same way, with the address and the token of `server`, which has to have one.
+    /// Starts `k3s agent` in the same way, with the address and the token of `server` in its configuration file.
     #[track_caller]
     pub fn start_k3s_agent(&self, server: &Self, flags: &str) -> Job {
         let token = server.wait_until_succeeds("cat /var/lib/rancher/k3s/server/node-token", PATIENCE);
-        let address = server.address();
-        self.start_role("agent", &format!("--server=https://{address}:6443 --token={} {flags}", token.trim()))
+        let config = format!("server: https://{}:6443\ntoken: {token}", server.address());
+        self.write("/etc/rancher/k3s/config.yaml", &config);
+        self.restart_k3s_agent(flags)
+    }
+
+    /// Starts `k3s agent` with the configuration file that it has.
+    #[track_caller]
+    pub fn restart_k3s_agent(&self, flags: &str) -> Job {
+        self.start_role("agent", flags)
+    }
+
+    /// Asks `k3s` to end, and waits until it has.
+    #[track_caller]
+    pub fn stop_k3s(&self) {
+        self.succeed("pid=$(pgrep -x k3s) && kill -TERM $pid && tail --pid=$pid -f /dev/null");
     }
 
     #[track_caller]
@@ -106,6 +119,12 @@ impl Node {
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
         self.wait_until_succeeds(&format!("grep -qF '{text}' {LOG}"), PATIENCE);
+    }
+
+    /// Waits until `k3s status` holds `text`, and returns it.
+    #[track_caller]
+    pub fn wait_for_status(&self, text: &str) -> String {
+        self.wait_until_succeeds(&format!("k3s status | tee /dev/stderr | grep -qF '{text}' && k3s status"), PATIENCE)
     }
 
     /// What `k3s status -o json` says.

@@ -3,6 +3,8 @@
 mod api;
 mod refusal;
 
+mod agent_autonomy;
+mod agent_identity;
 mod agentless;
 mod agents;
 mod bad_input;
