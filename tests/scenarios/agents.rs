@@ -39,7 +39,7 @@ table inet wall {
 END";
 
 #[test]
-fn agents_join() {
+fn agents_join_and_are_reached_through_their_own_connections() {
     let network = Network::new();
     let server = Node::boot(&network, "server");
     let agents = ["agent-1", "agent-2"].map(|name| Node::boot(&network, name));
@@ -71,8 +71,29 @@ fn agents_join() {
         server.apply(PODS);
         server.wait_until_succeeds("k3s kubectl rollout status daemonset/web --timeout=20s", PATIENCE);
     });
+    step("exec, logs and port-forward go through the tunnel: nothing else comes in", || {
+        for agent in &agents {
+            let name = agent.name();
+            server.fail(&format!("curl -sk --max-time 3 https://{}:10250/", agent.address()));
+            let pod = server.kubectl(&format!(
+                "get pod -l app=web --field-selector=spec.nodeName={name} -o jsonpath={{.items[0].metadata.name}}"
+            ));
+            let echoed = server.succeed(&format!("echo hello | k3s kubectl exec -i {pod} -- cat"));
+            assert_eq!(echoed, "hello\n");
+            assert_eq!(server.kubectl(&format!("logs {pod}")).trim(), format!("on {name}"));
+            let forward = server.background(&format!("exec k3s kubectl port-forward pod/{pod} 9090:8080"));
+            server.wait_for_open_port(9090, PATIENCE);
+            assert_eq!(server.succeed("curl -sSf --max-time 10 http://127.0.0.1:9090/").trim(), name);
+            server.succeed(&format!(
+                "kill {}; while ss -Hltn 'sport = :9090' | grep -q .; do sleep 0.1; done",
+                forward.pid
+            ));
+            let stats = server.kubectl(&format!("get --raw /api/v1/nodes/{name}/proxy/stats/summary"));
+            assert!(stats.contains("\"nodeName\""), "{stats}");
+        }
+    });
     step("an agent ends when asked to, and leaves its pods running", || {
-        agents[0].succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
+        agents[0].stop_k3s();
         agents[0].fail("pgrep -x kubelet || pgrep -x containerd || pgrep -x kube-proxy");
         agents[0].succeed("pgrep -x httpd");
     });
