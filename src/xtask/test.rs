@@ -32,6 +32,8 @@ const SCENARIOS: &str = "cluster-tests";
 const CONTRACT: &str = "package(k3s-datastore) and test(/^contract::/)";
 /// The package that judges datastores; etcd, the first of them, is a component.
 const DATASTORES: &str = "datastore-tests";
+/// The package that puts remotedialer, a component, at the other end of our tunnels.
+const TUNNELS: &str = "tunnel-tests";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -68,7 +70,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         command.current_dir(workspace::root()).args(["nextest", "run", "--workspace", "--filterset", filter]);
         command
     };
-    let later = format!("package({SCENARIOS}) or package({DATASTORES})");
+    let later = format!("package({SCENARIOS}) or package({DATASTORES}) or package({TUNNELS})");
     let later = if args.unit { later } else { format!("{later} or ({CONTRACT})") };
     step("unit tests", || count(&mut nextest(&format!("not ({later})")), counts))?;
     step("fuzz", || fuzz::run(&fuzz::Args { targets: Vec::new(), seconds: FUZZ_SECONDS }))?;
@@ -81,6 +83,11 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         let mut contract = nextest(CONTRACT);
         contract.env("ETCD_BINARY", etcd.join("etcd")).env("ETCDCTL_BINARY", etcd.join("etcdctl"));
         count(&mut contract, counts)
+    })?;
+    step("tunnels, with remotedialer at the other end", || {
+        let remotedialer = Component::named("remotedialer")?.build()?.folder;
+        let mut tunnels = nextest(&format!("package({TUNNELS})"));
+        count(tunnels.env("REMOTEDIALER", remotedialer.join("remotedialer")), counts)
     })?;
     step("tests of components", || Component::all()?.iter().try_for_each(|component| add(component.test()?, counts)))?;
     step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))?;
