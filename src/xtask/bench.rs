@@ -14,6 +14,7 @@ mod load;
 mod markdown;
 mod start;
 mod store;
+mod tunnel;
 mod usage;
 
 use anyhow::Result;
@@ -40,6 +41,8 @@ enum What {
     Growth(growth::Args),
     /// What the way through port 6443 costs, beside kube-apiserver asked directly.
     Front(front::Args),
+    /// What goes through a node's tunnel, beside remotedialer.
+    Tunnel(tunnel::Args),
     /// What the datastore of an idle cluster does, beside etcd and kine under the same programs.
     Idle(idle::Args),
     /// `cargo xtask reproducible --all`.
@@ -53,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Datastore(args) => datastore::run(args),
         What::Growth(args) => growth::run(args),
         What::Front(args) => front::run(args),
+        What::Tunnel(args) => tunnel::run(args),
         What::Idle(args) => idle::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true }),
     }
