@@ -8,6 +8,8 @@ mod client;
 mod connection;
 mod driver;
 mod egress;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod heartbeat;
 mod link;
 mod message;

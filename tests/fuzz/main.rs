@@ -11,13 +11,14 @@ use libfuzzer_sys::fuzz_target;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 7] = [
     ("requests", k3s_datastore::fuzz::requests),
     ("database", k3s_datastore::fuzz::database),
     ("watches", k3s_datastore::fuzz::watches),
     ("tokens", k3s_identity::fuzz::tokens),
     ("signing-requests", k3s_pki::fuzz::signing_requests),
     ("headers", k3s_server::fuzz::headers),
+    ("tunnel", k3s_tunnel::fuzz::session),
 ];
 
 /// The one that `FUZZ_TARGET` names.
