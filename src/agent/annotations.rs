@@ -6,7 +6,7 @@ use k3s_config::Provenance;
 use k3s_controllers::{NodeAddresses, NodeArguments, NodeMetadata};
 
 /// Labels, addresses and arguments, as k3s annotates them.
-pub(crate) fn metadata(node: &Node) -> NodeMetadata {
+pub(crate) fn metadata(node: &Node, leads_to_pods: bool) -> NodeMetadata {
     let config = &node.config;
     let addresses = node.cloud_provider_external.then(|| NodeAddresses {
         internal_ips: node.ips.clone(),
@@ -15,7 +15,12 @@ pub(crate) fn metadata(node: &Node) -> NodeMetadata {
         external_dns: config.external_dns.clone(),
         hostname: hostname(&config.name),
     });
-    NodeMetadata { labels: config.labels.clone(), addresses, arguments: Some(arguments(&config.provenance)) }
+    NodeMetadata {
+        labels: config.labels.clone(),
+        leads_to_pods,
+        addresses,
+        arguments: Some(arguments(&config.provenance)),
+    }
 }
 
 /// The host's name, unless it says nothing: k3s' rule for the annotation.

@@ -37,6 +37,8 @@ pub struct Request {
     pub kube_proxy: bool,
     /// Whether our node controller sets its addresses (`--disable-cloud-controller` not given).
     pub cloud_controller: bool,
+    /// Whether servers reach pods here through a tunnel (`--egress-selector-mode`).
+    pub leads_to_pods: bool,
     /// klog verbosity for children.
     pub verbosity: u8,
 }
@@ -49,6 +51,7 @@ pub struct NodeRole {
     launches: Vec<Launch>,
     image_folders: Vec<PathBuf>,
     warnings: Vec<Warning>,
+    leads_to_pods: bool,
 }
 
 impl NodeRole {
@@ -87,7 +90,7 @@ impl NodeRole {
         }
         network::install_cni(&node, &paths)?;
         let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
-        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings })
+        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings, leads_to_pods: request.leads_to_pods })
     }
 
     /// Hands the programs to the supervisor.
@@ -141,7 +144,7 @@ impl NodeRole {
             return Ok(());
         }
         let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
-        annotate(client, &self.node.config.name, &annotations::metadata(&self.node)).await;
+        annotate(client, &self.node.config.name, &annotations::metadata(&self.node, self.leads_to_pods)).await;
         Ok(())
     }
 }

@@ -26,8 +26,9 @@ use tracing::{info, warn};
 
 use crate::{Error, api, cache::MembersCache, error::chain, network};
 
-/// The key of our sentences in the status.
+/// The keys of our sentences in the status.
 const KEY: &str = "pod-network";
+const ADDRESS_KEY: &str = "node-address";
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -48,6 +49,7 @@ pub(crate) async fn run(node: &Node, paths: &Paths, supervisor: &Supervisor) -> 
         api: None,
         nat: None,
         pod_cidrs: Vec::new(),
+        moved: None,
         told: String::new(),
     };
     let own = api::client(&paths.agent().join("kubelet.kubeconfig")).await?;
@@ -77,6 +79,8 @@ struct PodNetwork<'a> {
     nat: Option<PodNat>,
     /// The ranges that the node is on the network with.
     pod_cidrs: Vec<IpNet>,
+    /// The node's address where that is another than at the start.
+    moved: Option<IpAddr>,
     /// What was last said to be wrong.
     told: String,
 }
@@ -113,6 +117,16 @@ impl PodNetwork<'_> {
             supervisor.warn(KEY, sentence.as_str());
         }
         self.told = sentence;
+        match self.moved {
+            Some(now) => supervisor.warn(
+                ADDRESS_KEY,
+                format!(
+                    "This node's address is now {now}. Its pods are reached by it; restart k3s to have kubelet and the API go by it too, which \
+                     leaves pods running."
+                ),
+            ),
+            None => supervisor.clear(ADDRESS_KEY),
+        }
         complete
     }
 
@@ -121,12 +135,14 @@ impl PodNetwork<'_> {
         let own = self.members.iter().find(|member| member.name == self.node.config.name);
         let Some(own) = own.filter(|own| !own.pod_cidrs.is_empty()).cloned() else { return Ok(Vec::new()) };
         let plan = &self.node.network;
+        let underlays = underlays(self.node, &own.pod_cidrs).await?;
+        self.moved = underlays.iter().map(|underlay| underlay.address).find(|address| has_moved(self.node, *address));
         let overlay = Overlay {
             backend: self.backend,
             node: own.name.clone(),
             cluster_cidrs: plan.cluster_cidrs.clone(),
             pod_cidrs: own.pod_cidrs.clone(),
-            underlays: underlays(self.node, &own.pod_cidrs).await?,
+            underlays,
         };
         let attachment = overlay.attach().await?;
         self.translate(&own.pod_cidrs).await?;
@@ -178,6 +194,11 @@ impl PodNetwork<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether `address`, found by the default route, is none of those that the node started with.
+fn has_moved(node: &Node, address: IpAddr) -> bool {
+    node.config.overlay_interface.is_none() && !node.ips.contains(&address)
 }
 
 /// What the overlay travels over, for each family that pods have: the interface the user named, the one with the node's address, or the

@@ -28,6 +28,11 @@ pub(crate) async fn follow(mut known: watch::Receiver<Option<Known>>, ips: &[IpA
     }
 }
 
+/// Whether servers may reach pods through this node's tunnels in `mode`.
+pub(crate) fn leads_to_pods(mode: EgressMode) -> bool {
+    mode == EgressMode::Cluster
+}
+
 /// What `config` lets servers reach on the node with these addresses.
 fn rules(config: &ClusterConfig, ips: &[IpAddr]) -> Rules {
     let reach = match config.egress {

@@ -217,6 +217,7 @@ impl Agent {
             packaged_images: self.package.images.clone(),
             kube_proxy: known.config.kube_proxy,
             cloud_controller: known.config.cloud_controller,
+            leads_to_pods: reach::leads_to_pods(known.config.egress),
             verbosity: self.config.verbosity,
         }
     }

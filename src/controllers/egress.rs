@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{Backoff, log_broken_watch};
 
 /// The label by which a node says that its tunnel leads to pods (k3s: modes `pod` and `cluster`).
-const LEADS_TO_PODS: &str = "egress.k3s.io/cluster";
+pub(crate) const LEADS_TO_PODS: &str = "egress.k3s.io/cluster";
 
 /// Keeps nodes, and with `pods` the addresses of pods, in `egress` until `shutdown`. The client needs to read nodes, and pods.
 pub async fn run(client: Client, egress: &watch::Sender<Egress>, pods: bool, shutdown: CancellationToken) {

@@ -2,6 +2,9 @@
 //!
 //! Each controller is a `run` that lives until its shutdown token falls, or a function that waits for one thing and returns. All of
 //! them follow watches: idle, they do nothing. When the API does not answer they try again, ever more slowly; none of them fails for it.
+//!
+//! Several servers run them at once, with no leader among them: each changes an object only to what the objects say, in a patch that
+//! names the version it was made for, so that the second to come finds nothing to do.
 
 mod addons;
 #[cfg(test)]

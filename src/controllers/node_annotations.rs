@@ -13,7 +13,10 @@ use kube::{
 use serde_json::{Map, Value, json};
 use tracing::{debug, info, warn};
 
-use crate::backoff::{Backoff, Failure, log_broken_watch};
+use crate::{
+    backoff::{Backoff, Failure, log_broken_watch},
+    egress::LEADS_TO_PODS,
+};
 
 /// k3s' annotation keys; lists are joined by commas.
 pub(crate) mod key {
@@ -32,6 +35,8 @@ pub(crate) mod key {
 pub struct NodeMetadata {
     /// `--node-label`: kubelet sets them at registration only, here they are set at each start.
     pub labels: Vec<(String, String)>,
+    /// Whether the node's tunnel leads to pods, which a label tells servers (`--egress-selector-mode`).
+    pub leads_to_pods: bool,
     /// Where the node is reached; `None` where a cloud provider's controller knows (`--disable-cloud-controller`).
     pub addresses: Option<NodeAddresses>,
     /// How the agent was started; `None` leaves what is there.
@@ -113,7 +118,8 @@ impl NodeMetadata {
     /// The merge patch that makes `node` say this, if it does not.
     fn patch(&self, node: &PartialObjectMeta<Node>) -> Option<Value> {
         let labels = self.labels.iter().map(|(key, value)| (key.as_str(), Some(value.clone())));
-        let labels = differing(node.labels(), labels);
+        let leads_to_pods = (LEADS_TO_PODS, self.leads_to_pods.then(|| "true".to_owned()));
+        let labels = differing(node.labels(), labels.chain([leads_to_pods]));
         let annotations = differing(node.annotations(), self.annotations());
         (!labels.is_empty() || !annotations.is_empty())
             .then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
@@ -160,6 +166,7 @@ mod tests {
     fn metadata() -> NodeMetadata {
         NodeMetadata {
             labels: vec![("disk".into(), "ssd".into()), ("empty".into(), String::new())],
+            leads_to_pods: false,
             addresses: Some(NodeAddresses {
                 internal_ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
                 hostname: "host".into(),
@@ -197,6 +204,16 @@ mod tests {
             metadata().patch(&node).unwrap(),
             json!({"metadata": {"labels": {}, "annotations": {"k3s.io/external-ip": null}}})
         );
+    }
+
+    #[test]
+    fn the_label_of_tunnels_that_lead_to_pods_comes_and_goes() {
+        let labelled = node(json!({"name": "a", "labels": {"egress.k3s.io/cluster": "true"}}));
+        let (leads, ends) = (NodeMetadata { leads_to_pods: true, ..NodeMetadata::default() }, NodeMetadata::default());
+        assert_eq!(leads.patch(&labelled), None);
+        assert_eq!(ends.patch(&labelled).unwrap()["metadata"]["labels"], json!({"egress.k3s.io/cluster": null}));
+        let label = leads.patch(&node(json!({"name": "a"}))).unwrap();
+        assert_eq!(label["metadata"]["labels"], json!({"egress.k3s.io/cluster": "true"}));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! A pod's address means nothing outside, so packets that leave for elsewhere take the node's. Not for other pods, who see each other
 //! as they are, nor for multicast. Packets for the node itself never come to this hook.
+//!
+//! What comes from elsewhere for pods on other nodes takes this node's address on the way there: the answer would else go straight to
+//! where the question came from, past the nodes that know of it. Flannel does the same.
 
 use std::fmt::Write as _;
 
@@ -79,13 +82,13 @@ impl PodNat {
         let mut rules = String::new();
         for pods in &self.pod_cidrs {
             let (ip, multicast) = if pods.addr().is_ipv4() { ("ip", MULTICAST_V4) } else { ("ip6", MULTICAST_V6) };
-            let mut staying: Vec<_> = self.cluster_cidrs_like(pods).map(|cidr| cidr.trunc().to_string()).collect();
-            staying.push(multicast.into());
-            let staying = staying.join(", ");
+            let pods_text = pods.trunc();
+            let cluster: Vec<_> = self.cluster_cidrs_like(pods).map(|cidr| cidr.trunc().to_string()).collect();
+            let cluster = cluster.join(", ");
             let _ = writeln!(
                 rules,
-                "        {ip} saddr {} {ip} daddr != {{ {staying} }} masquerade fully-random",
-                pods.trunc()
+                "        {ip} saddr {pods_text} {ip} daddr != {{ {cluster}, {multicast} }} masquerade fully-random\n        \
+                 {ip} saddr != {{ {cluster} }} {ip} daddr != {pods_text} {ip} daddr {{ {cluster} }} masquerade fully-random",
             );
         }
         format!(
@@ -106,6 +109,10 @@ impl PodNat {
             }
             let _ = writeln!(text, "-A {CHAIN} -s {pods_text} -d {multicast} -j RETURN");
             let _ = writeln!(text, "-A {CHAIN} -s {pods_text} -j MASQUERADE --random-fully");
+            let _ = writeln!(text, "-A {CHAIN} -d {pods_text} -j RETURN");
+            for cidr in self.cluster_cidrs_like(pods) {
+                let _ = writeln!(text, "-A {CHAIN} ! -s {0} -d {0} -j MASQUERADE --random-fully", cidr.trunc());
+            }
         }
         if !postrouting.contains(CHAIN) {
             let _ = writeln!(text, "-A POSTROUTING -j {CHAIN}");
@@ -187,7 +194,9 @@ table inet k3s {
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr 10.42.1.0/24 ip daddr != { 10.42.0.0/16, 224.0.0.0/4 } masquerade fully-random
+        ip saddr != { 10.42.0.0/16 } ip daddr != 10.42.1.0/24 ip daddr { 10.42.0.0/16 } masquerade fully-random
         ip6 saddr fd42:0:0:1::/64 ip6 daddr != { fd42::/48, ff00::/8 } masquerade fully-random
+        ip6 saddr != { fd42::/48 } ip6 daddr != fd42:0:0:1::/64 ip6 daddr { fd42::/48 } masquerade fully-random
     }
 }
 "
@@ -204,6 +213,8 @@ table inet k3s {
 -A K3S-POSTROUTING -s 10.42.1.0/24 -d 10.42.0.0/16 -j RETURN
 -A K3S-POSTROUTING -s 10.42.1.0/24 -d 224.0.0.0/4 -j RETURN
 -A K3S-POSTROUTING -s 10.42.1.0/24 -j MASQUERADE --random-fully
+-A K3S-POSTROUTING -d 10.42.1.0/24 -j RETURN
+-A K3S-POSTROUTING ! -s 10.42.0.0/16 -d 10.42.0.0/16 -j MASQUERADE --random-fully
 -A POSTROUTING -j K3S-POSTROUTING
 COMMIT
 "
@@ -269,6 +280,7 @@ COMMIT
                  ip link add out type veth peer name eth0 netns {outside}
                  ip address add 10.42.1.1/24 dev pod; ip link set pod up
                  ip address add 192.0.2.1/24 dev out; ip link set out up
+                 ip link set lo up; ip address add 198.51.100.1/32 dev lo
                  ip route add 10.42.2.0/24 via 192.0.2.9
                  echo 1 > /proc/sys/net/ipv4/conf/all/forwarding
                  nsenter --net={pod} sh -ec 'ip address add 10.42.1.2/24 dev eth0; ip link set eth0 up
@@ -281,7 +293,13 @@ COMMIT
             let receiver = outside.run(|| UdpSocket::bind("0.0.0.0:7000").unwrap());
             let sender = pod.run(|| UdpSocket::bind("10.42.1.2:0").unwrap());
             receiver.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
-            for (to, seen_as) in [("192.0.2.9:7000", "192.0.2.1"), ("10.42.2.2:7000", "10.42.1.2")] {
+            // Bound to an address that the way to pods elsewhere does not have.
+            let host = UdpSocket::bind("198.51.100.1:0").unwrap();
+            for (sender, to, seen_as) in [
+                (&sender, "192.0.2.9:7000", "192.0.2.1"),
+                (&sender, "10.42.2.2:7000", "10.42.1.2"),
+                (&host, "10.42.2.2:7000", "192.0.2.1"),
+            ] {
                 sender.send_to(b"hello", to).unwrap();
                 let (_, from) = receiver.recv_from(&mut [0; 8]).unwrap();
                 assert_eq!(from.ip().to_string(), seen_as, "the source that {to} sees");

@@ -325,6 +325,8 @@ impl Server {
             packaged_images: self.package.images.clone(),
             kube_proxy: !self.config.disabled.kube_proxy,
             cloud_controller: !self.config.disabled.cloud_controller,
+            // What is on a server is dialled.
+            leads_to_pods: false,
             verbosity: self.config.verbosity,
         })
         .await?;

@@ -8,6 +8,7 @@ mod agent_identity;
 mod agentless;
 mod agents;
 mod bad_input;
+mod pod_network;
 mod restarts;
 mod single_node;
 mod snapshot;

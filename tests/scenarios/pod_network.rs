@@ -1,0 +1,171 @@
+//! One server and two agents whose pods are one network: what users take for granted of pods on different nodes.
+
+use std::time::Duration;
+
+use cluster_tests::{Network, Node, PATIENCE, step};
+
+/// On each node a pod that serves its node's name and logs who asks, with a Service; and a pod on the first agent that hears the pod
+/// on the second one count, by one connection that is never made anew.
+const PODS: &str = r#"
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations: [{operator: Exists}]
+      containers:
+      - name: web
+        image: docker.io/k3s-rs/demo:0.1.0
+        command: [sh, -c, "mkdir -p /www && echo $NODE > /www/index.html && exec httpd -f -v -p 8080 -h /www"]
+        env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: counter, labels: {app: counter}}
+spec:
+  nodeName: two
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: counter
+    image: docker.io/k3s-rs/demo:0.1.0
+    command: [sh, -c, "n=0; while n=$((n+1)); do echo $n; sleep 1; done | nc -l -p 9000"]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: listener}
+spec:
+  nodeName: one
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - name: find
+    image: docker.io/k3s-rs/demo:0.1.0
+    command: [sh, -c, "until nslookup counter.default.svc.cluster.local; do sleep 1; done"]
+  containers:
+  - name: listener
+    image: docker.io/k3s-rs/demo:0.1.0
+    command: [sh, -c, "mkfifo /tmp/open && { sleep 1000000 > /tmp/open & } && exec nc counter 9000 < /tmp/open"]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: counter}
+spec:
+  clusterIP: None
+  selector: {app: counter}
+  ports: [{port: 9000}]
+"#;
+
+/// The last number that the listener heard, from its log on the node.
+const HEARD: &str =
+    "tail -qn1 $(ls -t /var/log/pods/default_listener_*/listener/*.log | head -n1) | grep -oE '[0-9]+$'";
+
+#[test]
+fn pods_on_different_nodes_are_one_network() {
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    let [one, two] = ["one", "two"].map(|name| Node::boot(&network, name));
+    step("three nodes get Ready", || {
+        server.give_demo_image();
+        server.start_k3s("");
+        for agent in [&one, &two] {
+            agent.give_demo_image();
+            agent.start_k3s_agent(&server, "");
+        }
+        for node in [&server, &one, &two] {
+            server.wait_until_node_ready(node.name());
+        }
+    });
+    step("pods run on each", || {
+        server.apply(PODS);
+        server.wait_until_succeeds("k3s kubectl rollout status daemonset/web --timeout=20s", PATIENCE);
+        server.wait_for_deployment("kube-system", "coredns");
+    });
+    reachable(&server, &[&server, &one, &two]);
+    restarts(&server, &one);
+    step("a node that is taken away leaves nothing on the others", || {
+        let range = server.kubectl("get node two -o jsonpath={.spec.podCIDR}");
+        let way = format!("ip route show {range} | grep -q 'dev flannel.1'");
+        server.succeed(&way);
+        two.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
+        server.kubectl("delete node two");
+        for node in [&server, &one] {
+            node.wait_until_succeeds(&format!("! {{ {way}; }}"), PATIENCE);
+            let address = two.address();
+            node.fail(&format!("bridge fdb show dev flannel.1 | grep -qw {address}"));
+            assert_eq!(node.succeed("ip route | grep -c 'dev flannel.1'").trim(), "1", "the other node stays");
+        }
+    });
+}
+
+fn reachable(server: &Node, nodes: &[&Node]) {
+    let field = |node: &Node, field: &str| {
+        let field = format!("-o jsonpath={{.items[0].{field}}}");
+        server.kubectl(&format!("get pod -l app=web --field-selector spec.nodeName={} {field}", node.name()))
+    };
+    let pods: Vec<_> =
+        nodes.iter().map(|node| (node.name(), field(node, "metadata.name"), field(node, "status.podIP"))).collect();
+    step("each pod reaches each by its address, and is seen under its own", || {
+        for (_, pod, own) in &pods {
+            for (node, other, address) in &pods {
+                let ask = format!("k3s kubectl exec {pod} -- timeout 5 wget -qO- http://{address}:8080/");
+                assert_eq!(server.wait_until_succeeds(&ask, PATIENCE).trim(), *node);
+                server.wait_until_succeeds(&format!("k3s kubectl logs {other} | grep -qwF '{own}'"), PATIENCE);
+            }
+        }
+    });
+    step("nodes reach pods on other nodes", || {
+        for node in nodes {
+            for (name, _, address) in &pods {
+                assert_eq!(node.succeed(&format!("curl -sSf --max-time 5 http://{address}:8080/")).trim(), *name);
+            }
+        }
+    });
+    step("a Service answers by its address and its name, from all of its pods, on every node", || {
+        for (_, pod, _) in &pods {
+            for host in ["$WEB_SERVICE_HOST", "web", "web.default.svc.cluster.local"] {
+                let ask =
+                    format!("for i in $(seq 40); do timeout 5 wget -qO- http://{host}/ || exit 1; done | sort -u");
+                let answers = server.wait_until_succeeds(&format!("k3s kubectl exec {pod} -- sh -c '{ask}'"), PATIENCE);
+                assert_eq!(answers.split_whitespace().collect::<Vec<_>>(), ["one", "server", "two"], "{host}");
+            }
+        }
+        let ip = server.kubectl("get service web -o jsonpath={.spec.clusterIP}");
+        for node in nodes {
+            node.succeed(&format!("for i in $(seq 20); do curl -sSf --max-time 5 http://{ip}/ || exit 1; done"));
+        }
+    });
+}
+
+fn restarts(server: &Node, one: &Node) {
+    let heard = || one.wait_until_succeeds(HEARD, PATIENCE).trim().parse::<u64>().expect("a count");
+    let hears_on = |from: u64| {
+        one.wait_until_succeeds(&format!("test $({HEARD}) -gt $(({from} + 3))"), Duration::from_secs(60));
+    };
+    step("a connection between nodes goes on while k3s of one is away and comes back", || {
+        let before = heard();
+        let restarts = "get pod listener counter -o jsonpath={.items[*].status.containerStatuses[0].restartCount}";
+        let restarted = server.kubectl(restarts);
+        let tables = "ip route | grep flannel; ip neighbour | grep PERMANENT; bridge fdb show dev flannel.1; ip link show flannel.1";
+        let there = one.succeed(tables);
+        one.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
+        hears_on(before);
+        assert_eq!(one.succeed(tables), there, "what leads to other nodes stays");
+        one.start_k3s_agent(server, "");
+        one.wait_for_components(|components| components.contains_key("kube-proxy"));
+        hears_on(heard());
+        assert_eq!(one.succeed(tables), there);
+        server.wait_until_node_ready("one");
+        assert_eq!(server.kubectl(restarts), restarted);
+    });
+}
