@@ -1,11 +1,11 @@
 //! The cluster's address plan.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     error::{Error, Origin},
@@ -40,35 +40,29 @@ impl ClusterNetwork {
         nth_address(&self.service_cidrs[0], 1)
     }
 
-    /// The plan in `values`. `node_mask` is the prefix length of one node's pod range; `own_dns` says that the packaged DNS is
-    /// left out, so that its address may lie anywhere.
-    pub(crate) fn from_values(values: &Values, node_mask: u8, own_dns: bool) -> Result<Self, Error> {
-        let (cluster, cluster_cidr) = range(values, "cluster-cidr")?;
-        let (service, service_cidr) = range(values, "service-cidr")?;
-        check_cluster_size(&cluster, cluster_cidr, node_mask)?;
-        if service_cidr.prefix_len() < LARGEST_SERVICE_RANGE || service_cidr.prefix_len() > SMALLEST_SERVICE_RANGE {
-            let problem = format!(
-                "{service_cidr} is not between /{LARGEST_SERVICE_RANGE} and /{SMALLEST_SERVICE_RANGE}, as kube-apiserver \
-                 wants it; choose such a range"
-            );
-            return Err(service.invalid(problem));
+    /// The plan in `values`. `masks` are the prefix lengths of one node's pod ranges; `own_dns` says that the packaged DNS is left out, so
+    /// that its address may lie anywhere.
+    pub(crate) fn from_values(values: &Values, masks: NodeMasks, own_dns: bool) -> Result<Self, Error> {
+        let cluster = ranges(values, "cluster-cidr")?;
+        let services = ranges(values, "service-cidr")?;
+        if services.len() != cluster.len() {
+            let (fewer, more) =
+                if services.len() < cluster.len() { (&services, &cluster) } else { (&cluster, &services) };
+            let (fewer, more) = (&fewer[0].given, &more[0].given);
+            let blamed = if fewer.place.origin == Origin::Default { more } else { fewer };
+            let problem = "pods and Services have to be of the same families; add an IPv6 range to";
+            return Err(blamed.invalid(format!("{problem} --{}", fewer.place.flag)));
         }
-        if overlap(cluster_cidr, service_cidr) {
-            let (blamed, other, range) = if cluster.place.origin == Origin::Default {
-                (&service, &cluster, "cluster")
-            } else {
-                (&cluster, &service, "service")
-            };
-            let (own, theirs) =
-                if range == "cluster" { (service_cidr, cluster_cidr) } else { (cluster_cidr, service_cidr) };
-            let problem = format!("{own} overlaps the {range} range {theirs} ({}); choose ranges apart", other.place);
-            return Err(blamed.invalid(problem));
+        for (cluster, service) in cluster.iter().zip(&services) {
+            cluster.check_for_pods(masks)?;
+            service.check_for_services()?;
+            cluster.check_apart(service)?;
         }
         Ok(Self {
-            cluster_cidrs: vec![cluster_cidr.into()],
-            service_cidrs: vec![service_cidr.into()],
+            cluster_dns: cluster_dns(values, &services, own_dns)?,
+            cluster_cidrs: cluster.iter().map(|range| range.net).collect(),
+            service_cidrs: services.iter().map(|range| range.net).collect(),
             node_ports: values.text("service-node-port-range").parse(str::parse)?,
-            cluster_dns: vec![cluster_dns(values, &service, service_cidr, own_dns)?.into()],
             cluster_domain: values.text("cluster-domain").parse(|text| {
                 let domain = text.strip_suffix('.').unwrap_or(text);
                 let problem = || format!("`{text}` is not a DNS domain; write one such as cluster.local");
@@ -81,6 +75,16 @@ impl ClusterNetwork {
             masquerade_ipv6: values.is_on("flannel-ipv6-masq"),
             overlay_external: values.is_on("flannel-external-ip"),
         })
+    }
+
+    /// Refuses a node without an address for each family that pods have: they could not be reached there.
+    pub(crate) fn refuse_missing(&self, values: &Values, node_ips: &[IpAddr]) -> Result<(), Error> {
+        let has = |range: &IpNet| node_ips.iter().any(|ip| ip.is_ipv4() == range.addr().is_ipv4());
+        if self.cluster_cidrs.len() == 1 || self.cluster_cidrs.iter().all(has) {
+            return Ok(());
+        }
+        let problem = "pods have addresses of both families, so their node needs one of each; give both with --node-ip";
+        Err(values.text("cluster-cidr").invalid(problem))
     }
 
     /// Refuses an address of the host that lies in a range of the cluster: packets for it would not reach it.
@@ -174,20 +178,155 @@ pub(crate) fn nth_address(range: &IpNet, offset: u32) -> IpAddr {
 
 /// An address that a host may have and others may reach.
 pub(crate) fn host_address(text: &str) -> Result<IpAddr, String> {
-    let address = address(text)?;
-    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
+    let address: IpAddr =
+        text.parse().map_err(|_| format!("`{text}` is not an address; write it as 192.0.2.10 or 2001:db8::10"))?;
+    let of_family = match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if of_family || address.is_loopback() || address.is_unspecified() || address.is_multicast() {
         return Err(format!("{address} is not an address that other hosts can reach; give one of the host's own"));
     }
-    Ok(address.into())
+    Ok(address)
 }
 
-/// An address of the family that this version serves.
+/// An address of the family that the API is served in.
 pub(crate) fn address(text: &str) -> Result<Ipv4Addr, String> {
     match text.parse() {
         Ok(IpAddr::V4(address)) => Ok(address),
-        Ok(IpAddr::V6(_)) => Err(format!("IPv6 ({text}) is not served by this version; give an IPv4 address")),
+        Ok(IpAddr::V6(_)) => Err(format!("IPv6 ({text}) is not served here by this version; give an IPv4 address")),
         Err(_) => Err(format!("`{text}` is not an IPv4 address; write it as 192.0.2.10")),
     }
+}
+
+/// The prefix lengths of one node's pod ranges.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NodeMasks {
+    pub(crate) v4: u8,
+    pub(crate) v6: u8,
+}
+
+/// A range, and who gave it.
+struct Range {
+    given: Given,
+    net: IpNet,
+}
+
+/// The ranges in a list flag: one of IPv4, and one of IPv6 after it if there are two.
+fn ranges(values: &Values, name: &'static str) -> Result<Vec<Range>, Error> {
+    let mut items = values.items(name);
+    if items.is_empty() {
+        items.push(values.text(name));
+    }
+    let mut ranges = Vec::<Range>::new();
+    for given in items {
+        let net = given.parse(|text| {
+            let net: IpNet = text
+                .parse()
+                .map_err(|_| format!("`{text}` is not an address range; write it as 10.42.0.0/16"))?;
+            match (net, ranges.len()) {
+                (IpNet::V4(_), 0) | (IpNet::V6(_), 1) => Ok(net.trunc()),
+                (IpNet::V6(_), 0) => Err(format!(
+                    "a cluster without IPv4, or with IPv6 ({text}) first, is not served by this version; give an IPv4 range first"
+                )),
+                _ => Err(format!("`{text}` is one range too many; give an IPv4 range, and an IPv6 range after it if there are to be two")),
+            }
+        })?;
+        if let Some(reserved) = reserved_ranges().find(|reserved| overlap(&net, reserved)) {
+            let problem = format!("{net} overlaps {reserved}, which hosts use themselves; choose a private range");
+            return Err(given.invalid(problem));
+        }
+        ranges.push(Range { given, net });
+    }
+    Ok(ranges)
+}
+
+impl Range {
+    /// kube-controller-manager refuses ranges which hold no node's range, or more than 2^16 of them.
+    fn check_for_pods(&self, masks: NodeMasks) -> Result<(), Error> {
+        let net = self.net;
+        let node = if net.addr().is_ipv4() { masks.v4 } else { masks.v6 };
+        let problem = if net.prefix_len() > node {
+            format!("{net} has no room for a node's /{node}; choose a range of /{node} or larger")
+        } else if node - net.prefix_len() > 16 {
+            format!("{net} holds more than 65536 nodes' ranges of /{node}; choose one of /{} or smaller", node - 16)
+        } else {
+            return Ok(());
+        };
+        Err(self.given.invalid(problem))
+    }
+
+    /// kube-apiserver takes no range larger than 2^20 addresses, and none of less than eight.
+    fn check_for_services(&self) -> Result<(), Error> {
+        let (largest, smallest) = (self.net.max_prefix_len() - 20, self.net.max_prefix_len() - 3);
+        if (largest..=smallest).contains(&self.net.prefix_len()) {
+            return Ok(());
+        }
+        let problem = format!(
+            "{} is not between /{largest} and /{smallest}, as kube-apiserver wants it; choose such a range",
+            self.net
+        );
+        Err(self.given.invalid(problem))
+    }
+
+    /// The pods' range, here, has to be apart from that of Services. Blamed is what somebody chose.
+    fn check_apart(&self, service: &Self) -> Result<(), Error> {
+        if !overlap(&self.net, &service.net) {
+            return Ok(());
+        }
+        let (blamed, other, range) = if self.given.place.origin == Origin::Default {
+            (service, self, "cluster")
+        } else {
+            (self, service, "service")
+        };
+        let problem = format!(
+            "{} overlaps the {range} range {} ({}); choose ranges apart",
+            blamed.net, other.net, other.given.place
+        );
+        Err(blamed.given.invalid(problem))
+    }
+}
+
+/// The addresses of the cluster's DNS: as given, at most one per family, else the tenth of each service range.
+fn cluster_dns(values: &Values, services: &[Range], own_dns: bool) -> Result<Vec<IpAddr>, Error> {
+    let items = values.items("cluster-dns");
+    if items.is_empty() {
+        return services.iter().map(tenth_address).collect();
+    }
+    let mut all = Vec::<IpAddr>::new();
+    for given in items {
+        let dns: IpAddr = given
+            .parse(|text| text.parse().map_err(|_| format!("`{text}` is not an address; write it as 10.43.0.10")))?;
+        let service = services.iter().find(|service| service.net.addr().is_ipv4() == dns.is_ipv4());
+        let Some(service) = service.map(|service| service.net) else {
+            return Err(given.invalid(format!("Services have no addresses of the family of {dns}; leave it out")));
+        };
+        let problem = if all.iter().any(|other| other.is_ipv4() == dns.is_ipv4()) {
+            format!("`{}` is a second address; give one", given.text)
+        } else if dns == nth_address(&service, 1) {
+            format!("{dns} is the address of the kubernetes Service; choose another one in {service}")
+        } else if !own_dns && (!service.contains(&dns) || dns == service.network() || dns == service.broadcast()) {
+            format!(
+                "{dns} is not in the service range {service}; choose an address in it, or bring a DNS of yours with --disable=coredns"
+            )
+        } else {
+            all.push(dns);
+            continue;
+        };
+        return Err(given.invalid(problem));
+    }
+    Ok(all)
+}
+
+fn tenth_address(service: &Range) -> Result<IpAddr, Error> {
+    let tenth = nth_address(&service.net, 10);
+    let problem = || {
+        format!(
+            "{} has no tenth address for the cluster's DNS; choose a larger range or give --cluster-dns",
+            service.net
+        )
+    };
+    service.net.contains(&tenth).then_some(tenth).ok_or_else(|| service.given.invalid(problem()))
 }
 
 pub(crate) fn port(text: &str) -> Result<u16, String> {
@@ -195,86 +334,25 @@ pub(crate) fn port(text: &str) -> Result<u16, String> {
     port.ok_or_else(|| format!("`{text}` is not a port; write a number from 1 to 65535"))
 }
 
-/// The one range in a list flag, and who gave it.
-fn range(values: &Values, name: &'static str) -> Result<(Given, Ipv4Net), Error> {
-    let mut items = values.items(name);
-    let given = if items.is_empty() { values.text(name) } else { items.remove(0) };
-    let range = given.parse(|text| match text.parse::<IpNet>() {
-        Ok(IpNet::V4(range)) => Ok(range.trunc()),
-        Ok(IpNet::V6(_)) => Err(format!("IPv6 ({text}) is not served by this version; give an IPv4 range")),
-        Err(_) => Err(format!("`{text}` is not an address range; write it as 10.42.0.0/16")),
-    })?;
-    if let Some(second) = items.first() {
-        second.parse(|text| match text.parse::<IpNet>() {
-            Ok(IpNet::V6(_)) => Err(format!("IPv6 ({text}) is not served by this version; give an IPv4 range alone")),
-            _ => Err(format!("`{text}` is a second range; give one")),
-        })?;
-    }
-    if let Some(reserved) = RESERVED_RANGES.iter().find(|reserved| overlap(range, **reserved)) {
-        return Err(
-            given.invalid(format!("{range} overlaps {reserved}, which hosts use themselves; choose a private range"))
-        );
-    }
-    Ok((given, range))
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
 }
 
-/// kube-controller-manager refuses ranges which hold no node's range, or more than 2^16 of them.
-fn check_cluster_size(given: &Given, range: Ipv4Net, node_mask: u8) -> Result<(), Error> {
-    let problem = if range.prefix_len() > node_mask {
-        format!("{range} has no room for a node's /{node_mask}; choose a range of /{node_mask} or larger")
-    } else if node_mask - range.prefix_len() > 16 {
-        let largest = node_mask - 16;
-        format!("{range} holds more than 65536 nodes' ranges of /{node_mask}; choose one of /{largest} or smaller")
-    } else {
-        return Ok(());
-    };
-    Err(given.invalid(problem))
+/// "This" network, loopback, link-local, and multicast with everything above, in both families.
+fn reserved_ranges() -> impl Iterator<Item = IpNet> {
+    let v4 = [
+        Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
+        Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+        Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+        Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
+    ];
+    let v6 = [
+        Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 8),
+        Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+        Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
+    ];
+    v4.into_iter().map(IpNet::V4).chain(v6.into_iter().map(IpNet::V6))
 }
-
-fn cluster_dns(values: &Values, service: &Given, range: Ipv4Net, own_dns: bool) -> Result<Ipv4Addr, Error> {
-    let mut items = values.items("cluster-dns").into_iter();
-    let Some(given) = items.next() else {
-        let tenth = Ipv4Addr::from(u32::from(range.network()) + 10);
-        let problem = || {
-            service.invalid(format!(
-                "{range} has no tenth address for the cluster's DNS; choose a larger range or give --cluster-dns"
-            ))
-        };
-        return if range.contains(&tenth) { Ok(tenth) } else { Err(problem()) };
-    };
-    if let Some(second) = items.next() {
-        return Err(second.invalid(format!("`{}` is a second address; give one", second.text)));
-    }
-    let dns = given.parse(address)?;
-    let first = Ipv4Addr::from(u32::from(range.network()) + 1);
-    if dns == first {
-        Err(given.invalid(format!("{dns} is the address of the kubernetes Service; choose another one in {range}")))
-    } else if !own_dns && (!range.contains(&dns) || dns == range.network() || dns == range.broadcast()) {
-        let problem = format!(
-            "{dns} is not in the service range {range}; choose an address in it, or bring a DNS of yours with --disable=coredns"
-        );
-        Err(given.invalid(problem))
-    } else {
-        Ok(dns)
-    }
-}
-
-fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b) || b.contains(&a)
-}
-
-/// kube-apiserver takes no larger IPv4 range than this.
-const LARGEST_SERVICE_RANGE: u8 = 12;
-/// kube-apiserver wants at least eight addresses.
-const SMALLEST_SERVICE_RANGE: u8 = 29;
-
-/// "This" network, loopback, link-local, and multicast with everything above.
-const RESERVED_RANGES: &[Ipv4Net] = &[
-    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
-    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
-    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
-    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
-];
 
 #[cfg(test)]
 mod tests {

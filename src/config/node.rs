@@ -104,11 +104,23 @@ impl NodeConfig {
             return Err(given.not_served(SELINUX));
         }
         let with_node_id = values.is_on("with-node-id");
-        let mut ips = Vec::new();
+        let mut ips = Vec::<IpAddr>::new();
         for given in values.items("node-ip") {
-            ips.push(given.parse(host_address)?);
-            if ips.len() > 1 {
-                return Err(given.invalid(format!("`{}` is a second IPv4 address; give one", given.text)));
+            let ip = given.parse(host_address)?;
+            match (ip, ips.len()) {
+                (IpAddr::V4(_), 0) | (IpAddr::V6(_), 1) => ips.push(ip),
+                (IpAddr::V6(_), 0) => {
+                    let problem = format!(
+                        "a node without IPv4, or with IPv6 ({ip}) first, is not served by this version; give an IPv4 address first"
+                    );
+                    return Err(given.invalid(problem));
+                }
+                _ => {
+                    let problem = format!(
+                        "`{ip}` is one address too many; give an IPv4 address, and an IPv6 address after it if pods have both"
+                    );
+                    return Err(given.invalid(problem));
+                }
             }
         }
         Ok(Self {

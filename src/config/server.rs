@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Warning},
     flags::{EXTERNAL_DATASTORE, nearest},
     grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
-    network::{ClusterNetwork, address, host_address, port},
+    network::{ClusterNetwork, NodeMasks, address, host_address, port},
     node::NodeConfig,
     secret::Secret,
     snapshots::SnapshotConfig,
@@ -98,16 +98,19 @@ impl ServerConfig {
         let node = NodeConfig::from_values(values, environment)?;
 
         let network =
-            ClusterNetwork::from_values(values, node_mask(values, &args)?, disabled_addons.contains(&Addon::Coredns))?;
+            ClusterNetwork::from_values(values, node_masks(values, &args)?, disabled_addons.contains(&Addon::Coredns))?;
         for (flag, addresses) in [("node-ip", &node.ips), ("node-external-ip", &node.external_ips)] {
             for (given, address) in values.items(flag).iter().zip(addresses) {
                 network.refuse_inside(given, *address)?;
             }
         }
+        if !values.is_on("disable-agent") {
+            network.refuse_missing(values, &node.ips)?;
+        }
         let https_listen_port = listen_port(values)?;
         let advertise_address = match values.given("advertise-address") {
             Some(given) => {
-                let address = given.parse(host_address)?;
+                let address = given.parse(|text| address(text).and_then(|_| host_address(text)))?;
                 network.refuse_inside(given, address)?;
                 Some(address)
             }
@@ -343,16 +346,25 @@ impl ControlPlaneArgs {
     }
 }
 
-/// The prefix length of one node's pod range, which only kube-controller-manager's own flags change.
-fn node_mask(values: &Values, args: &ControlPlaneArgs) -> Result<u8, Error> {
-    const NAMES: [&str; 2] = ["node-cidr-mask-size-ipv4", "node-cidr-mask-size"];
-    let args = &args.kube_controller_manager;
-    let Some((name, mask)) = NAMES.iter().find_map(|name| Some((name, args.value_of(name)?))) else { return Ok(24) };
-    match (mask.parse(), values.given("kube-controller-manager-arg")) {
-        (Ok(mask @ 1..=30), _) => Ok(mask),
-        (_, Some(given)) => Err(given.invalid(format!("{name}={mask} is not a prefix length; write one such as 24"))),
-        (_, None) => Ok(24),
-    }
+/// The prefix lengths of one node's pod ranges, which only kube-controller-manager's own flags change.
+fn node_masks(values: &Values, args: &ControlPlaneArgs) -> Result<NodeMasks, Error> {
+    let mask = |names: &[&str], default: u8, longest: u8| {
+        let args = &args.kube_controller_manager;
+        let Some((name, mask)) = names.iter().find_map(|name| Some((name, args.value_of(name)?))) else {
+            return Ok(default);
+        };
+        match (mask.parse::<u8>(), values.given("kube-controller-manager-arg")) {
+            (Ok(mask), _) if (1..=longest).contains(&mask) => Ok(mask),
+            (_, Some(given)) => {
+                Err(given.invalid(format!("{name}={mask} is not a prefix length; write one such as {default}")))
+            }
+            (_, None) => Ok(default),
+        }
+    };
+    Ok(NodeMasks {
+        v4: mask(&["node-cidr-mask-size-ipv4", "node-cidr-mask-size"], 24, 30)?,
+        v6: mask(&["node-cidr-mask-size-ipv6"], 64, 126)?,
+    })
 }
 
 fn listen_port(values: &Values) -> Result<u16, Error> {
@@ -463,6 +475,22 @@ mod tests {
         let node = config.node.expect("a server is a node");
         assert_eq!((node.name.as_str(), node.with_node_id), ("pi", false));
         assert_eq!(node.registries, Path::new("/etc/rancher/k3s/registries.yaml"));
+    }
+
+    #[test]
+    fn pods_and_services_may_have_both_families() {
+        let args = [
+            "--cluster-cidr=10.42.0.0/16,fd42::/56",
+            "--service-cidr=10.43.0.0/16,fd43::/112",
+            "--node-ip=192.0.2.7,2001:db8::7",
+            "--flannel-ipv6-masq",
+        ];
+        let (config, _) = Host::new().server(&args).expect("a valid configuration");
+        let texts = |list: &[IpAddr]| list.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&config.network.cluster_dns), ["10.43.0.10", "fd43::a"]);
+        assert_eq!(texts(&config.node.expect("a server is a node").ips), ["192.0.2.7", "2001:db8::7"]);
+        assert_eq!(config.network.cluster_cidrs[1].to_string(), "fd42::/56");
+        assert!(config.network.masquerade_ipv6);
     }
 
     #[test]

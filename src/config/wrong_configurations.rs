@@ -48,10 +48,33 @@ fn on_the_command_line_of_a_server() {
             &["--cluster-cidr=10.0.0.0/7"],
             "--cluster-cidr: 10.0.0.0/7 holds more than 65536 nodes' ranges of /24; choose one of /8 or smaller",
         ),
-        (&["--cluster-cidr=10.42.0.0/16,10.44.0.0/16"], "--cluster-cidr: `10.44.0.0/16` is a second range; give one"),
+        (
+            &["--cluster-cidr=10.42.0.0/16,10.44.0.0/16"],
+            "--cluster-cidr: `10.44.0.0/16` is one range too many; give an IPv4 range, and an IPv6 range after it if there are to be two",
+        ),
         (
             &["--cluster-cidr=10.42.0.0/16,fd00:42::/56"],
-            "--cluster-cidr: IPv6 (fd00:42::/56) is not served by this version; give an IPv4 range alone",
+            "--cluster-cidr: pods and Services have to be of the same families; add an IPv6 range to --service-cidr",
+        ),
+        (
+            &["--cluster-cidr=fd00:42::/56"],
+            "--cluster-cidr: a cluster without IPv4, or with IPv6 (fd00:42::/56) first, is not served by this version; give an IPv4 range first",
+        ),
+        (
+            &["--cluster-cidr=10.42.0.0/16,fd00:42::/47", "--service-cidr=10.43.0.0/16,fd00:43::/112"],
+            "--cluster-cidr: fd00:42::/47 holds more than 65536 nodes' ranges of /64; choose one of /48 or smaller",
+        ),
+        (
+            &["--cluster-cidr=10.42.0.0/16,fd00:42::/56", "--service-cidr=10.43.0.0/16,fd00:43::/64"],
+            "--service-cidr: fd00:43::/64 is not between /108 and /125, as kube-apiserver wants it; choose such a range",
+        ),
+        (
+            &["--cluster-cidr=10.42.0.0/16,fe80::/56", "--service-cidr=10.43.0.0/16,fd00:43::/112"],
+            "--cluster-cidr: fe80::/56 overlaps fe80::/10, which hosts use themselves; choose a private range",
+        ),
+        (
+            &["--cluster-cidr=10.42.0.0/16,fd00:42::/56", "--service-cidr=10.43.0.0/16,fd00:43::/112"],
+            "--cluster-cidr: pods have addresses of both families, so their node needs one of each; give both with --node-ip",
         ),
         (
             &["--cluster-cidr=127.0.0.0/16"],
@@ -93,7 +116,22 @@ fn on_the_command_line_of_a_server() {
             &["--node-ip=127.0.0.1"],
             "--node-ip: 127.0.0.1 is not an address that other hosts can reach; give one of the host's own",
         ),
-        (&["--node-ip=fe80::1"], "--node-ip: IPv6 (fe80::1) is not served by this version; give an IPv4 address"),
+        (
+            &["--node-ip=fe80::1"],
+            "--node-ip: fe80::1 is not an address that other hosts can reach; give one of the host's own",
+        ),
+        (
+            &["--node-ip=fd00::7"],
+            "--node-ip: a node without IPv4, or with IPv6 (fd00::7) first, is not served by this version; give an IPv4 address first",
+        ),
+        (
+            &["--node-ip=10.0.0.7,10.0.0.8"],
+            "--node-ip: `10.0.0.8` is one address too many; give an IPv4 address, and an IPv6 address after it if pods have both",
+        ),
+        (
+            &["--cluster-dns=fd00:43::a"],
+            "--cluster-dns: Services have no addresses of the family of fd00:43::a; leave it out",
+        ),
         (&["--bind-address=localhost"], "--bind-address: `localhost` is not an IPv4 address; write it as 192.0.2.10"),
         // Ports
         (&["--https-listen-port=http"], "--https-listen-port: `http` is not a port; write a number from 1 to 65535"),
