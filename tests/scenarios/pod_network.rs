@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
-/// On each node a pod that serves its node's name and logs who asks, with a Service; and a pod on the first agent that hears the pod
-/// on the second one count, by one connection that is never made anew.
-const PODS: &str = r#"
+/// On each node a pod that serves its node's name and logs who asks, with a Service.
+const WEB: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: web}
@@ -30,7 +29,10 @@ metadata: {name: web}
 spec:
   selector: {app: web}
   ports: [{port: 80, targetPort: 8080}]
----
+"#;
+
+/// A pod on the first agent that hears the pod on the second one count, by one connection that is never made anew.
+const COUNT: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata: {name: counter, labels: {app: counter}}
@@ -86,7 +88,8 @@ fn pods_on_different_nodes_are_one_network() {
         }
     });
     step("pods run on each", || {
-        server.apply(PODS);
+        server.apply(WEB);
+        server.apply(COUNT);
         server.wait_until_succeeds("k3s kubectl rollout status daemonset/web --timeout=20s", PATIENCE);
         server.wait_for_deployment("kube-system", "coredns");
     });
@@ -166,5 +169,49 @@ fn restarts(server: &Node, one: &Node) {
         assert_eq!(one.succeed(tables), there);
         server.wait_until_node_ready("one");
         assert_eq!(server.kubectl(restarts), restarted);
+    });
+}
+
+#[test]
+fn pods_have_addresses_of_both_families() {
+    let network = Network::new();
+    let [server, agent] = ["server", "agent"].map(|name| Node::boot(&network, name));
+    let ips = |node: &Node| format!("{},fd99::{}", node.address(), node.address().octets()[3]);
+    step("two nodes with both get Ready", || {
+        for node in [&server, &agent] {
+            node.succeed(&format!("ip address add {}/64 dev eth0 nodad", &ips(node).split(',').nth(1).expect("two")));
+            node.give_demo_image();
+        }
+        let ranges = "--cluster-cidr=10.42.0.0/16,fd42::/56 --service-cidr=10.43.0.0/16,fd43::/112";
+        server.start_k3s(&format!("{ranges} --node-ip={}", ips(&server)));
+        agent.start_k3s_agent(&server, &format!("--node-ip={}", ips(&agent)));
+        for node in [&server, &agent] {
+            server.wait_until_node_ready(node.name());
+            let told = "-o jsonpath='{.status.addresses[?(@.type==\"InternalIP\")].address}'";
+            assert_eq!(server.kubectl(&format!("get node {} {told}", node.name())), ips(node).replace(',', " "));
+        }
+    });
+    step("pods reach each other by IPv6, and are seen under their own addresses", || {
+        server.apply(WEB);
+        server.wait_until_succeeds("k3s kubectl rollout status daemonset/web --timeout=20s", PATIENCE);
+        let pods = server.kubectl(
+            "get pod -l app=web -o jsonpath='{range .items[*]}{.spec.nodeName} {.metadata.name} {.status.podIPs[1].ip}{\"\\n\"}{end}'",
+        );
+        let pods: Vec<_> = pods.lines().map(|line| line.split(' ').collect::<Vec<_>>()).collect();
+        for from in &pods {
+            for to in &pods {
+                let ask = format!("k3s kubectl exec {} -- timeout 5 wget -qO- 'http://[{}]:8080/'", from[1], to[2]);
+                assert_eq!(server.wait_until_succeeds(&ask, PATIENCE).trim(), to[0]);
+                server.wait_until_succeeds(&format!("k3s kubectl logs {} | grep -qwF '{}'", to[1], from[2]), PATIENCE);
+            }
+            assert_eq!(server.succeed(&format!("curl -sSf --max-time 5 'http://[{}]:8080/'", from[2])).trim(), from[0]);
+        }
+    });
+    step("a Service of both families answers by IPv6", || {
+        server.kubectl("patch service web --type=merge -p '{\"spec\":{\"ipFamilyPolicy\":\"RequireDualStack\"}}'");
+        let ip = server.kubectl("get service web -o jsonpath={.spec.clusterIPs[1]}");
+        for node in [&server, &agent] {
+            node.wait_until_succeeds(&format!("curl -sSf --max-time 5 'http://[{ip}]/'"), PATIENCE);
+        }
     });
 }
