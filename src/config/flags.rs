@@ -16,7 +16,7 @@ use clap::{
 use crate::error::Error;
 
 use table::SECTIONS;
-pub(crate) use table::{EXTERNAL_DATASTORE, SELINUX, SEVERAL_SERVERS};
+pub(crate) use table::{EXTERNAL_SQL, SELINUX, SEVERAL_SERVERS};
 
 /// The two ways to run a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

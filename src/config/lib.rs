@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod args;
+pub mod datastore;
 mod environment;
 mod error;
 mod file;

@@ -3,15 +3,16 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     str::FromStr,
 };
 
 use crate::{
     args::ComponentArgs,
+    datastore::Datastore,
     environment::Environment,
     error::{Error, Warning},
-    flags::{EXTERNAL_DATASTORE, nearest},
+    flags::nearest,
     grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
     network::{ClusterNetwork, NodeMasks, address, host_address, port},
     node::NodeConfig,
@@ -131,7 +132,7 @@ impl ServerConfig {
             tls_sans: values.each("tls-san", certificate_name)?,
             network,
             egress_mode: values.text("egress-selector-mode").parse(str::parse)?,
-            datastore: datastore(values, &data_dir)?,
+            datastore: Datastore::from_values(values, &data_dir, environment)?,
             snapshots: SnapshotConfig::from_values(values, &data_dir, environment)?,
             restore: SnapshotConfig::to_restore(values, environment)?,
             token: token.as_ref().map(token::password).transpose()?,
@@ -155,23 +156,6 @@ impl ServerConfig {
             verbosity: values.verbosity()?,
             data_dir,
         })
-    }
-}
-
-/// Which store holds the cluster's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Datastore {
-    /// The embedded one: `<data-dir>/server/db/state.db`.
-    Sqlite {
-        /// The database file.
-        path: PathBuf,
-    },
-}
-
-impl Datastore {
-    /// The default below a data directory, where k3s keeps it too.
-    pub fn embedded(data_dir: &Path) -> Self {
-        Self::Sqlite { path: data_dir.join("server/db/state.db") }
     }
 }
 
@@ -398,23 +382,6 @@ fn check_accepted(values: &Values) -> Result<(), Error> {
     })
 }
 
-/// kine runs in the server's directory, so a relative path starts there.
-fn datastore(values: &Values, data_dir: &Path) -> Result<Datastore, Error> {
-    let Some(given) = values.given("datastore-endpoint") else { return Ok(Datastore::embedded(data_dir)) };
-    // The endpoint of a server may hold a password: no error tells it.
-    match given.text.split_once("://") {
-        Some(("sqlite", "")) => Ok(Datastore::embedded(data_dir)),
-        Some(("sqlite", path)) if path.contains('?') => {
-            Err(given.invalid("the database's settings after `?` are fixed in this version; leave them out"))
-        }
-        Some(("sqlite", path)) => Ok(Datastore::Sqlite { path: data_dir.join("server").join(path) }),
-        Some(("http" | "https" | "mysql" | "postgres" | "postgresql" | "nats", _)) => {
-            Err(given.not_served(EXTERNAL_DATASTORE))
-        }
-        _ => Err(given.invalid("this is no datastore's address; leave it out, or write sqlite:///FILE")),
-    }
-}
-
 fn certificate_name(text: &str) -> Result<String, String> {
     let valid = text.parse::<IpAddr>().is_ok() || is_certificate_name(text);
     valid
@@ -447,6 +414,8 @@ const TAKEN_PORTS: &[(u16, &str)] = &[
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::{
         network::{Overlay, PortRange},
@@ -566,17 +535,5 @@ mod tests {
             "--secrets-encryption=false",
         ];
         assert!(Host::new().server(&accepted).is_ok());
-    }
-
-    #[test]
-    fn a_database_elsewhere() {
-        let path = |endpoint: &str| {
-            let (config, _) = Host::new().server(&["--datastore-endpoint", endpoint]).expect("a valid configuration");
-            let Datastore::Sqlite { path } = config.datastore;
-            path
-        };
-        assert_eq!(path("sqlite://"), Path::new("/var/lib/rancher/k3s/server/db/state.db"));
-        assert_eq!(path("sqlite://./db/other.db"), Path::new("/var/lib/rancher/k3s/server/db/other.db"));
-        assert_eq!(path("sqlite:///srv/state.db"), Path::new("/srv/state.db"));
     }
 }

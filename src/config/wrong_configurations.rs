@@ -228,11 +228,11 @@ fn on_the_command_line_of_a_server() {
         ),
         (
             &["--datastore-endpoint=postgres://user:hunter2@db/k3s"],
-            "--datastore-endpoint: an external datastore is not served by this version; leave it out to keep the cluster's state in SQLite",
+            "--datastore-endpoint: an external SQL database is not served by this version; leave it out to keep the cluster's state in SQLite, or write https://HOST:2379 for an etcd, kine or `k3s datastore serve`",
         ),
         (
             &["--datastore-endpoint=hunter2"],
-            "--datastore-endpoint: this is no datastore's address; leave it out, or write sqlite:///FILE",
+            "--datastore-endpoint: this is no datastore's address; leave it out, or write sqlite:///FILE or https://HOST:2379",
         ),
         (
             &["--server=https://10.0.0.1:6443"],

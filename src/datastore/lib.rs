@@ -15,7 +15,7 @@
 //! - `store`, `readers`, `writer`, `follow`, `space`: who holds what, and in which order it changes.
 //! - `snapshot`: the store as it was at one revision, in one file.
 //! - `etcd`: messages and services on the wire.
-//! - `listen`, `tls`, `datastore`, `client`: how the rest of the program uses all that.
+//! - `listen`, `tls`, `datastore`, `client`, `remote`: how the rest of the program uses all that, or a store elsewhere.
 
 mod cache;
 mod client;
@@ -39,6 +39,7 @@ mod metrics;
 mod model;
 mod range;
 mod readers;
+mod remote;
 mod revision;
 pub mod snapshot;
 mod space;
@@ -52,5 +53,6 @@ pub use client::{Client, ClientError, Stored};
 pub use datastore::{Datastore, Options, Serving, Status, serve};
 pub use error::Error;
 pub use listen::{Access, BoundEndpoint, Endpoint, Listener, TlsListener};
+pub use remote::{RemoteOptions, RemoteServer};
 pub use revision::Revision;
 pub use tls::ServerTls;

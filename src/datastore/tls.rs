@@ -1,4 +1,4 @@
-//! TLS for clients that come over the network, with certificates on both sides.
+//! TLS over the network, with certificates on both sides: for clients that come, and for stores elsewhere.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use tokio_rustls::TlsAcceptor;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::Error;
 
@@ -63,6 +63,51 @@ impl ServerTls {
 impl std::fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerTls").field("verifies_clients", &self.verifies_clients).finish_non_exhaustive()
+    }
+}
+
+/// What `https` servers of a store elsewhere are asked with: TLS 1.2 or 1.3. The files are read once.
+#[derive(Clone)]
+pub(crate) struct ClientTls(Arc<ClientConfig>);
+
+impl ClientTls {
+    /// Reads PEM files: the authorities that the servers' certificates are checked by, the operating system's without them, and a
+    /// certificate to show, with its key.
+    pub(crate) fn load(ca: Option<&Path>, client: Option<(&Path, &Path)>) -> Result<Self, Error> {
+        let mut roots = RootCertStore::empty();
+        match ca {
+            Some(path) => {
+                for authority in certificates(path)? {
+                    roots.add(authority).map_err(|error| Error::tls(path, &error))?;
+                }
+            }
+            // What cannot be read is not trusted: nothing else follows from it.
+            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for TLS 1.2 and 1.3")
+            .with_root_certificates(roots);
+        let mut config = match client {
+            Some((certificate, key)) => {
+                let private_key = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key, "private key"))?;
+                let config = builder.with_client_auth_cert(certificates(certificate)?, private_key);
+                config.map_err(|error| Error::tls(key, &error))?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+
+    pub(crate) fn connector(&self) -> TlsConnector {
+        TlsConnector::from(Arc::clone(&self.0))
+    }
+}
+
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientTls").finish_non_exhaustive()
     }
 }
 
@@ -140,10 +185,8 @@ mod tests {
 
     use etcd_client::{Channel, Client};
     use hyper_util::rt::TokioIo;
-    use rustls::ClientConfig;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
-    use tokio_rustls::TlsConnector;
     use tokio_util::sync::CancellationToken;
 
     use super::testing::{Authority, Issued};
@@ -171,20 +214,8 @@ mod tests {
 
     /// Whether a store that trusts `ca` answers a client; the client trusts `trusted` and may show a certificate.
     async fn answers(address: SocketAddr, trusted: &Authority, shown: Option<&Issued>) -> bool {
-        let mut roots = RootCertStore::empty();
-        roots.add(certificates(&trusted.certificate).unwrap().remove(0)).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let mut config = match shown {
-            Some(Issued { certificate, key }) => builder
-                .with_client_auth_cert(certificates(certificate).unwrap(), PrivateKeyDer::from_pem_file(key).unwrap())
-                .unwrap(),
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let connector = TlsConnector::from(Arc::new(config));
+        let shown = shown.map(|issued| (issued.certificate.as_path(), issued.key.as_path()));
+        let connector = ClientTls::load(Some(&trusted.certificate), shown).unwrap().connector();
         let connect = tower::service_fn(move |_| {
             let connector = connector.clone();
             async move {

@@ -162,22 +162,19 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         heading: "Datastore",
         flags: &[
-            text("datastore-endpoint", "URL", "Where the cluster's state is kept: sqlite:// or sqlite:///FILE")
+            text("datastore-endpoint", "URL", "Where the cluster's state is kept: sqlite:///FILE, or https://HOST:2379,… of an etcd that several servers share")
                 .env("K3S_DATASTORE_ENDPOINT")
                 .secret()
                 .server(),
-            text("datastore-cafile", "FILE", "CA of the datastore")
+            text("datastore-cafile", "FILE", "Certificate authority of an https datastore; the operating system's if not given")
                 .env("K3S_DATASTORE_CAFILE")
-                .server()
-                .unserved(EXTERNAL_DATASTORE),
-            text("datastore-certfile", "FILE", "Certificate for the datastore")
+                .server(),
+            text("datastore-certfile", "FILE", "Certificate to show it")
                 .env("K3S_DATASTORE_CERTFILE")
-                .server()
-                .unserved(EXTERNAL_DATASTORE),
+                .server(),
             text("datastore-keyfile", "FILE", "Its key")
                 .env("K3S_DATASTORE_KEYFILE")
-                .server()
-                .unserved(EXTERNAL_DATASTORE),
+                .server(),
             switch("kine-tls", "TLS on the datastore's socket")
                 .server()
                 .unserved(refusal("TLS on the datastore's own socket, which only root can open,", LEAVE_OUT)),
@@ -373,8 +370,10 @@ const fn refusal(what: &'static str, instead: &'static str) -> Refusal {
 pub(crate) const SEVERAL_SERVERS: &str = "a cluster of several servers";
 const LEAVE_OUT: &str = "leave it out";
 const ETCD: Refusal = refusal("embedded etcd", "leave it out to keep the cluster's state in SQLite");
-pub(crate) const EXTERNAL_DATASTORE: Refusal =
-    refusal("an external datastore", "leave it out to keep the cluster's state in SQLite");
+pub(crate) const EXTERNAL_SQL: Refusal = refusal(
+    "an external SQL database",
+    "leave it out to keep the cluster's state in SQLite, or write https://HOST:2379 for an etcd, kine or `k3s datastore serve`",
+);
 pub(crate) const SELINUX: Refusal = refusal("SELinux for containers", LEAVE_OUT);
 const PORTS: Refusal =
     refusal("a second port for the supervisor or kube-apiserver", "use --https-listen-port for both");

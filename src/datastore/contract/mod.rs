@@ -106,7 +106,7 @@ async fn contract(test: impl AsyncFn(Client)) {
 }
 
 /// For tests that also need the address.
-async fn contract_at(test: impl AsyncFn(Client, String)) {
+pub(crate) async fn contract_at(test: impl AsyncFn(Client, String)) {
     if let Some(original) = Original::start().await {
         test(original.client.clone(), original.url.clone()).await;
     }

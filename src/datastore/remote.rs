@@ -1,0 +1,222 @@
+//! Servers of etcd's API elsewhere, asked for single keys.
+//!
+//! A connection lives for one request: what is asked here is asked at a server's start and when its token changes, and which of the
+//! servers answers may have changed by then. The transactions are those of kine's client, the only ones that kine understands.
+
+use std::fmt;
+use std::future::ready;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+use tower::{BoxError, service_fn};
+
+use crate::client::{Change, ClientError, Guard, Stored};
+use crate::error::Error;
+use crate::etcd::messages::{
+    self, Compare, CompareOperand, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp,
+    RequestOpKind, TxnRequest, TxnResponse,
+};
+use crate::key::{Key, KeyRange};
+use crate::revision::Revision;
+use crate::tls::ClientTls;
+
+/// How long a server may take to accept a connection, and then to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Numbers of etcd's enumerations in comparisons.
+const EQUAL: i32 = 0;
+const MOD_REVISION: i32 = 2;
+
+/// Where the servers are, and how they are to be talked to.
+#[derive(Debug, Clone)]
+pub struct RemoteOptions {
+    /// All of them serve the same store; at least one.
+    pub servers: Vec<RemoteServer>,
+    /// PEM file of what `tls` servers' certificates are checked by; the operating system's authorities if `None`.
+    pub ca_file: Option<PathBuf>,
+    /// PEM files of a certificate to show them and of its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteServer {
+    /// Whether it is asked over TLS.
+    pub tls: bool,
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// The store that they serve.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    servers: Vec<RemoteServer>,
+    tls: Option<ClientTls>,
+}
+
+impl Remote {
+    pub(crate) fn new(options: &RemoteOptions) -> Result<Self, Error> {
+        let RemoteOptions { servers, ca_file, client } = options;
+        let client = client.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+        let needed = servers.iter().any(|server| server.tls);
+        let tls = needed.then(|| ClientTls::load(ca_file.as_deref(), client)).transpose()?;
+        Ok(Self { servers: servers.clone(), tls })
+    }
+
+    /// The keys of a range.
+    pub(crate) async fn range(&self, keys: KeyRange) -> Result<Vec<Stored>, ClientError> {
+        let (key, range_end) = match keys {
+            KeyRange::One(key) => (key, Bytes::new()),
+            KeyRange::Between { start, end } => (start, end),
+            KeyRange::From(start) => (start, Bytes::from_static(&[0])),
+        };
+        let request = RangeRequest { key, range_end, ..RangeRequest::default() };
+        let reply: RangeResponse = self.ask("/etcdserverpb.KV/Range", request).await?;
+        let stored =
+            |kv: messages::KeyValue| Stored { key: kv.key, value: kv.value, modified: Revision(kv.mod_revision) };
+        Ok(reply.kvs.into_iter().map(stored).collect())
+    }
+
+    /// The revision of the change; `None` if the guard did not hold.
+    pub(crate) async fn change(
+        &self,
+        key: &Key,
+        guard: Guard,
+        change: Change,
+    ) -> Result<Option<Revision>, ClientError> {
+        let op = |request| RequestOp { request: Some(request) };
+        let (modified, failure) = match guard {
+            Guard::Absent => (Revision::ZERO, Vec::new()),
+            Guard::At(modified) => {
+                let read = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+                (modified, vec![op(RequestOpKind::Range(read))])
+            }
+        };
+        let success = match change {
+            Change::Put(value) => {
+                RequestOpKind::Put(PutRequest { key: key.clone(), value: value.into(), ..PutRequest::default() })
+            }
+            Change::Delete => {
+                RequestOpKind::DeleteRange(DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() })
+            }
+        };
+        let compare = Compare {
+            result: EQUAL,
+            target: MOD_REVISION,
+            key: key.clone(),
+            operand: Some(CompareOperand::ModRevision(modified.0)),
+            range_end: Bytes::new(),
+        };
+        let txn = TxnRequest { compare: vec![compare], success: vec![op(success)], failure };
+        let reply: TxnResponse = self.ask("/etcdserverpb.KV/Txn", txn).await?;
+        let revision = reply.header.map_or(Revision::ZERO, |header| Revision(header.revision));
+        Ok(reply.succeeded.then_some(revision))
+    }
+
+    /// Asks the first server that lets itself be reached. Once a request is sent it is not sent again: it may have been heard.
+    async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, ClientError>
+    where
+        Q: Message + Default + 'static,
+        A: Message + Default + 'static,
+    {
+        let mut reasons = Vec::new();
+        for server in &self.servers {
+            match timeout(PATIENCE, self.connect(server)).await {
+                Ok(Ok(channel)) => {
+                    return answer(channel, path, request).await.map_err(|status| refused(server, &status));
+                }
+                Ok(Err(error)) => reasons.push(format!("{server}: {}", chain(error.as_ref()))),
+                Err(_) => reasons.push(format!("{server}: no connection within {} s", PATIENCE.as_secs())),
+            }
+        }
+        Err(ClientError::Unreachable(reasons.join("; ")))
+    }
+
+    async fn connect(&self, server: &RemoteServer) -> Result<Channel, BoxError> {
+        let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
+        stream.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match self.tls.as_ref().filter(|_| server.tls) {
+            Some(tls) => {
+                let name = ServerName::try_from(server.host.clone())?;
+                Box::new(tls.connector().connect(name, stream).await?)
+            }
+            None => Box::new(stream),
+        };
+        let mut stream = Some(TokioIo::new(stream));
+        let only_one = move |_: Uri| ready(stream.take().ok_or("the connection has ended"));
+        // The stream is there already; the URL is for the request's `:authority`.
+        let authority = server.to_string();
+        let endpoint = Endpoint::from_shared(format!("http://{}", authority.rsplit('/').next().unwrap_or_default()))?;
+        Ok(endpoint.connect_with_connector(service_fn(only_one)).await?)
+    }
+}
+
+/// What bytes go over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl fmt::Display for RemoteServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tls, host, port } = self;
+        let scheme = if *tls { "https" } else { "http" };
+        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "{scheme}://{open}{host}{close}:{port}")
+    }
+}
+
+async fn answer<Q, A>(channel: Channel, path: &'static str, request: Q) -> Result<A, Status>
+where
+    Q: Message + Default + 'static,
+    A: Message + Default + 'static,
+{
+    let mut grpc = Grpc::new(channel);
+    let asked = async {
+        grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
+        grpc.unary(Request::new(request), PathAndQuery::from_static(path), ProstCodec::default()).await
+    };
+    let reply = timeout(PATIENCE, asked)
+        .await
+        .map_err(|_| Status::deadline_exceeded(format!("no answer within {} s", PATIENCE.as_secs())))??;
+    Ok(reply.into_inner())
+}
+
+/// A server without a leader, or one that went away, may be asked again later; anything else is its word.
+fn refused(server: &RemoteServer, status: &Status) -> ClientError {
+    // A status of this side's own making has the cause in it: the connection broke.
+    let cause = std::error::Error::source(status).map(|cause| format!(": {}", chain(cause))).unwrap_or_default();
+    let why = format!("{server}: {}{cause}", status.message());
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => ClientError::Unreachable(why),
+        _ if !cause.is_empty() => ClientError::Unreachable(why),
+        _ => ClientError::Refused(why),
+    }
+}
+
+/// An error with its causes, each once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let own = error.to_string();
+        if !text.contains(&own) {
+            text = format!("{text}: {own}");
+        }
+        cause = error.source();
+    }
+    text
+}
