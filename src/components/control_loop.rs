@@ -1,4 +1,4 @@
-//! What kube-controller-manager and kube-scheduler have in common: they work through kube-apiserver, alone, and serve only loopback.
+//! What kube-controller-manager and kube-scheduler have in common: they work through kube-apiserver and serve only loopback.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use k3s_config::args::ComponentArgs;
+use k3s_config::{args::ComponentArgs, server::ServerConfig};
 use k3s_supervise::program::{Probe, Program, Resources, Stop};
 
 use crate::{
@@ -27,21 +27,21 @@ pub(crate) struct ControlLoop {
 
 impl ControlLoop {
     /// The flags that both take.
-    pub(crate) fn flags(&self, paths: &Paths, verbosity: u8) -> Flags {
+    pub(crate) fn flags(&self, config: &ServerConfig, paths: &Paths) -> Flags {
         let kubeconfig = paths.cred(self.kubeconfig);
         let mut flags = Flags::default();
         flags
             .path("kubeconfig", kubeconfig.clone())
             .path("authorization-kubeconfig", kubeconfig.clone())
             .path("authentication-kubeconfig", kubeconfig)
-            // One server: nobody to elect against, and a lease renewed every two seconds is wear.
-            .set("leader-elect", false)
+            // A server alone has nobody to elect against, and a lease renewed every two seconds is wear.
+            .set("leader-elect", config.datastore.is_shared())
             .set("bind-address", "127.0.0.1")
             .set("secure-port", self.port)
             .path("tls-cert-file", paths.tls(&format!("{0}/{0}.crt", self.name)))
             .path("tls-private-key-file", paths.tls(&format!("{0}/{0}.key", self.name)))
             .set("profiling", false)
-            .verbosity(verbosity);
+            .verbosity(config.verbosity);
         flags
     }
 

@@ -1,4 +1,4 @@
-//! kube-apiserver: on loopback, one port above the front, with the datastore on a unix socket.
+//! kube-apiserver: on loopback, one port above the front, with the datastore on a unix socket or elsewhere.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use k3s_config::server::{EgressMode, ServerConfig};
+use k3s_config::{
+    datastore::{ClientCertificate, Datastore, Etcd},
+    server::{EgressMode, ServerConfig},
+};
 use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
 use serde_json::json;
 
@@ -21,11 +24,13 @@ const CIPHER_SUITES: &str = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_E
 TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,\
 TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256";
 
-/// The first would have it tell the front to go after each 401, and with it everybody else on the same connection; the front does
-/// the same to the one client whose request it was. The others write a lease each every ten seconds for kube-apiservers to find
-/// each other by, and this one is alone.
-const FEATURE_GATES: &str =
-    "UnauthenticatedHTTP2DOSMitigation=false,APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false";
+/// Off everywhere: it would have kube-apiserver tell the front to go after each 401, and with it everybody else on the same connection;
+/// the front does the same to the one client whose request it was.
+const NO_GOODBYE: &str = "UnauthenticatedHTTP2DOSMitigation=false";
+/// Requests for versions that only another server knows would go from one kube-apiserver to the other, and each listens on loopback.
+const NO_PEERS: &str = "UnknownVersionInteroperabilityProxy=false";
+/// A lease that each kube-apiserver renews every ten seconds, for those that count them; one alone need not.
+const UNCOUNTED: &str = "APIServerIdentity=false";
 
 /// kube-apiserver for `config`, advertised to the cluster at `advertise`.
 pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, advertise: IpAddr) -> Launch {
@@ -36,10 +41,6 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     let mut flags = Flags::default();
     flags
         .set("storage-backend", "etcd3")
-        // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
-        .set("etcd-servers", "unix://kine.sock")
-        // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
-        .set("etcd-healthcheck-timeout", "10s")
         .path("cert-dir", paths.tls("temporary-certs"))
         .set("allow-privileged", true)
         .set("enable-bootstrap-token-auth", true)
@@ -76,7 +77,6 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .set("requestheader-username-headers", "X-Remote-User")
         .path("proxy-client-cert-file", paths.tls("client-auth-proxy.crt"))
         .path("proxy-client-key-file", paths.tls("client-auth-proxy.key"))
-        .set("feature-gates", FEATURE_GATES)
         .set("enable-admission-plugins", "NodeRestriction")
         .set("profiling", false)
         .verbosity(config.verbosity);
@@ -84,6 +84,19 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     if let Some(file) = &egress {
         flags.path("egress-selector-config-file", file.path.clone());
     }
+    let mut gates = vec![NO_GOODBYE, NO_PEERS];
+    match &config.datastore {
+        Datastore::Sqlite { .. } => {
+            gates.push(UNCOUNTED);
+            flags
+                // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
+                .set("etcd-servers", "unix://kine.sock")
+                // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
+                .set("etcd-healthcheck-timeout", "10s");
+        }
+        Datastore::Etcd(etcd) => set_etcd(&mut flags, etcd),
+    }
+    flags.list("feature-gates", &gates);
     let user = &config.args.kube_apiserver;
     if user.value_of("authentication-config").is_none() {
         flags.set("anonymous-auth", false);
@@ -152,6 +165,16 @@ fn egress_selector(config: &ServerConfig, paths: &Paths) -> Option<File> {
     Some(File { path: paths.server().join("etc/egress-selector-config.yaml"), content: format!("{selector}\n") })
 }
 
+fn set_etcd(flags: &mut Flags, etcd: &Etcd) {
+    flags.list("etcd-servers", &etcd.endpoints);
+    if let Some(path) = &etcd.ca_file {
+        flags.path("etcd-cafile", path.clone());
+    }
+    if let Some(ClientCertificate { certificate, key }) = &etcd.client {
+        flags.path("etcd-certfile", certificate.clone()).path("etcd-keyfile", key.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,5 +234,26 @@ mod tests {
         let has_anonymous = |args: Vec<String>| args.iter().any(|arg| arg.starts_with("--anonymous-auth"));
         assert!(has_anonymous(args(&[])));
         assert!(!has_anonymous(args(&["--kube-apiserver-arg=authentication-config=/etc/auth.yaml"])));
+    }
+
+    #[test]
+    fn a_datastore_elsewhere_is_asked_directly_and_its_servers_are_counted() {
+        let args = args(&[
+            "--datastore-endpoint=https://10.0.0.1:2379,https://10.0.0.2:2379",
+            "--datastore-cafile=/etc/ca.crt",
+            "--datastore-certfile=/etc/client.crt",
+            "--datastore-keyfile=/etc/client.key",
+        ]);
+        let of = |name: &str| args.iter().filter(|arg| arg.starts_with(name)).map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(
+            of("--etcd-"),
+            [
+                "--etcd-cafile=/etc/ca.crt",
+                "--etcd-certfile=/etc/client.crt",
+                "--etcd-keyfile=/etc/client.key",
+                "--etcd-servers=https://10.0.0.1:2379,https://10.0.0.2:2379",
+            ]
+        );
+        assert!(!of("--feature-gates=")[0].contains("APIServerIdentity"));
     }
 }

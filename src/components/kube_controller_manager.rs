@@ -9,7 +9,7 @@ const CONTROLLER_MANAGER: ControlLoop =
 
 /// kube-controller-manager for `config`. It signs CSRs with the cluster's CAs and hands each node its pod range.
 pub fn kube_controller_manager(config: &ServerConfig, paths: &Paths, found: &Components) -> Launch {
-    let mut flags = CONTROLLER_MANAGER.flags(paths, config.verbosity);
+    let mut flags = CONTROLLER_MANAGER.flags(config, paths);
     flags
         .set(
             "controllers",

@@ -8,6 +8,6 @@ const SCHEDULER: ControlLoop = ControlLoop { name: "kube-scheduler", kubeconfig:
 
 /// kube-scheduler for `config`.
 pub fn kube_scheduler(config: &ServerConfig, paths: &Paths, found: &Components) -> Launch {
-    let flags = SCHEDULER.flags(paths, config.verbosity);
+    let flags = SCHEDULER.flags(config, paths);
     SCHEDULER.launch(flags, &config.args.kube_scheduler, paths, found)
 }

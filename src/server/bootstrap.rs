@@ -11,7 +11,6 @@ use std::{
 
 use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
-use k3s_datastore::Client;
 use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{
     AgentPki, AgentRequest, ClientCa, FrontCertificate, HostName, San, ServerPki, ServerRequest, UserKubeconfig,
@@ -24,6 +23,7 @@ use tracing::info;
 use crate::{
     Error,
     bootstrap_data::{self, Found, Precedence},
+    cluster_store::ClusterStore,
     front::{CurrentCertificate, Upstream},
     node_passwords::OwnNode,
     routes,
@@ -99,10 +99,19 @@ pub(crate) fn lock(paths: &Paths) -> Result<File, Error> {
     }
 }
 
+/// What the datastore knows of the cluster, and the token that goes with it.
+pub(crate) struct Adopted {
+    /// `None` if the cluster is a new one.
+    pub(crate) found: Option<Found>,
+    /// As given or stored; a random one for a new cluster that was given none.
+    pub(crate) token: Password,
+}
+
 /// Writes what the datastore knows of the cluster and this disk does not: a server is made anew from the datastore and the token.
-/// A token that does not fit is refused here, before anything is written.
-pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, client: &Client) -> Result<Option<Found>, Error> {
-    let server = paths.server();
+/// A token that does not fit is refused here, before anything is written. Where other servers may set up the cluster of a new datastore
+/// too, it is settled which one does.
+pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, store: &ClusterStore) -> Result<Adopted, Error> {
+    let (server, client) = (paths.server(), store.client());
     let password = match &config.token {
         Some(given) => Some(Password::new(given.expose())),
         None => TokenFiles::password(&server)?,
@@ -111,11 +120,17 @@ pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, client: &Client)
     let token_file = k3s_files::read(&server.join("token"))?.unwrap_or_default();
     let whole = String::from_utf8_lossy(&token_file);
     let whole = Some(whole.trim()).filter(|text| !text.is_empty());
-    let found = bootstrap_data::load(client, password.as_ref(), whole).await?;
+    let mut found = bootstrap_data::load(&client, password.as_ref(), whole).await?;
+    let token = password.map_or_else(Password::random, Ok)?;
+    if found.is_none() && store.is_shared() {
+        found = bootstrap_data::claim(&client, &token).await?;
+    }
     if let Some(found) = &found {
         bootstrap_data::reconcile(&found.data, &server, Precedence::Undecided)?;
     }
-    Ok(found)
+    // Data of k3s' first releases opens without a token, and brings one.
+    let stored = if config.token.is_none() { TokenFiles::password(&server)? } else { None };
+    Ok(Adopted { found, token: stored.unwrap_or(token) })
 }
 
 /// What a server proves itself with, and the token that seals what it stores of that.
@@ -125,7 +140,12 @@ pub(crate) struct Credentials {
 }
 
 /// Makes, keeps or renews everything that a server proves itself with.
-pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Credentials, Error> {
+pub(crate) fn credentials(
+    config: &ServerConfig,
+    paths: &Paths,
+    host: &Host,
+    token: &Password,
+) -> Result<Credentials, Error> {
     let now = SystemTime::now();
     let node_name = name(&host.name)?;
     let pki = ServerPki::ensure(
@@ -143,7 +163,7 @@ pub(crate) fn credentials(config: &ServerConfig, paths: &Paths, host: &Host) -> 
     )?;
     let tokens = TokenFiles::ensure(
         &paths.server(),
-        config.token.as_ref().map(Secret::expose),
+        Some(token.expose()),
         config.agent_token.as_ref().map(Secret::expose),
         pki.server_ca.bundle(),
     )?;

@@ -66,6 +66,11 @@ pub enum Error {
     /// A snapshot could not be taken or restored.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Snapshots are for the embedded datastore.
+    #[error(
+        "the cluster's state is kept by an external datastore (--datastore-endpoint): take and restore its snapshots where it runs"
+    )]
+    KeptElsewhere,
     /// There is nothing to take a snapshot of.
     #[error("{} is not there: a snapshot needs the datastore of a server that has run; name its directory with --data-dir", path.display())]
     NoDatastore {
@@ -126,7 +131,7 @@ impl Error {
             | Self::Snapshot(SnapshotError::File { .. } | SnapshotError::NoRoom { .. })
             | Self::Node(k3s_agent::Error::Replace(_)) => 73,
             Self::Locked { .. } | Self::Snapshot(SnapshotError::UnderWay) => 75,
-            Self::Snapshot(SnapshotError::Name(_)) => 64,
+            Self::Snapshot(SnapshotError::Name(_)) | Self::KeptElsewhere => 64,
             Self::Datastore(error) | Self::Snapshot(SnapshotError::Store(error)) => error.exit_code(),
             Self::Bootstrap(BootstrapError::Datastore(_) | BootstrapError::Damaged { .. }) => 74,
             Self::Name { .. }

@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod bootstrap_data;
+mod cluster_store;
 mod controllers;
 mod core;
 mod error;

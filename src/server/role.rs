@@ -1,14 +1,11 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
-use std::{fs::File, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use k3s_agent::NodeRole;
 use k3s_components::{Components, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
-use k3s_config::{
-    agent::NodeConfig,
-    server::{Datastore as DatastoreConfig, ServerConfig},
-};
-use k3s_datastore::{Access, BoundEndpoint, Datastore, Endpoint, Options as DatastoreOptions};
+use k3s_config::{agent::NodeConfig, server::ServerConfig};
+use k3s_datastore::BoundEndpoint;
 use k3s_supervise::{
     Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
 };
@@ -23,8 +20,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     Error, NodeDialer,
-    bootstrap::{self, Credentials, Host},
+    bootstrap::{self, Adopted, Credentials, Host},
     bootstrap_data,
+    cluster_store::ClusterStore,
     controllers::Controllers,
     core::{Core, CoreSender},
     front::{self, Front},
@@ -53,27 +51,44 @@ pub struct Package {
 /// Runs a server until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
 /// ```text
-/// prepare: bind, lock ─► datastore ─► bootstrap data ─► credentials
+/// prepare: bind, lock, tell ─► datastore ─► bootstrap data ─► credentials
 /// start:   kube-apiserver ─► kube-controller-manager, kube-scheduler, kube-proxy ─┐
 ///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
 /// drain:   front ─► children, in reverse ─► datastore
 /// ```
 pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
     let notifier = Notifier::from_env()?;
-    let (server, listeners) = Server::prepare(config, package).await?;
-    let ends = Ends::default();
+    let paths = Paths::new(&config.data_dir, RUN);
+    let front = bootstrap::listen(&config).await?;
+    let lock = bootstrap::lock(&paths)?;
+    let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
+    let supervisor = Supervisor::new(Options {
+        run_dir: paths.run().to_path_buf(),
+        log: Target::detect(),
+        cgroups: CgroupPlace::default(),
+    })
+    .map_err(Error::Thread)?;
+
+    // What is waited for is told from the first moment to the last.
+    let told = CancellationToken::new();
     let live = async {
-        let ended = server.work(&notifier, &shutdown).await;
-        if let Err(error) = &ended {
-            error!(%error, "The server cannot go on and stops.");
-        }
-        server.drain(&notifier, &ends).await;
+        let ended = match Server::prepare(config, paths, package, &supervisor, front, &shutdown).await {
+            Ok(Some((server, listeners))) => server.live(listeners, &notifier, &shutdown).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        told.cancel();
         ended
     };
-    let (ended, served) = tokio::join!(live, server.serve(listeners, &notifier, &ends));
-    let closed = server.datastore.close().await;
+    let (ended, (), (), ()) = tokio::join!(
+        live,
+        status::serve(status, supervisor.clone(), told.clone()),
+        notifier.follow(supervisor.subscribe(), told.clone()),
+        notifier.watchdog(&supervisor, told.clone()),
+    );
+    drop(lock);
     info!("Stopped.");
-    ended.and(served).and(closed.map_err(Error::from))
+    ended
 }
 
 /// A server that is prepared: from here on only children start.
@@ -84,7 +99,7 @@ struct Server {
     host: Host,
     /// Seals what the datastore holds.
     token: Arc<ServerToken>,
-    datastore: Datastore,
+    store: ClusterStore,
     supervisor: Supervisor,
     /// Tells the front that kube-apiserver answers.
     api_ready: watch::Sender<bool>,
@@ -93,17 +108,14 @@ struct Server {
     node_passwords: Arc<NodePasswords>,
     /// Tells the front where nodes are.
     egress: watch::Sender<Egress>,
-    /// Keeps other servers off the directory.
-    _lock: File,
 }
 
 /// Sockets that are bound and not served yet.
 struct Listeners {
     front: TcpListener,
     front_settings: Front,
-    status: UnixListener,
     snapshots: UnixListener,
-    datastore: BoundEndpoint,
+    datastore: Option<BoundEndpoint>,
 }
 
 /// When each listener's service ends, in this order: kube-apiserver waits for its watches, which the front holds, and hangs without the
@@ -111,7 +123,7 @@ struct Listeners {
 #[derive(Default)]
 struct Ends {
     front: CancellationToken,
-    status: CancellationToken,
+    snapshots: CancellationToken,
     datastore: CancellationToken,
 }
 
@@ -120,13 +132,12 @@ async fn credentials(
     config: &ServerConfig,
     paths: &Paths,
     host: &Host,
-    datastore: &Datastore,
+    store: &ClusterStore,
 ) -> Result<Credentials, Error> {
-    let client = datastore.client();
-    let found = bootstrap::adopt(config, paths, &client).await?;
-    let credentials = bootstrap::credentials(config, paths, host)?;
+    let Adopted { found, token } = bootstrap::adopt(config, paths, store).await?;
+    let credentials = bootstrap::credentials(config, paths, host, &token)?;
     let data = bootstrap_data::from_disk(&paths.server())?;
-    bootstrap_data::save(&client, &credentials.token, data, found).await?;
+    bootstrap_data::save(&store.client(), &credentials.token, data, found).await?;
     Ok(credentials)
 }
 
@@ -136,24 +147,28 @@ fn own_egress(config: &ServerConfig, host: &Host) -> Egress {
 }
 
 impl Server {
-    async fn prepare(mut config: ServerConfig, package: Package) -> Result<(Self, Listeners), Error> {
-        let paths = Paths::new(&config.data_dir, RUN);
-        let front = bootstrap::listen(&config).await?;
-        let lock = bootstrap::lock(&paths)?;
-        let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
+    /// `None` if `shutdown` came while something was waited for.
+    async fn prepare(
+        mut config: ServerConfig,
+        paths: Paths,
+        package: Package,
+        supervisor: &Supervisor,
+        front: TcpListener,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<(Self, Listeners)>, Error> {
         let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
         let host = Host::of(&mut config, &paths).await?;
-
         let (egress, known) = watch::channel(own_egress(&config, &host));
-        let DatastoreConfig::Sqlite { path } = &config.datastore;
-        let open = Datastore::open(DatastoreOptions::new(path));
-        let datastore = match bootstrap::last_certificate(&paths) {
+        let gate = supervisor.gate("datastore")?;
+        let open = ClusterStore::open(&config.datastore, &gate, shutdown);
+        let opened = match bootstrap::last_certificate(&paths) {
             Some(certificate) => front::serve_starting(&front, certificate, open).await?,
             // At the first start clients wait in line: there is no authority yet that they could believe.
             None => open.await?,
         };
+        let Some(store) = opened else { return Ok(None) };
         let prepared = async {
-            let Credentials { pki, token } = credentials(&config, &paths, &host, &datastore).await?;
+            let Credentials { pki, token } = credentials(&config, &paths, &host, &store).await?;
             let pki = Arc::new(pki);
             let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
             let (api_ready, ready) = watch::channel(false);
@@ -161,7 +176,7 @@ impl Server {
                 paths.server(),
                 pki.server_ca.bundle().to_vec(),
                 config.agent_token.is_some(),
-                datastore.client(),
+                store.client(),
                 token,
             ));
             let (core_sender, core) = Core::pending();
@@ -178,67 +193,72 @@ impl Server {
             });
             let metrics = config.supervisor_metrics.then(|| {
                 let mut registry = Registry::default();
-                datastore.register_metrics(&mut registry);
+                store.register_metrics(&mut registry);
                 registry
             });
             let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
             let front_settings = Front { certificate, client_ca, upstream, ready, routes, nodes, metrics };
-            let datastore_socket = Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?;
-            let supervisor = Supervisor::new(Options {
-                run_dir: paths.run().to_path_buf(),
-                log: Target::detect(),
-                cgroups: CgroupPlace::default(),
-            })
-            .map_err(Error::Thread)?;
-            let listeners = Listeners { front, front_settings, status, snapshots, datastore: datastore_socket };
-            Ok((token, api_ready, core_sender, node_passwords, supervisor, listeners))
+            let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
+            Ok((token, api_ready, core_sender, node_passwords, listeners))
         };
         match prepared.await {
-            Ok((token, api_ready, core, node_passwords, supervisor, listeners)) => {
+            Ok((token, api_ready, core, node_passwords, listeners)) => {
                 let server = Self {
                     config,
                     paths,
                     package,
                     host,
                     token,
-                    datastore,
-                    supervisor,
+                    store,
+                    supervisor: supervisor.clone(),
                     api_ready,
                     core,
                     node_passwords,
                     egress,
-                    _lock: lock,
                 };
-                Ok((server, listeners))
+                Ok(Some((server, listeners)))
             }
             Err(error) => {
                 // What is wrong with the start is the error to report.
-                let _ = datastore.close().await;
+                let _ = store.close().await;
                 Err(error)
             }
         }
     }
 
-    /// Serves clients, kube-apiserver, `k3s status` and the service manager until each one's end.
-    async fn serve(&self, listeners: Listeners, notifier: &Notifier, ends: &Ends) -> Result<(), Error> {
-        let Listeners { front, front_settings, status, snapshots: asked, datastore } = listeners;
+    /// Runs until `shutdown`, or until it cannot go on; everything has ended when it returns.
+    async fn live(self, listeners: Listeners, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
+        let ends = Ends::default();
+        let work = async {
+            let ended = self.work(notifier, shutdown).await;
+            if let Err(error) = &ended {
+                error!(%error, "The server cannot go on and stops.");
+            }
+            self.drain(notifier, &ends).await;
+            ended
+        };
+        let (ended, served) = tokio::join!(work, self.serve(listeners, &ends));
+        let closed = self.store.close().await;
+        ended.and(served).and(closed)
+    }
+
+    /// Serves clients, kube-apiserver and requests for snapshots until each one's end.
+    async fn serve(&self, listeners: Listeners, ends: &Ends) -> Result<(), Error> {
+        let Listeners { front, front_settings, snapshots: asked, datastore } = listeners;
         let snapshots = Snapshots {
-            datastore: &self.datastore,
+            datastore: self.store.embedded(),
             config: &self.config,
             node: &self.host.name,
             token: self.token.password(),
             version: self.package.version,
         };
-        let (_, _, _, _, _, _, stored) = tokio::join!(
+        let ((), (), (), stored) = tokio::join!(
             front::serve(front, front_settings, ends.front.clone()),
-            status::serve(status, self.supervisor.clone(), ends.status.clone()),
-            notifier.follow(self.supervisor.subscribe(), ends.status.clone()),
-            notifier.watchdog(&self.supervisor, ends.status.clone()),
-            snapshots.serve(asked, ends.status.clone()),
-            snapshots.follow_schedule(ends.status.clone()),
-            datastore.serve(&self.datastore, ends.datastore.clone()),
+            snapshots.serve(asked, ends.snapshots.clone()),
+            snapshots.follow_schedule(ends.snapshots.clone()),
+            self.store.serve(datastore, ends.datastore.clone()),
         );
-        Ok(stored?)
+        stored
     }
 
     /// Starts everything and does what this process itself has to do, until `shutdown` or until it cannot go on.
@@ -273,7 +293,7 @@ impl Server {
         tokio::select! {
             ended = work => ended,
             () = shutdown.cancelled() => Ok(()),
-            stopped = self.datastore.stopped() => Err(Error::Datastore(stopped)),
+            stopped = self.store.stopped() => Err(stopped),
         }
     }
 
@@ -298,7 +318,7 @@ impl Server {
         if !report.killed.is_empty() {
             warn!(components = report.killed.join(", "), "Some components did not end when asked and were killed.");
         }
-        ends.status.cancel();
+        ends.snapshots.cancel();
         ends.datastore.cancel();
     }
 

@@ -12,8 +12,9 @@ use std::{
 use jiff::Zoned;
 use k3s_components::Paths;
 use k3s_config::{
+    datastore::Datastore as DatastoreConfig,
     secret::Secret,
-    server::{Datastore as DatastoreConfig, ServerConfig},
+    server::ServerConfig,
     snapshots::{Schedule, SnapshotConfig},
 };
 use k3s_datastore::{
@@ -62,7 +63,8 @@ enum Answer {
 
 /// The snapshots of a running server.
 pub(crate) struct Snapshots<'a> {
-    pub(crate) datastore: &'a Datastore,
+    /// `None` where the cluster's state is kept elsewhere.
+    pub(crate) datastore: Option<&'a Datastore>,
     pub(crate) config: &'a ServerConfig,
     pub(crate) node: &'a str,
     pub(crate) token: watch::Receiver<Password>,
@@ -105,6 +107,7 @@ impl Snapshots<'_> {
     }
 
     async fn save(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
+        let datastore = self.datastore.ok_or(Error::KeptElsewhere)?;
         make_default_folder(self.config, folder)?;
         let save = Save {
             folder: folder.to_owned(),
@@ -114,7 +117,7 @@ impl Snapshots<'_> {
             version: self.version.to_owned(),
             token_hash: bootstrap_data::token_hash(self.token.borrow().expose()),
         };
-        let snapshot = self.datastore.save_snapshot(save).await?;
+        let snapshot = datastore.save_snapshot(save).await?;
         info!(path = %snapshot.path.display(), revision = snapshot.label.revision, bytes = snapshot.bytes, "Saved a snapshot.");
         Ok(snapshot)
     }
@@ -137,9 +140,9 @@ impl Snapshots<'_> {
 /// [`Error::Snapshot`], [`Error::Datastore`], or [`Error::NoServer`] if the database is in use and nobody answers.
 pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Snapshot, Error> {
     let paths = Paths::new(&config.data_dir, RUN);
-    let DatastoreConfig::Sqlite { path } = &config.datastore;
+    let path = database(config)?;
     if !path.exists() {
-        return Err(Error::NoDatastore { path: path.clone() });
+        return Err(Error::NoDatastore { path: path.to_owned() });
     }
     let datastore = match Datastore::open(Options::new(path)).await {
         Ok(datastore) => datastore,
@@ -151,7 +154,9 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
         let node = Host::name(config, &paths)?;
         let SnapshotConfig { folder, compress, .. } = &config.snapshots;
         let (_, token) = watch::channel(token);
-        Snapshots { datastore: &datastore, config, node: &node, token, version }.save(name, folder, *compress).await
+        Snapshots { datastore: Some(&datastore), config, node: &node, token, version }
+            .save(name, folder, *compress)
+            .await
     };
     let saved = saved.await;
     let closed = datastore.close().await;
@@ -188,7 +193,7 @@ pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Resul
     if minor(&snapshot.label.version) > minor(version) {
         return Err(SnapshotError::Newer { path: file.to_owned(), version: snapshot.label.version }.into());
     }
-    let DatastoreConfig::Sqlite { path: database } = config.datastore.clone();
+    let database = database(config)?.to_owned();
     // A panic of it is in the log.
     let staged = spawn_blocking(move || snapshot.stage(&database)).await.map_err(|_| DatastoreError::Closed)??;
     let token = known_token(config, &paths)?;
@@ -220,6 +225,14 @@ pub fn folder(config: &ServerConfig) -> SnapshotFolder {
 pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
     let node = Host::name(config, &Paths::new(&config.data_dir, RUN))?;
     Ok(folder(config).prune(name, &node, config.snapshots.retention)?)
+}
+
+/// The file that snapshots are of.
+fn database(config: &ServerConfig) -> Result<&Path, Error> {
+    match &config.datastore {
+        DatastoreConfig::Sqlite { path } => Ok(path),
+        DatastoreConfig::Etcd(_) => Err(Error::KeptElsewhere),
+    }
 }
 
 /// The token as given, or as the server was set up with.

@@ -9,6 +9,7 @@
 //! ```
 //! Names, form, sealing and rules are k3s' (`pkg/bootstrap`, `pkg/cluster`): either program reads what the other wrote.
 
+mod claim;
 mod files;
 mod form;
 mod reconcile;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use k3s_datastore::ClientError;
 use k3s_files::FileError;
 
+pub(crate) use claim::claim;
 pub(crate) use files::{differs, from_disk, from_disk_with_accounts, set_aside};
 pub(crate) use reconcile::{Precedence, reconcile};
 pub(crate) use seal::{PREFIX, token_hash};
@@ -56,6 +58,11 @@ pub enum BootstrapError {
         /// What is wrong.
         why: &'static str,
     },
+    /// Two servers made authorities for one cluster, and the other was faster.
+    #[error(
+        "another server has set the cluster up meanwhile: remove the folders tls and cred of this server and start it again"
+    )]
+    SetUpElsewhere,
     /// Files were changed by hand since they were stored.
     #[error(
         "{} newer than datastore and could cause a cluster outage: remove the files to have them written again from the datastore",

@@ -54,8 +54,7 @@ pub(crate) fn find(
         let superseded = older.map(|stored| (name(stored), stored.modified)).collect();
         return Ok(Some(Found { data, key, modified: fitting.modified, superseded }));
     }
-    let hash = |stored: &&Stored| name(stored).trim_start_matches(PREFIX).to_owned();
-    let sealed_by = stored.iter().map(hash).collect();
+    let sealed_by = hashes(stored.iter().copied());
     Err(if password.is_some() {
         BootstrapError::OtherToken { sealed_by }
     } else {
@@ -74,7 +73,7 @@ pub(crate) async fn save(
     let key = storage_key(password.expose());
     let data = completed(data, found.as_ref());
     if found.as_ref().is_none_or(|found| found.key != key || !found.data.same_contents(&data)) {
-        write(client, password, &data).await?;
+        write(client, password, &data, found.is_some()).await?;
     }
     let Some(found) = found else { return Ok(()) };
     if found.key != key {
@@ -95,7 +94,7 @@ pub(crate) async fn save_beside(
     data: BootstrapData,
     found: Option<Found>,
 ) -> Result<(), BootstrapError> {
-    write(client, password, &completed(data, found.as_ref())).await
+    write(client, password, &completed(data, found.as_ref()), true).await
 }
 
 /// Removes what other tokens than `password` sealed.
@@ -123,10 +122,12 @@ fn completed(mut data: BootstrapData, found: Option<&Found>) -> BootstrapData {
     data
 }
 
-async fn write(client: &Client, password: &Password, data: &BootstrapData) -> Result<(), BootstrapError> {
+/// `over`: whether there may be data already.
+async fn write(client: &Client, password: &Password, data: &BootstrapData, over: bool) -> Result<(), BootstrapError> {
     let key = storage_key(password.expose());
     let sealed = seal(password.expose(), &data.to_json())?;
     match client.get(&key).await? {
+        Some(before) if !over && !before.value.is_empty() => return Err(BootstrapError::SetUpElsewhere),
         Some(before) => client.update(&key, sealed, before.modified).await?,
         None => client.create(&key, sealed).await?,
     };
@@ -135,6 +136,11 @@ async fn write(client: &Client, password: &Password, data: &BootstrapData) -> Re
         "Stored the cluster's authorities in the datastore, sealed by its token."
     );
     Ok(())
+}
+
+/// What tells the tokens apart that sealed these keys.
+pub(super) fn hashes<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Vec<String> {
+    stored.into_iter().map(|stored| name(stored).trim_start_matches(PREFIX).to_owned()).collect()
 }
 
 fn name(stored: &Stored) -> String {

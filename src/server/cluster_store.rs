@@ -1,0 +1,136 @@
+//! Where the cluster's state is: in this process, or elsewhere and shared with other servers.
+
+use std::{future::pending, time::Duration};
+
+use k3s_components::Paths;
+use k3s_config::datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd};
+use k3s_datastore::{
+    Access, BoundEndpoint, Client, ClientError, Datastore, Endpoint, Options, RemoteOptions, RemoteServer,
+};
+use k3s_supervise::Gate;
+use prometheus_client::registry::Registry;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{Error, bootstrap_data::PREFIX};
+
+/// How long to wait before a store that does not answer is asked again: at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+
+/// The store of a server.
+#[derive(Debug)]
+pub(crate) enum ClusterStore {
+    /// In this process, which serves it to its own kube-apiserver.
+    Embedded(Datastore),
+    /// Elsewhere: kube-apiserver asks it itself.
+    Shared(Client),
+}
+
+impl ClusterStore {
+    /// Opens the database, or waits until a store elsewhere answers; `gate` says meanwhile what is missing. `None` if `shutdown` came
+    /// first.
+    pub(crate) async fn open(
+        config: &DatastoreConfig,
+        gate: &Gate,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Self>, Error> {
+        match config {
+            DatastoreConfig::Sqlite { path } => Ok(Some(Self::Embedded(Datastore::open(Options::new(path)).await?))),
+            DatastoreConfig::Etcd(etcd) => {
+                let client = Client::remote(&remote(etcd))?;
+                let answered = shutdown.run_until_cancelled(answers(&client, gate)).await;
+                Ok(answered.map(|()| Self::Shared(client)))
+            }
+        }
+    }
+
+    /// For what k3s itself keeps in it.
+    pub(crate) fn client(&self) -> Client {
+        match self {
+            Self::Embedded(datastore) => datastore.client(),
+            Self::Shared(client) => client.clone(),
+        }
+    }
+
+    /// The database, where it is this process's.
+    pub(crate) fn embedded(&self) -> Option<&Datastore> {
+        match self {
+            Self::Embedded(datastore) => Some(datastore),
+            Self::Shared(_) => None,
+        }
+    }
+
+    /// Whether other servers may use it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.embedded().is_none()
+    }
+
+    /// Binds the socket that kube-apiserver asks, where it does not ask elsewhere.
+    pub(crate) async fn bind(&self, paths: &Paths) -> Result<Option<BoundEndpoint>, Error> {
+        match self {
+            Self::Embedded(_) => Ok(Some(Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?)),
+            Self::Shared(_) => Ok(None),
+        }
+    }
+
+    /// Serves that socket until `shutdown`.
+    pub(crate) async fn serve(&self, socket: Option<BoundEndpoint>, shutdown: CancellationToken) -> Result<(), Error> {
+        match (self, socket) {
+            (Self::Embedded(datastore), Some(socket)) => Ok(socket.serve(datastore, shutdown).await?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts in `registry` what the database does.
+    pub(crate) fn register_metrics(&self, registry: &mut Registry) {
+        if let Self::Embedded(datastore) = self {
+            datastore.register_metrics(registry);
+        }
+    }
+
+    /// Why the store of this process came to an end by itself. kube-apiserver waits for one elsewhere.
+    pub(crate) async fn stopped(&self) -> Error {
+        match self {
+            Self::Embedded(datastore) => Error::Datastore(datastore.stopped().await),
+            Self::Shared(_) => pending().await,
+        }
+    }
+
+    /// Closes the database.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        match self {
+            Self::Embedded(datastore) => Ok(datastore.close().await?),
+            Self::Shared(_) => Ok(()),
+        }
+    }
+}
+
+fn remote(etcd: &Etcd) -> RemoteOptions {
+    let servers = etcd.endpoints.iter();
+    RemoteOptions {
+        servers: servers
+            .map(|server| RemoteServer { tls: server.tls, host: server.host.clone(), port: server.port })
+            .collect(),
+        ca_file: etcd.ca_file.clone(),
+        client: etcd.client.clone().map(|ClientCertificate { certificate, key }| (certificate, key)),
+    }
+}
+
+/// Waits for the first answer, whatever it is: a refusal is for whoever asks in earnest.
+async fn answers(client: &Client, gate: &Gate) {
+    let (mut pause, longest) = PAUSES;
+    let mut told = false;
+    while let Err(ClientError::Unreachable(why)) = client.get(PREFIX).await {
+        if !told {
+            warn!(why, "The datastore does not answer yet; waiting for it.");
+            told = true;
+        }
+        gate.waiting(format!("no answer yet: {why}"));
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+    if told {
+        info!("The datastore answers.");
+    }
+}
