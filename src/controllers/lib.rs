@@ -10,6 +10,7 @@ mod addons;
 #[cfg(test)]
 mod against_an_api;
 mod api_endpoints;
+mod api_servers;
 mod backoff;
 mod egress;
 mod members;
@@ -19,7 +20,7 @@ mod node_hosts;
 mod node_passwords;
 
 pub use addons::{Addons, Variables};
-pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint};
+pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint, publish_api_endpoints};
 pub use egress::run as run_egress;
 pub use members::{Member, follow_members, set_annotations};
 pub use node::{NodeController, PROVIDER_TAINT};

@@ -15,7 +15,7 @@ use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{
     AgentPki, AgentRequest, ClientCa, FrontCertificate, HostName, San, ServerPki, ServerRequest, UserKubeconfig,
 };
-use nix::sys::statvfs::statvfs;
+use nix::{sys::statvfs::statvfs, unistd::gethostname};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tracing::info;
@@ -42,6 +42,8 @@ pub(crate) struct Host {
     pub(crate) name: String,
     /// Its addresses, the primary first; never empty.
     pub(crate) ips: Vec<IpAddr>,
+    /// The machine's own name, whatever the node is called.
+    pub(crate) hostname: String,
 }
 
 impl Host {
@@ -53,7 +55,8 @@ impl Host {
         if let Some(node) = &mut config.node {
             node.name.clone_from(&name);
         }
-        Ok(Self { name, ips })
+        let hostname = gethostname().map_err(|errno| Error::file("/proc/sys/kernel/hostname")(errno.into()))?;
+        Ok(Self { name, ips, hostname: hostname.to_string_lossy().into_owned() })
     }
 
     /// The node's whole name, or the host's where there is no node.

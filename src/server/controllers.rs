@@ -3,8 +3,8 @@
 use k3s_components::Paths;
 use k3s_config::server::{Addon, EgressMode, ServerConfig};
 use k3s_controllers::{
-    Addons, NodeController, Variables, migrate_node_passwords, publish_api_endpoint, run_egress, run_node_hosts,
-    run_node_password_owners,
+    Addons, NodeController, Variables, migrate_node_passwords, publish_api_endpoint, publish_api_endpoints, run_egress,
+    run_node_hosts, run_node_password_owners,
 };
 use k3s_supervise::Supervisor;
 use k3s_tunnel::Egress;
@@ -64,9 +64,16 @@ impl Controllers<'_> {
                 run_egress(client.clone(), egress, config.egress_mode.includes_pods(), shutdown.clone()).await;
             }
         };
-        let endpoint = (host.advertised(config), config.advertise_port).into();
+        let endpoint = async {
+            let front = (host.advertised(config), config.advertise_port).into();
+            if config.datastore.is_shared() {
+                publish_api_endpoints(client.clone(), front, host.hostname.clone(), shutdown.clone()).await;
+            } else {
+                publish_api_endpoint(client.clone(), front, shutdown.clone()).await;
+            }
+        };
         tokio::join!(
-            publish_api_endpoint(client.clone(), endpoint, shutdown.clone()),
+            endpoint,
             nodes.run(client.clone(), shutdown.clone()),
             hosts,
             node_passwords.check_deferred(shutdown.clone()),

@@ -14,4 +14,5 @@ mod single_node;
 mod snapshot;
 mod supervisor_api;
 mod two_nodes;
+mod two_servers;
 mod watches;

@@ -1,0 +1,75 @@
+//! Two servers on one datastore: one cluster, which lives on when one of them dies.
+
+use cluster_tests::{Network, Node, PATIENCE, step};
+
+const TOKEN: &str = "s3cret";
+
+/// What both servers are given, beside the token.
+fn on(store: &Node) -> String {
+    format!("--datastore-endpoint=http://{}:2379", store.address())
+}
+
+/// The digest of one of the cluster's authorities and keys.
+fn digest(server: &Node, file: &str) -> String {
+    server.succeed(&format!("sha256sum < /var/lib/rancher/k3s/server/tls/{file}"))
+}
+
+/// Waits until the API is published at these servers and no others.
+fn wait_for_endpoints(server: &Node, published: &[&Node]) {
+    let mut expected: Vec<_> = published.iter().map(|node| node.address().to_string()).collect();
+    expected.sort();
+    let listed = "k3s kubectl get endpointslices -l kubernetes.io/service-name=kubernetes -o jsonpath='{.items[*].endpoints[*].addresses[*]}'";
+    server.wait_until_succeeds(
+        &format!("test \"$({listed} | tr ' ' '\\n' | sort | tr '\\n' ' ')\" = '{} '", expected.join(" ")),
+        PATIENCE,
+    );
+}
+
+#[test]
+fn two_servers_share_a_datastore_and_one_outlives_the_other() {
+    let network = Network::new();
+    let store = Node::boot(&network, "store");
+    let (mut one, two) = (Node::boot(&network, "one"), Node::boot(&network, "two"));
+    let flags = format!("{} --token={TOKEN}", on(&store));
+
+    step("a server waits for its datastore, and says so", || {
+        one.start_k3s(&flags);
+        one.wait_until_succeeds("k3s status | grep 'waiting for datastore (no answer yet: http://'", PATIENCE);
+        assert_eq!(one.succeed("grep -c 'The datastore does not answer yet' /var/log/k3s.log").trim(), "1");
+    });
+    step("both start on the empty datastore at once, and one makes the authorities", || {
+        two.start_k3s(&flags);
+        store.background(
+            "exec k3s datastore serve --endpoint=sqlite:///var/lib/store.db --listen=http://0.0.0.0:2379 --insecure-listen",
+        );
+        for server in [&one, &two] {
+            server.wait_until_ready();
+        }
+        for file in ["server-ca.crt", "server-ca.key", "client-ca.key", "request-header-ca.key", "service.key"] {
+            assert_eq!(digest(&one, file), digest(&two, file), "{file}");
+        }
+        let token = "cat /var/lib/rancher/k3s/server/token";
+        assert_eq!(one.succeed(token), two.succeed(token));
+    });
+    step("one API answers through both", || {
+        one.kubectl("create configmap stored --from-literal=key=value");
+        assert_eq!(two.kubectl("get configmap stored -o jsonpath={.data.key}"), "value");
+        let nodes = two.kubectl("get nodes -l node-role.kubernetes.io/control-plane=true -o name");
+        assert_eq!(nodes, "node/one\nnode/two\n");
+    });
+    step("snapshots are for whoever has the datastore", || {
+        let refused = one.fail(&format!("K3S_DATASTORE_ENDPOINT=http://{}:2379 k3s snapshot save", store.address()));
+        assert!(refused.contains("kept by an external datastore"), "{refused}");
+    });
+    step("another token is refused, and nothing is written", || {
+        let refused = store.fail(&format!("timeout 60 k3s server {} --token=other", on(&store)));
+        assert!(refused.contains("encrypted with different token"), "{refused}");
+        store.fail("ls /var/lib/rancher/k3s/server/tls/server-ca.crt");
+    });
+    step("the API is published at both servers", || wait_for_endpoints(&two, &[&one, &two]));
+    step("when one dies, the other serves, and is published alone", || {
+        one.crash();
+        two.kubectl("create configmap written-alone");
+        wait_for_endpoints(&two, &[&two]);
+    });
+}
