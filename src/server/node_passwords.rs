@@ -126,12 +126,7 @@ impl NodePasswords {
                 self.lock_refused().remove(name);
                 Ok(())
             }
-            Err(error) if error.is_refusal() => {
-                if self.lock_refused().insert(name.to_owned()) {
-                    warn!(node = name, %error, "Refused a node.");
-                }
-                Err(Status::forbidden(error.to_string()))
-            }
+            Err(error) if error.is_refusal() => Err(self.refuse(name, &error)),
             // The name is free and the API takes no Secret: a webhook may stand in the way that only a new node's pods can clear.
             Err(error @ NodePasswordError::Uncreated { .. }) => {
                 debug!(
@@ -156,12 +151,17 @@ impl NodePasswords {
                 if own.password == claim.password {
                     return Ok(());
                 }
-                let error = NodePasswordError::Mismatch { node: own.name.clone() };
-                warn!(node = own.name, %error, "Refused a node.");
-                Err(Status::forbidden(error.to_string()))
+                Err(self.refuse(&own.name, &NodePasswordError::Mismatch { node: own.name.clone() }))
             }
             _ => Err(Status::unavailable("runtime core not ready")),
         }
+    }
+
+    fn refuse(&self, name: &str, error: &NodePasswordError) -> Status {
+        if self.lock_refused().insert(name.to_owned()) {
+            warn!(node = name, %error, "Refused a node.");
+        }
+        Status::forbidden(error.to_string())
     }
 
     fn put_off(&self, claim: &NodeClaim) -> Result<(), Status> {

@@ -118,6 +118,48 @@ fn a_server_takes_nodes_in_and_keeps_their_names_for_them() {
         let (_, addresses) = ask(&server, "/v1-k3s/apiservers", agent());
         assert_eq!(addresses.trim(), format!("[\"{}:6443\"]", server.address()));
     });
+    step("a name that cannot be remembered yet is lent, and checked later", || {
+        server.apply(
+            "{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: closed}, webhooks: [{
+              name: closed.example.com, clientConfig: {url: 'https://127.0.0.1:1/'}, failurePolicy: Fail, sideEffects: None,
+              rules: [{apiGroups: [''], apiVersions: [v1], operations: [CREATE], resources: [secrets]}], admissionReviewVersions: [v1],
+            }]}",
+        );
+        let asked =
+            |password| ask(&server, "/v1-k3s/client-kubelet.crt", &format!("{} {}", agent(), node("edge-2", password)));
+        server.wait_until_succeeds("! k3s kubectl create secret generic probe --dry-run=server", PATIENCE);
+        assert_eq!(asked(PASSWORD).0, 200);
+        assert_eq!(asked(OTHER).0, 503, "it is the first one's until then");
+        server.kubectl("delete validatingwebhookconfiguration closed");
+        server.wait_until_succeeds("k3s kubectl -n kube-system get secret edge-2.node-password.k3s", PATIENCE);
+        let told =
+            "k3s kubectl get events --field-selector reason=NodePasswordValidationComplete -o name | grep edge-2";
+        server.wait_until_succeeds(told, PATIENCE);
+        assert_eq!((asked(OTHER).0, asked(PASSWORD).0), (403, 200));
+    });
+    step("what older releases remember stays remembered", || {
+        let hash = server.kubectl("-n kube-system get secret edge-2.node-password.k3s -o jsonpath={.data.hash}");
+        server.apply(&format!("{{apiVersion: v1, kind: Secret, type: Opaque, immutable: true, data: {{hash: {hash}}}, metadata: {{namespace: kube-system, name: edge-3.node-password.k3s}}}}"));
+        server.apply("{apiVersion: v1, kind: Node, metadata: {name: edge-4}}");
+        server.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
+        server.write(
+            "/var/lib/rancher/k3s/server/cred/node-passwd",
+            &format!("{OTHER},gone,gone,\n{PASSWORD},edge-4,edge-4,\n"),
+        );
+        server.start_k3s("--token=s3cret");
+        let ready =
+            "test $(curl -sko /dev/null -w '%{http_code}' -u node:s3cret https://127.0.0.1:6443/v1-k3s/readyz) = 200";
+        server.wait_until_succeeds(ready, PATIENCE);
+        for name in ["edge-3", "edge-4"] {
+            let kind =
+                server.kubectl(&format!("-n kube-system get secret {name}.node-password.k3s -o jsonpath={{.type}}"));
+            assert_eq!(kind, "k3s.cattle.io/node-password", "{name}");
+            let asked =
+                |password| ask(&server, "/v1-k3s/client-kubelet.crt", &format!("{} {}", agent(), node(name, password)));
+            assert_eq!((asked(OTHER).0, asked(PASSWORD).0), (403, 200), "{name}");
+        }
+        server.fail("test -e /var/lib/rancher/k3s/server/cred/node-passwd || k3s kubectl -n kube-system get secret gone.node-password.k3s");
+    });
     step("no secret is in the log", || {
         server.fail(&format!(
             "grep -e s3cret -e {PASSWORD} -e {OTHER} -e $(cat /etc/rancher/node/password) /var/log/k3s.log"

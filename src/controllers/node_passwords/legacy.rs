@@ -8,13 +8,11 @@ use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, PostParams, Preconditions},
+    core::ObjectMeta,
 };
 use tracing::{info, warn};
 
 use super::secret::{NAMESPACE, SUFFIX, TYPE, ensure_node_password};
-
-/// Objects asked for at once.
-const PAGE: u32 = 50;
 
 /// Brings what older releases left into today's form. `file` is `<data>/server/cred/node-passwd`.
 ///
@@ -57,34 +55,30 @@ async fn migrate_file(client: &Client, file: &Path) -> Result<(), Box<dyn std::e
 /// A Secret's type cannot change: it is deleted and made again.
 async fn migrate_secrets(client: &Client) -> kube::Result<()> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    let mut page = ListParams::default().limit(PAGE);
-    loop {
-        let list = secrets.list(&page).await?;
-        let next = list.metadata.continue_.clone().filter(|next| !next.is_empty());
-        for secret in list.items.into_iter().filter(is_outdated) {
-            migrate(&secrets, secret).await?;
+    let of_another_type = ListParams::default().fields(&format!("type!={TYPE}"));
+    let names = secrets.list_metadata(&of_another_type).await?.items.into_iter().map(|secret| secret.name_any());
+    for name in names.filter(|name| name.ends_with(SUFFIX)) {
+        if let Some(secret) = secrets.get_opt(&name).await? {
+            migrate(&secrets, name, secret).await?;
         }
-        let Some(next) = next else { return Ok(()) };
-        page = page.continue_token(&next);
     }
+    Ok(())
 }
 
-fn is_outdated(secret: &Secret) -> bool {
-    secret.name_any().ends_with(SUFFIX) && secret.type_.as_deref() != Some(TYPE)
-}
+async fn migrate(secrets: &Api<Secret>, name: String, old: Secret) -> kube::Result<()> {
+    let secret = of_the_right_type(old.clone());
+    // Nothing is deleted that cannot be made again.
+    let mut probe = secret.clone();
+    probe.metadata.generate_name = probe.metadata.name.take().map(|name| format!("{name}-"));
+    secrets.create(&PostParams { dry_run: true, ..PostParams::default() }, &probe).await?;
 
-async fn migrate(secrets: &Api<Secret>, mut secret: Secret) -> kube::Result<()> {
-    let name = secret.name_any();
-    let only_this = Preconditions { uid: secret.metadata.uid.take(), resource_version: None };
+    let only_this = Preconditions { uid: old.metadata.uid, resource_version: None };
     let gone = |code| matches!(code, 404 | 409);
     match secrets.delete(&name, &DeleteParams::default().preconditions(only_this)).await {
         Err(kube::Error::Api(status)) if gone(status.code) => return Ok(()),
         Err(error) => return Err(error),
         Ok(_) => {}
     }
-    secret.type_ = Some(TYPE.to_owned());
-    secret.metadata.resource_version = None;
-    secret.metadata.managed_fields = None;
     match secrets.create(&PostParams::default(), &secret).await {
         Ok(_) => info!(secret = name, "Gave the Secret of a node's password its type."),
         Err(kube::Error::Api(status)) if status.code == 409 => {}
@@ -96,6 +90,13 @@ async fn migrate(secrets: &Api<Secret>, mut secret: Secret) -> kube::Result<()> 
     Ok(())
 }
 
+/// What the API itself wrote is left out, the owners stay.
+fn of_the_right_type(old: Secret) -> Secret {
+    let ObjectMeta { name, namespace, labels, annotations, owner_references, .. } = old.metadata;
+    let metadata = ObjectMeta { name, namespace, labels, annotations, owner_references, ..ObjectMeta::default() };
+    Secret { metadata, type_: Some(TYPE.to_owned()), ..old }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -103,12 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_node_passwords_of_another_type_are_outdated() {
-        let secret = |name: &str, type_: &str| {
-            serde_json::from_value(json!({"metadata": {"name": name}, "type": type_})).unwrap()
-        };
-        assert!(is_outdated(&secret("edge-1.node-password.k3s", "Opaque")));
-        assert!(!is_outdated(&secret("edge-1.node-password.k3s", TYPE)));
-        assert!(!is_outdated(&secret("edge-1", "Opaque")));
+    fn all_but_the_type_stays() {
+        let object = |type_: &str, metadata: serde_json::Value| json!({"apiVersion": "v1", "kind": "Secret", "type": type_, "immutable": true, "data": {"hash": "YQ=="}, "metadata": metadata});
+        let owners = json!([{"apiVersion": "v1", "kind": "Node", "name": "edge-1", "uid": "u1"}]);
+        let old =
+            json!({"name": "edge-1.node-password.k3s", "uid": "s1", "resourceVersion": "7", "ownerReferences": owners});
+        let new = of_the_right_type(serde_json::from_value(object("Opaque", old)).unwrap());
+        let expected = json!({"name": "edge-1.node-password.k3s", "ownerReferences": owners});
+        assert_eq!(serde_json::to_value(new).unwrap(), object(TYPE, expected));
     }
 }
