@@ -24,7 +24,7 @@ use crate::{
     Error,
     bootstrap_data::{self, Found, Precedence},
     cluster_store::ClusterStore,
-    front::{CurrentCertificate, Upstream},
+    front::{CurrentCertificate, TlsPolicy, Upstream},
     node_passwords::OwnNode,
     routes,
 };
@@ -205,6 +205,12 @@ pub(crate) fn own_node(config: &ServerConfig, paths: &Paths, host: &Host) -> Res
     let password = files.password(&paths.agent().join("node-password.txt"))?;
     let address = Some(config.bind_address).filter(|address| !address.is_unspecified());
     Ok(Some(OwnNode { name: host.name.clone(), password, address }))
+}
+
+/// Which TLS clients may speak with this server.
+pub(crate) fn tls_policy(config: &ServerConfig) -> TlsPolicy {
+    let asked = |name| config.args.kube_apiserver.value_of(name);
+    TlsPolicy::new(asked("tls-min-version"), asked("tls-cipher-suites"))
 }
 
 /// What the front can show before the datastore is open: the certificate of its last run.

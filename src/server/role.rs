@@ -161,8 +161,9 @@ impl Server {
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let gate = supervisor.gate("datastore")?;
         let open = ClusterStore::open(&config.datastore, &gate, shutdown);
+        let tls = bootstrap::tls_policy(&config);
         let opened = match bootstrap::last_certificate(&paths) {
-            Some(certificate) => front::serve_starting(&front, certificate, open).await?,
+            Some(certificate) => front::serve_starting(&front, certificate, &tls, open).await?,
             // At the first start clients wait in line: there is no authority yet that they could believe.
             None => open.await?,
         };
@@ -197,7 +198,7 @@ impl Server {
                 registry
             });
             let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
-            let front_settings = Front { certificate, client_ca, upstream, ready, routes, nodes, metrics };
+            let front_settings = Front { certificate, tls, client_ca, upstream, ready, routes, nodes, metrics };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
             Ok((token, api_ready, core_sender, node_passwords, listeners))
         };

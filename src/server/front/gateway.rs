@@ -46,7 +46,7 @@ pub(super) struct Gateway {
 
 impl Gateway {
     pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
-        let Front { certificate: _, client_ca, upstream, ready, routes, nodes, metrics } = front;
+        let Front { certificate: _, tls: _, client_ca, upstream, ready, routes, nodes, metrics } = front;
         let nodes = Nodes::new(nodes, shutdown);
         let pool = |tls| Pool::new(Connector::new(upstream.address, tls), IDLE);
         let (trusted, plain) = (pool(upstream.trusted_tls()), pool(upstream.plain_tls()));

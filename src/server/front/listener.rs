@@ -2,15 +2,13 @@
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
-use k3s_pki::AnyClientCertificate;
-use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    CurrentCertificate, Front,
+    CurrentCertificate, Front, TlsPolicy,
     connection::{self, Context},
     gateway::Gateway,
     tasks::Tasks,
@@ -28,7 +26,7 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationTo
     // Nothing runs on unseen when the caller gives this future up.
     let _cut = tasks.cut_on_drop();
     let context = Arc::new(Context {
-        acceptor: TlsAcceptor::from(Arc::new(tls(front.certificate.clone()))),
+        acceptor: TlsAcceptor::from(Arc::new(front.tls.server_config(front.certificate.clone()))),
         gateway: Some(Gateway::new(front, shutdown.clone())),
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
@@ -48,12 +46,13 @@ pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationTo
 pub async fn serve_starting<T>(
     listener: &TcpListener,
     certificate: Arc<CurrentCertificate>,
+    tls: &TlsPolicy,
     start: impl Future<Output = T>,
 ) -> T {
     let (tasks, started) = (Tasks::default(), CancellationToken::new());
     let _cut = tasks.cut_on_drop();
     let context = Arc::new(Context {
-        acceptor: TlsAcceptor::from(Arc::new(tls(certificate))),
+        acceptor: TlsAcceptor::from(Arc::new(tls.server_config(certificate))),
         gateway: None,
         tasks: tasks.clone(),
         shutdown: started.clone(),
@@ -81,17 +80,6 @@ async fn accept(listener: &TcpListener, context: &Arc<Context>) {
             }
         }
     }
-}
-
-/// Certificates of clients are asked for and not required; possession of their keys is always verified.
-fn tls(certificate: Arc<CurrentCertificate>) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider has suites for TLS 1.2 and 1.3")
-        .with_client_cert_verifier(AnyClientCertificate::verifier())
-        .with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config
 }
 
 /// Whether the failure is that connection's alone.

@@ -15,6 +15,7 @@ mod headers;
 mod listener;
 mod metrics;
 mod peer;
+mod policy;
 mod pool;
 mod slots;
 mod status;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 pub use body::{Body, BodyError};
 pub use certificate::{CertificateError, CurrentCertificate};
 pub use listener::{serve, serve_starting};
+pub use policy::TlsPolicy;
 pub use status::Status;
 pub use upstream::Upstream;
 
@@ -51,6 +53,8 @@ use crate::{NodeDialer, routes::Routes};
 pub struct Front {
     /// What clients see.
     pub certificate: Arc<CurrentCertificate>,
+    /// Which TLS they may speak.
+    pub tls: TlsPolicy,
     /// What clients' certificates are checked by.
     pub client_ca: Arc<ClientCa>,
     /// kube-apiserver.

@@ -48,7 +48,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Body, BodyError, CurrentCertificate, Front, Upstream,
+    Body, BodyError, CurrentCertificate, Front, TlsPolicy, Upstream,
     body::{self, empty, full},
     connector::Connector,
     serve,
@@ -483,6 +483,7 @@ impl Setup {
         let (egress, known) = watch::channel(Egress::new(None, "127.0.0.1".parse().unwrap()));
         let front = Front {
             certificate: certificate.clone(),
+            tls: TlsPolicy::default(),
             client_ca: Arc::new(client_ca.client_ca()),
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             ready: is_ready,

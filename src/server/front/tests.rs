@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    empty, serve_starting,
+    TlsPolicy, empty, serve_starting,
     testing::{Ca, Setup, channel, connector, soon, text},
 };
 
@@ -179,7 +179,7 @@ async fn while_the_server_starts_everything_has_to_come_again() {
         let idle = TcpStream::connect(address).await.unwrap();
         (idle, "through")
     };
-    let (_idle, outcome) = soon(serve_starting(&listener, ca.server().current(), asked)).await;
+    let (_idle, outcome) = soon(serve_starting(&listener, ca.server().current(), &TlsPolicy::default(), asked)).await;
     assert_eq!(outcome, "through");
     TcpStream::connect(address).await.unwrap();
     soon(listener.accept()).await.unwrap();
