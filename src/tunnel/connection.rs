@@ -16,7 +16,7 @@ pub(crate) const RESUME_BELOW: usize = PAUSE_ABOVE / 8;
 /// Unread bytes at which the connection is given up. A peer that heeds Pause stays far below: what it had sent by then is no more
 /// than the buffers of one TCP connection hold.
 pub(crate) const GIVE_UP_ABOVE: usize = 16 << 20;
-/// Bytes written and not yet sent above which writers wait.
+/// What writers may have waiting to be sent, bytes.
 pub(crate) const WRITE_AHEAD: usize = 64 << 10;
 
 /// A connection as one side sees it.
@@ -28,7 +28,7 @@ pub(crate) struct Connection {
     reading: Flow,
     /// The peer asked us to.
     writing: Flow,
-    /// Bytes written and not yet sent.
+    /// What it takes to hold what was written and not yet sent, bytes.
     unsent: usize,
     /// Whether the client is known to have it: it spoke of it, or named it in a list.
     pub(crate) confirmed: bool,
@@ -114,14 +114,14 @@ impl Connection {
         self.writing == Flow::Running && self.unsent < WRITE_AHEAD
     }
 
-    /// `count` bytes wait to be sent.
-    pub(crate) fn wrote(&mut self, count: usize) {
-        self.unsent += count;
+    /// What takes `cost` bytes waits to be sent.
+    pub(crate) fn wrote(&mut self, cost: usize) {
+        self.unsent += cost;
     }
 
-    /// `count` of them were sent.
-    pub(crate) fn sent(&mut self, count: usize) {
-        self.unsent -= count;
+    /// It was sent.
+    pub(crate) fn sent(&mut self, cost: usize) {
+        self.unsent -= cost;
     }
 }
 

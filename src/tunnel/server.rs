@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct Tunnels(Arc<Mutex<Registry>>);
 
-/// By node, its tunnels, the oldest first.
+/// By node, its tunnels, the newest last.
 #[derive(Debug, Default)]
 struct Registry {
     nodes: HashMap<String, Vec<Arc<Link>>>,
@@ -68,13 +68,17 @@ impl Tunnels {
         driver.run(|Asked { target, .. }| Err(SessionError::NotAllowed(target)), shutdown).await
     }
 
-    /// A connection through the oldest tunnel of `node`.
+    /// A connection through the newest tunnel of `node`: after a power cut at the node, its former one seems to stand for a minute.
+    /// (remotedialer takes the oldest.)
     ///
     /// Nothing tells whether the node could connect: if not, reading and writing fail with what it said.
     pub fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, NoTunnel> {
-        // A tunnel that has just ended is about to leave the list.
-        let stream =
-            self.lock().nodes.get(node).and_then(|links| links.iter().find_map(|link| link.connect(target.clone())));
+        // One that has just ended is about to leave the list.
+        let stream = self
+            .lock()
+            .nodes
+            .get(node)
+            .and_then(|links| links.iter().rev().find_map(|link| link.connect(target.clone())));
         stream.ok_or_else(|| NoTunnel(node.to_owned()))
     }
 

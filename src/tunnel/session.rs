@@ -15,8 +15,10 @@ use crate::{
 
 /// Bytes of one Data message at most: as much as remotedialer's copies send.
 const DATA_LIMIT: usize = 32 << 10;
-/// Messages that may wait to be sent beside data before the peer counts as one that does not read.
+/// Messages that may wait beside those in a connection's order before the peer counts as one that does not read.
 const BACKLOG: usize = 1 << 14;
+/// What a message that waits takes beside its bytes: who writes a byte at a time has to wait as well.
+const OVERHEAD: usize = 64;
 
 /// Which side of the websocket this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +47,8 @@ pub(crate) struct Session {
 struct Queued {
     connection: ConnectionId,
     bytes: Bytes,
-    /// Bytes of data in it.
-    data: usize,
+    /// What it counts against its connection's writers: data does, the rest does not.
+    cost: usize,
 }
 
 /// What a message changes for those who use the connections.
@@ -134,7 +136,7 @@ impl Session {
         self.last_connection.0 += 1;
         let connection = self.last_connection;
         self.connections.insert(connection, Connection::default());
-        self.enqueue(Message::Connect { connection, target });
+        self.enqueue(connection, &Message::Connect { connection, target });
         connection
     }
 
@@ -166,9 +168,10 @@ impl Session {
             return Written::Blocked;
         }
         let taken = &bytes[..bytes.len().min(DATA_LIMIT)];
-        known.wrote(taken.len());
+        let cost = taken.len() + OVERHEAD;
+        known.wrote(cost);
         let bytes = encode_data(self.next_message(), connection, taken);
-        self.queue.push_back(Queued { connection, bytes, data: taken.len() });
+        self.queue.push_back(Queued { connection, bytes, cost });
         Written::Taken(taken.len())
     }
 
@@ -176,7 +179,7 @@ impl Session {
     pub(crate) fn close(&mut self, connection: ConnectionId, ending: Ending) {
         let Some(known) = self.connections.get_mut(&connection).filter(|known| known.is_open()) else { return };
         known.end(ending.clone());
-        self.enqueue(Message::Error { connection, ending });
+        self.enqueue(connection, &Message::Error { connection, ending });
     }
 
     /// Forgets the connection: nobody uses it any more.
@@ -223,10 +226,10 @@ impl Session {
         if let Some(bytes) = self.urgent.pop_front() {
             return Some(Transmit { bytes, writable: None });
         }
-        let Queued { connection, bytes, data } = self.queue.pop_front()?;
+        let Queued { connection, bytes, cost } = self.queue.pop_front()?;
         let known = self.connections.get_mut(&connection);
-        let writable = known.filter(|_| data > 0).and_then(|known| {
-            known.sent(data);
+        let writable = known.filter(|_| cost > 0).and_then(|known| {
+            known.sent(cost);
             known.may_write().then_some(connection)
         });
         Some(Transmit { bytes, writable })
@@ -238,14 +241,7 @@ impl Session {
     }
 
     fn receive_data(&mut self, connection: ConnectionId, bytes: &[u8]) -> Result<Option<Event>, Violation> {
-        let Some(known) = self.open(connection) else {
-            if self.queue.len() > BACKLOG {
-                return Err(Violation::Backlog);
-            }
-            let text = format!("connection not found {}/{}", self.name, connection.0);
-            self.enqueue(Message::Error { connection, ending: Ending::Error(text) });
-            return Ok(None);
-        };
+        let Some(known) = self.open(connection) else { return self.answer_stray(connection).map(|()| None) };
         match known.receive(bytes) {
             Received::Kept => {}
             Received::Pause => self.urge(Message::Pause { connection }),
@@ -256,6 +252,20 @@ impl Session {
             }
         }
         Ok(Some(Event::Readable(connection)))
+    }
+
+    /// Answers data of a connection that is not there.
+    fn answer_stray(&mut self, connection: ConnectionId) -> Result<(), Violation> {
+        // Its own end is on the way, after its data, which must not be lost.
+        if self.queue.iter().any(|queued| queued.connection == connection) {
+            return Ok(());
+        }
+        if self.urgent.len() > BACKLOG {
+            return Err(Violation::Backlog);
+        }
+        let text = format!("connection not found {}/{}", self.name, connection.0);
+        self.urge(Message::Error { connection, ending: Ending::Error(text) });
+        Ok(())
     }
 
     fn receive_connect(&mut self, connection: ConnectionId, target: Target) -> Result<Event, Violation> {
@@ -318,13 +328,9 @@ impl Session {
         self.queue.retain(|queued| queued.connection != connection);
     }
 
-    fn enqueue(&mut self, message: Message) {
-        let connection = match message {
-            Message::Connect { connection, .. } | Message::Error { connection, .. } => connection,
-            _ => ConnectionId(0),
-        };
+    fn enqueue(&mut self, connection: ConnectionId, message: &Message) {
         let bytes = message.encode(self.next_message());
-        self.queue.push_back(Queued { connection, bytes, data: 0 });
+        self.queue.push_back(Queued { connection, bytes, cost: 0 });
     }
 
     fn urge(&mut self, message: Message) {
@@ -462,6 +468,23 @@ mod tests {
             receive(&mut server, &message).unwrap();
         }
         assert_eq!(sent(&mut server), [], "nothing else is");
+    }
+
+    #[test]
+    fn data_that_crosses_our_end_is_not_answered_before_it() {
+        let mut server = connected();
+        server.write(SECOND, b"last");
+        server.release(SECOND);
+        receive(&mut server, &data(SECOND, b"late")).unwrap();
+        let end = Message::Error { connection: SECOND, ending: Ending::Eof };
+        assert_eq!(sent(&mut server), [data(SECOND, b"last"), end]);
+    }
+
+    #[test]
+    fn who_writes_a_byte_at_a_time_waits_as_well() {
+        let mut server = connected();
+        let taken = (0..).take_while(|_| server.write(SECOND, b"x") == Written::Taken(1)).count();
+        assert!(taken < 1100, "{taken}");
     }
 
     #[test]

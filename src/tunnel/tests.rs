@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use futures_util::SinkExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     net::{TcpListener, TcpStream},
@@ -9,7 +10,10 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tokio_tungstenite::accept_async;
+use tokio_tungstenite::{
+    WebSocketStream, accept_async,
+    tungstenite::{Message, protocol::Role},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Reach, Rules, SessionError, Target, Tunnel, TunnelStream, Tunnels};
@@ -208,4 +212,58 @@ async fn an_idle_tunnel_stays_and_a_silent_peer_ends_it() {
     let ended = timeout(Duration::from_secs(70), serving).await.unwrap().unwrap().unwrap_err();
     assert_eq!(ended.to_string(), "the peer has said nothing for 60 s");
     drop(near);
+}
+
+#[tokio::test]
+async fn a_node_that_came_back_is_reached_though_its_former_tunnel_seems_to_stand() {
+    let pair = Pair::start().await;
+    let (_dead_node, dead) = duplex(1 << 10);
+    let (tunnels, stop) = (pair.tunnels.clone(), CancellationToken::new());
+    let _former = tokio::spawn(async move { tunnels.serve("back", dead, &stop).await });
+    let (near, far) = duplex(64 << 10);
+    let tunnels = pair.tunnels.clone();
+    while !tunnels.reaches("back") {
+        tokio::task::yield_now().await;
+    }
+    let server = tokio::spawn(async move {
+        let far = accept_async(far).await.unwrap().into_inner();
+        tunnels.serve("back", far, &CancellationToken::new()).await
+    });
+    let rules = watch::Sender::new(Rules { kubelet: pair.kubelet(), reach: Reach::Kubelet });
+    let node: Tunnel<DuplexStream> = Tunnel::connect(near, "server:6443").await.unwrap();
+    let stop = CancellationToken::new();
+    let serving = node.serve(rules.subscribe(), &stop);
+    let reached = async {
+        // Until the tunnel is listed, connections take the former one and come to nothing.
+        let mut attempts = Vec::new();
+        loop {
+            attempts.push(pair.tunnels.dial("back", Target::tcp(pair.kubelet().to_string())).unwrap());
+            if let Ok(accepted) = timeout(Duration::from_millis(20), pair.kubelet.accept()).await {
+                return accepted.unwrap();
+            }
+        }
+    };
+    tokio::select! {
+        _ = soon(reached) => {}
+        ended = serving => panic!("{ended:?}"),
+    }
+    server.abort();
+}
+
+#[tokio::test]
+async fn what_is_no_binary_message_ends_the_tunnel() {
+    for message in [Message::text("hello"), Message::binary(vec![0xff; 11]), Message::binary(vec![0; (1 << 20) + 1])] {
+        let (near, far) = duplex(4 << 20);
+        let serving =
+            tokio::spawn(async move { Tunnels::default().serve("node", far, &CancellationToken::new()).await });
+        let mut node = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        soon(node.send(message.clone())).await.unwrap();
+        let ended = soon(serving).await.unwrap().unwrap_err();
+        let expected = match message {
+            Message::Text(_) => matches!(ended, SessionError::Text),
+            Message::Binary(bytes) if bytes.len() == 11 => matches!(ended, SessionError::Violation(_)),
+            _ => matches!(ended, SessionError::Websocket(_)),
+        };
+        assert!(expected, "{ended:?}");
+    }
 }
