@@ -88,7 +88,7 @@ pub(crate) fn document(config: &ServerConfig, node_name: &str, advertised: IpAdd
         "KubeConfigGroup": config.kubeconfig.group.as_deref().unwrap_or_default(),
         "KubeConfigMode": format!("{:04o}", config.kubeconfig.mode),
         "KubeConfigOutput": config.kubeconfig.path,
-        "NoLeaderElect": true,
+        "NoLeaderElect": !config.datastore.is_shared(),
         "Rootless": false,
         "ServiceLBNamespace": "kube-system",
         "Skips": disabled,

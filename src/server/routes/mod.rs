@@ -1,7 +1,7 @@
 //! What the server answers itself: `/cacerts`, `/ping`, `/static/*`, and the supervisor API that nodes join by.
 //!
 //! ```text
-//! path ─► route (`table.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
+//! path ─► door (`table.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
 //!           none: kube-apiserver's    401, 403                       405       429
 //! ```
 
@@ -21,7 +21,7 @@ mod table;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use k3s_identity::Error as IdentityError;
@@ -41,7 +41,7 @@ use crate::{
 use authenticator::Authenticator;
 use certificates::{Asked, Certificates};
 use in_flight::InFlight;
-use table::{Answer, Layer};
+use table::{Door, ForNodes, ForServers, NODES, Open, SERVERS};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use authorization::Authorization;
@@ -116,59 +116,85 @@ impl Routes {
         request: Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
-        if route.layer == Layer::Public {
-            return self.answer_everybody(route, &request).await;
-        }
-        let caller = self.authenticator.admit(route.layer.groups(), request.headers(), peer).await?;
-        if !route.methods.contains(request.method()) {
-            return Err(Status::method_not_allowed("method not allowed"));
-        }
-        let _place = match route.layer {
-            Layer::Nodes => Some(self.in_flight.begin(request.method())?),
-            Layer::Public | Layer::Servers => None,
-        };
-        match route.answer {
-            Answer::Certificate(wanted) => {
-                let (parts, body) = request.into_parts();
-                let body = read(body).await?;
-                let (from, method, headers) = (peer.address.ip(), &parts.method, &parts.headers);
-                let asked = Asked { caller: &caller, from, method, headers, body: &body };
-                self.certificates.answer(wanted, asked).await.map(text)
+        match &route.door {
+            Door::Open(open) => self.answer_everybody(*open, route, &request).await,
+            Door::Servers(methods, asked) => {
+                self.admit(SERVERS, request.headers(), peer).await?;
+                allow(methods, request.method())?;
+                self.answer_server(*asked, request, peer).await
             }
-            Answer::ClientCa => self.file("tls/client-ca.crt").await,
-            Answer::ServerCa => self.file("tls/server-ca.crt").await,
-            Answer::Config => Ok(document(self.config.clone())),
-            Answer::ApiServers => {
-                let addresses = api_servers::list(self.core.client().ok()).await;
-                Ok(document(line(&addresses.iter().map(ToString::to_string).collect())))
+            Door::Nodes(methods, asked) => {
+                let caller = self.admit(NODES, request.headers(), peer).await?;
+                allow(methods, request.method())?;
+                let _place = self.in_flight.begin(request.method())?;
+                self.answer_node(*asked, &caller, request, peer).await
             }
-            Answer::Ready => self.core.client().map(|_| text("ok")),
-            Answer::ServerBootstrap => {
-                warn!(peer = %peer.address, "A server asks to join, and there is no etcd that it could join.");
-                Err(Status::bad_request("etcd disabled"))
-            }
-            Answer::EncryptionStatus => self.encryption_status(),
-            Answer::EncryptionConfig => {
-                self.core.client()?;
-                Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
-            }
-            Answer::RotateToken => self.rotate_token(read(request.into_body()).await?).await,
-            Answer::ReplaceAuthorities => Err(Status::not_implemented(
-                "this version of the server does not replace its certificate authorities while it runs",
-            )),
-            Answer::Ping | Answer::Authority | Answer::StaticFile => self.answer_everybody(route, &request).await,
         }
     }
 
-    async fn answer_everybody(&self, route: &Route, request: &Request<Incoming>) -> Result<Response<Body>, Status> {
-        match route.answer {
-            Answer::Ping => Ok(text("pong")),
+    async fn answer_everybody(
+        &self,
+        asked: Open,
+        route: &Route,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, Status> {
+        match asked {
+            Open::Ping => Ok(text("pong")),
             // The file as it is: agents compare its digest with the one in their token.
-            Answer::Authority => self.file("tls/server-ca.crt").await,
-            _ => {
+            Open::Authority => self.file("tls/server-ca.crt").await,
+            Open::StaticFile => {
                 let path = request.uri().path().strip_prefix(route.path()).unwrap_or_default();
                 Ok(static_files::answer(&self.server_dir.join("static"), request.method(), path).await)
             }
+        }
+    }
+
+    async fn answer_server(
+        &self,
+        asked: ForServers,
+        request: Request<Incoming>,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Status> {
+        match asked {
+            ForServers::Bootstrap => {
+                warn!(peer = %peer.address, "A server asks to join, and there is no etcd that it could join.");
+                Err(Status::bad_request("etcd disabled"))
+            }
+            ForServers::EncryptionStatus => self.encryption_status(),
+            ForServers::EncryptionConfig => {
+                self.core.client()?;
+                Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
+            }
+            ForServers::RotateToken => self.rotate_token(read(request.into_body()).await?).await,
+            ForServers::ReplaceAuthorities => Err(Status::not_implemented(
+                "this version of the server does not replace its certificate authorities while it runs",
+            )),
+        }
+    }
+
+    async fn answer_node(
+        &self,
+        asked: ForNodes,
+        caller: &Caller,
+        request: Request<Incoming>,
+        peer: &Peer,
+    ) -> Result<Response<Body>, Status> {
+        match asked {
+            ForNodes::Certificate(wanted) => {
+                let (parts, body) = request.into_parts();
+                let body = read(body).await?;
+                let (from, method, headers) = (peer.address.ip(), &parts.method, &parts.headers);
+                let asked = Asked { caller, from, method, headers, body: &body };
+                self.certificates.answer(wanted, asked).await.map(text)
+            }
+            ForNodes::ClientCa => self.file("tls/client-ca.crt").await,
+            ForNodes::ServerCa => self.file("tls/server-ca.crt").await,
+            ForNodes::Config => Ok(document(self.config.clone())),
+            ForNodes::ApiServers => {
+                let addresses = api_servers::list(self.core.client().ok()).await;
+                Ok(document(line(&addresses.iter().map(ToString::to_string).collect())))
+            }
+            ForNodes::Ready => self.core.client().map(|_| text("ok")),
         }
     }
 
@@ -214,6 +240,10 @@ impl Routes {
         }
         Ok(document(line(&json!({"stage": "", "activekey": ""}))))
     }
+}
+
+fn allow(methods: &[Method], asked: &Method) -> Result<(), Status> {
+    if methods.contains(asked) { Ok(()) } else { Err(Status::method_not_allowed("method not allowed")) }
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Status> {

@@ -7,35 +7,42 @@ use super::caller::Group;
 /// A path that is answered here.
 #[derive(Debug)]
 pub(crate) struct Route {
-    pub(super) path: &'static str,
-    pub(super) layer: Layer,
-    /// None: any.
-    pub(super) methods: &'static [Method],
-    pub(super) answer: Answer,
+    path: &'static str,
+    pub(super) door: Door,
 }
 
-/// Who a route is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layer {
-    /// Everybody.
-    Public,
+/// Who may ask, how, and for what.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// Everybody, by any method.
+    Open(Open),
     /// Other servers, and commands on servers.
-    Servers,
-    /// Nodes that join or have joined; so many requests at once and no more.
-    Nodes,
+    Servers(&'static [Method], ForServers),
+    /// Nodes that join or have joined; so many at once and no more.
+    Nodes(&'static [Method], ForNodes),
 }
 
-/// What is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+/// What everybody may see.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Open {
     Ping,
     Authority,
     StaticFile,
+}
+
+/// What servers ask each other.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ForServers {
     EncryptionStatus,
     EncryptionConfig,
     ReplaceAuthorities,
-    ServerBootstrap,
+    Bootstrap,
     RotateToken,
+}
+
+/// What nodes ask.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ForNodes {
     Certificate(Wanted),
     ClientCa,
     ServerCa,
@@ -45,7 +52,7 @@ pub(super) enum Answer {
 }
 
 /// The certificates that nodes ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Wanted {
     ServingKubelet,
     ClientKubelet,
@@ -53,16 +60,10 @@ pub(super) enum Wanted {
     ClientK3sController,
 }
 
-impl Layer {
-    /// The groups that may pass; none for [`Self::Public`], where nobody is asked.
-    pub(super) fn groups(self) -> &'static [Group] {
-        match self {
-            Self::Public => &[],
-            Self::Servers => &[Group::Server],
-            Self::Nodes => &[Group::Agent, Group::Nodes, Group::Bootstrappers],
-        }
-    }
-}
+/// Whom the door of servers opens for.
+pub(super) const SERVERS: &[Group] = &[Group::Server];
+/// Whom the door of nodes opens for. Servers are none: their own nodes come with nodes' credentials.
+pub(super) const NODES: &[Group] = &[Group::Agent, Group::Nodes, Group::Bootstrappers];
 
 impl Route {
     /// The route of a path, compared byte by byte as it came: `//v1-k3s/…`, `/v1-k3s/%63onfig` and their like are paths of
@@ -84,31 +85,30 @@ const READ: &[Method] = &[Method::GET, Method::HEAD];
 /// Releases of k3s from before signing requests read certificates; all others post a request.
 const SIGN: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
 const PUT: &[Method] = &[Method::PUT];
-const ANY: &[Method] = &[];
 
-static STATIC: Route = route("/static/", Layer::Public, READ, Answer::StaticFile);
+static STATIC: Route = route("/static/", Door::Open(Open::StaticFile));
 
 static ROUTES: [Route; 16] = [
-    route("/ping", Layer::Public, ANY, Answer::Ping),
-    route("/cacerts", Layer::Public, ANY, Answer::Authority),
-    route("/v1-k3s/encrypt/status", Layer::Servers, READ, Answer::EncryptionStatus),
-    route("/v1-k3s/encrypt/config", Layer::Servers, PUT, Answer::EncryptionConfig),
-    route("/v1-k3s/cert/cacerts", Layer::Servers, PUT, Answer::ReplaceAuthorities),
-    route("/v1-k3s/server-bootstrap", Layer::Servers, READ, Answer::ServerBootstrap),
-    route("/v1-k3s/token", Layer::Servers, PUT, Answer::RotateToken),
-    route("/v1-k3s/serving-kubelet.crt", Layer::Nodes, SIGN, Answer::Certificate(Wanted::ServingKubelet)),
-    route("/v1-k3s/client-kubelet.crt", Layer::Nodes, SIGN, Answer::Certificate(Wanted::ClientKubelet)),
-    route("/v1-k3s/client-kube-proxy.crt", Layer::Nodes, SIGN, Answer::Certificate(Wanted::ClientKubeProxy)),
-    route("/v1-k3s/client-k3s-controller.crt", Layer::Nodes, SIGN, Answer::Certificate(Wanted::ClientK3sController)),
-    route("/v1-k3s/client-ca.crt", Layer::Nodes, READ, Answer::ClientCa),
-    route("/v1-k3s/server-ca.crt", Layer::Nodes, READ, Answer::ServerCa),
-    route("/v1-k3s/apiservers", Layer::Nodes, READ, Answer::ApiServers),
-    route("/v1-k3s/config", Layer::Nodes, READ, Answer::Config),
-    route("/v1-k3s/readyz", Layer::Nodes, READ, Answer::Ready),
+    route("/ping", Door::Open(Open::Ping)),
+    route("/cacerts", Door::Open(Open::Authority)),
+    route("/v1-k3s/encrypt/status", Door::Servers(READ, ForServers::EncryptionStatus)),
+    route("/v1-k3s/encrypt/config", Door::Servers(PUT, ForServers::EncryptionConfig)),
+    route("/v1-k3s/cert/cacerts", Door::Servers(PUT, ForServers::ReplaceAuthorities)),
+    route("/v1-k3s/server-bootstrap", Door::Servers(READ, ForServers::Bootstrap)),
+    route("/v1-k3s/token", Door::Servers(PUT, ForServers::RotateToken)),
+    route("/v1-k3s/serving-kubelet.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ServingKubelet))),
+    route("/v1-k3s/client-kubelet.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubelet))),
+    route("/v1-k3s/client-kube-proxy.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubeProxy))),
+    route("/v1-k3s/client-k3s-controller.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientK3sController))),
+    route("/v1-k3s/client-ca.crt", Door::Nodes(READ, ForNodes::ClientCa)),
+    route("/v1-k3s/server-ca.crt", Door::Nodes(READ, ForNodes::ServerCa)),
+    route("/v1-k3s/apiservers", Door::Nodes(READ, ForNodes::ApiServers)),
+    route("/v1-k3s/config", Door::Nodes(READ, ForNodes::Config)),
+    route("/v1-k3s/readyz", Door::Nodes(READ, ForNodes::Ready)),
 ];
 
-const fn route(path: &'static str, layer: Layer, methods: &'static [Method], answer: Answer) -> Route {
-    Route { path, layer, methods, answer }
+const fn route(path: &'static str, door: Door) -> Route {
+    Route { path, door }
 }
 
 #[cfg(test)]
@@ -117,8 +117,8 @@ mod tests {
 
     #[test]
     fn a_path_is_what_it_is_byte_by_byte() {
-        assert_eq!(Route::find("/v1-k3s/config").unwrap().answer, Answer::Config);
-        assert_eq!(Route::find("/static/charts/a.tgz").unwrap().answer, Answer::StaticFile);
+        assert_eq!(Route::find("/v1-k3s/config").unwrap().path(), "/v1-k3s/config");
+        assert_eq!(Route::find("/static/charts/a.tgz").unwrap().path(), "/static/");
         for path in [
             "",
             "/",
