@@ -17,7 +17,7 @@ use k3s_config::network::Overlay as Configured;
 use k3s_controllers::{follow_members, set_annotations};
 use k3s_network::{
     AddressChanges, Family, PodNat, SubnetEnv, Underlay,
-    overlay::{self, Attachment, Backend, Member, Overlay},
+    overlay::{self, Attachment, Backend, Member, Overlay, PeerError},
 };
 use k3s_supervise::Supervisor;
 use kube::Client;
@@ -81,8 +81,16 @@ struct PodNetwork<'a> {
     pod_cidrs: Vec<IpNet>,
     /// The node's address where that is another than at the start.
     moved: Option<IpAddr>,
-    /// What was last said to be wrong.
+    /// What was last said to be wrong or missing.
     told: String,
+}
+
+/// How far the node got.
+enum Progress {
+    /// Something has to come first.
+    Waits(&'static str),
+    /// It is on the network; these nodes' pods cannot be reached.
+    Joined(Vec<PeerError>),
 }
 
 impl PodNetwork<'_> {
@@ -99,21 +107,24 @@ impl PodNetwork<'_> {
         }
     }
 
-    /// Brings the network up to what is known, and tells what is wrong with it; `false` if that is worth another try.
+    /// Brings the network up to what is known, and tells what is missing; `false` if something failed that is worth another try.
     async fn settle(&mut self, supervisor: &Supervisor) -> bool {
-        let (sentence, complete) = match self.join().await {
-            Ok(unreachable) => {
+        let progress = self.join().await;
+        let sentence = match &progress {
+            Ok(Progress::Waits(what)) => format!("The pod network waits for {what}."),
+            Ok(Progress::Joined(unreachable)) => {
                 let sentences = unreachable.iter().map(|error| format!("Some pods cannot be reached: {error}."));
-                (sentences.collect::<Vec<_>>().join(" "), true)
+                sentences.collect::<Vec<_>>().join(" ")
             }
-            Err(error) => (format!("The pod network is not complete: {}.", chain(&error)), false),
+            Err(error) => format!("The pod network is not complete: {}.", chain(error)),
         };
-        if sentence.is_empty() {
-            supervisor.clear(KEY);
-        } else {
-            if sentence != self.told {
-                warn!("{sentence}");
-            }
+        match &progress {
+            _ if sentence == self.told => {}
+            _ if sentence.is_empty() => supervisor.clear(KEY),
+            Ok(Progress::Waits(_)) => info!("{sentence}"),
+            _ => warn!("{sentence}"),
+        }
+        if !sentence.is_empty() {
             supervisor.warn(KEY, sentence.as_str());
         }
         self.told = sentence;
@@ -127,13 +138,15 @@ impl PodNetwork<'_> {
             ),
             None => supervisor.clear(ADDRESS_KEY),
         }
-        complete
+        progress.is_ok()
     }
 
     /// Does all there is to do for the members that are known; nothing until this node is one and has pod ranges.
-    async fn join(&mut self) -> Result<Vec<overlay::PeerError>, Error> {
-        let own = self.members.iter().find(|member| member.name == self.node.config.name);
-        let Some(own) = own.filter(|own| !own.pod_cidrs.is_empty()).cloned() else { return Ok(Vec::new()) };
+    async fn join(&mut self) -> Result<Progress, Error> {
+        let own = match own_member(&self.members, &self.node.config.name) {
+            Ok(own) => own.clone(),
+            Err(what) => return Ok(Progress::Waits(what)),
+        };
         let plan = &self.node.network;
         let underlays = underlays(self.node, &own.pod_cidrs).await?;
         self.moved = underlays.iter().map(|underlay| underlay.address).find(|address| has_moved(self.node, *address));
@@ -164,7 +177,7 @@ impl PodNetwork<'_> {
             self.pod_cidrs.clone_from(&own.pod_cidrs);
         }
         self.announce(&own, &attachment).await?;
-        Ok(unreachable)
+        Ok(Progress::Joined(unreachable))
     }
 
     /// Lets what pods send out of the cluster take the node's address. By IPv6 only where that is asked for, as in flannel: pods may have
@@ -196,6 +209,16 @@ impl PodNetwork<'_> {
     }
 }
 
+/// The node called `name`, or what has to come about before there is one that can be on the network.
+fn own_member<'a>(members: &'a [Member], name: &str) -> Result<&'a Member, &'static str> {
+    match members.iter().find(|member| member.name == name) {
+        None if members.is_empty() => Err("the API to tell who the cluster's nodes are"),
+        None => Err("this node to register"),
+        Some(own) if own.pod_cidrs.is_empty() => Err("kube-controller-manager to give this node a pod range"),
+        Some(own) => Ok(own),
+    }
+}
+
 /// Whether `address`, found by the default route, is none of those that the node started with.
 fn has_moved(node: &Node, address: IpAddr) -> bool {
     node.config.overlay_interface.is_none() && !node.ips.contains(&address)
@@ -218,4 +241,25 @@ async fn underlays(node: &Node, pod_cidrs: &[IpNet]) -> Result<Vec<Underlay>, Er
         });
     }
     Ok(underlays)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, pod_cidrs: &[&str]) -> Member {
+        let pod_cidrs = pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        Member { name: name.into(), pod_cidrs, annotations: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_node_waits_to_be_a_member_with_pods() {
+        let other = member("other", &["10.42.1.0/24"]);
+        let waits_for = |members: &[Member]| own_member(members, "own").map(|own| own.name.clone());
+        assert_eq!(waits_for(&[]), Err("the API to tell who the cluster's nodes are"));
+        assert_eq!(waits_for(std::slice::from_ref(&other)), Err("this node to register"));
+        let ranges = "kube-controller-manager to give this node a pod range";
+        assert_eq!(waits_for(&[member("own", &[]), other.clone()]), Err(ranges));
+        assert_eq!(waits_for(&[member("own", &["10.42.0.0/24"]), other]), Ok("own".into()));
+    }
 }

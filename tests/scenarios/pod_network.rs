@@ -95,6 +95,23 @@ fn pods_on_different_nodes_are_one_network() {
     });
     reachable(&server, &[&server, &one, &two]);
     restarts(&server, &one);
+    step("a node that moves to another address is followed", || {
+        let address = "10.99.0.77";
+        one.succeed(&format!(
+            "ip address del {}/24 dev eth0 && ip address add {address}/24 dev eth0 && ip route add default via 10.99.0.1",
+            one.address()
+        ));
+        for node in [&server, &two] {
+            node.wait_until_succeeds(&format!("bridge fdb show dev flannel.1 | grep -qw {address}"), PATIENCE);
+        }
+        let on_one = "--field-selector spec.nodeName=one -o jsonpath={.items[0].status.podIP}";
+        let pod = server.kubectl(&format!("get pod -l app=web {on_one}"));
+        assert_eq!(
+            two.wait_until_succeeds(&format!("curl -sSf --max-time 5 http://{pod}:8080/"), PATIENCE).trim(),
+            "one"
+        );
+        one.wait_until_succeeds(&format!("k3s status | grep -q 'address is now {address}'"), PATIENCE);
+    });
     step("a node that is taken away leaves nothing on the others", || {
         let range = server.kubectl("get node two -o jsonpath={.spec.podCIDR}");
         let way = format!("ip route show {range} | grep -q 'dev flannel.1'");
@@ -210,8 +227,9 @@ fn pods_have_addresses_of_both_families() {
     step("a Service of both families answers by IPv6", || {
         server.kubectl("patch service web --type=merge -p '{\"spec\":{\"ipFamilyPolicy\":\"RequireDualStack\"}}'");
         let ip = server.kubectl("get service web -o jsonpath={.spec.clusterIPs[1]}");
-        for node in [&server, &agent] {
-            node.wait_until_succeeds(&format!("curl -sSf --max-time 5 'http://[{ip}]/'"), PATIENCE);
+        for pod in server.kubectl("get pod -l app=web -o name").lines() {
+            let ask = format!("k3s kubectl exec {pod} -- timeout 5 wget -qO- 'http://[{ip}]/'");
+            server.wait_until_succeeds(&ask, PATIENCE);
         }
     });
 }
