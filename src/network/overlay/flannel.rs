@@ -243,6 +243,8 @@ fn is_host(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MAC: &str = "5e:8a:0c:00:ff:01";
@@ -336,5 +338,31 @@ mod tests {
             assert!(error.contains("node other") && error.contains(key), "{value}: {error}");
         }
         assert!(with("backend-type", "host-gw").contains("backend host-gw and this one vxlan"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_we_write_is_read_as_it_was_meant(node in 1u8..=254, bytes in any::<[u8; 6]>(), host_gw in any::<bool>()) {
+            let address = IpAddr::from([10, 0, 0, node]);
+            let mac = Mac::try_from(bytes.as_slice()).unwrap();
+            prop_assume!(mac.is_unicast());
+            let (endpoint, backend) = if host_gw {
+                (Endpoint::HostGw { address }, Backend::HostGw)
+            } else {
+                (Endpoint::Vxlan { address, mac }, Backend::Vxlan)
+            };
+            let written = annotations(&[endpoint], &[], &BTreeMap::new());
+            let annotations = written.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            let member = Member { annotations, ..member(&[]) };
+            prop_assert_eq!(member.peer(Family::V4, backend).unwrap().unwrap().endpoint, endpoint);
+        }
+
+        #[test]
+        fn whatever_others_write_is_an_answer_and_no_accident(address in ".*", data in ".*") {
+            let member = member(&[
+                ("kube-subnet-manager", "true"), ("backend-type", "vxlan"), ("public-ip", &address), ("backend-data", &data),
+            ]);
+            let _ = member.peer(Family::V4, Backend::Vxlan);
+        }
     }
 }

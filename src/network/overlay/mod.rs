@@ -154,10 +154,11 @@ impl Attachment {
         let mut errors = Vec::new();
         for end in &self.ends {
             let (peers, wrong) = peers(members, &self.node, self.backend, end);
-            errors.extend(wrong);
-            errors.extend(end.reconcile(&peers).await?);
+            let refused = end.reconcile(&peers).await?;
+            // What is wrong with a node may be so in both families.
+            let new: Vec<_> = wrong.into_iter().chain(refused).filter(|error| !errors.contains(error)).collect();
+            errors.extend(new);
         }
-        errors.dedup();
         Ok(errors)
     }
 }
@@ -263,4 +264,56 @@ async fn change(
         outcome.map(|()| made)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, pods: &str) -> Member {
+        let endpoint = Endpoint::HostGw { address: "10.9.0.7".parse().unwrap() };
+        let written = annotations(&[endpoint], &[], &std::collections::BTreeMap::new());
+        Member {
+            name: name.into(),
+            pod_cidrs: vec![pods.parse().unwrap()],
+            annotations: written.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        }
+    }
+
+    #[test]
+    fn ranges_that_cannot_be_a_peers_are_left_out_and_named() {
+        let underlay = Underlay { address: "10.9.0.1".parse().unwrap(), interface: "eth0".into(), index: 2, mtu: 1500 };
+        let (cluster, pods) = ("10.42.0.0/16".parse().unwrap(), "10.42.1.0/24".parse().unwrap());
+        let end = End { cluster, pods, underlay, device: None };
+        let members = [
+            member("twin", "10.42.2.0/24"),
+            member("own", "10.42.1.0/24"),
+            member("thief", "10.42.1.128/25"),
+            member("peer", "10.42.2.0/24"),
+            member("stranger", "192.0.2.0/24"),
+        ];
+        let (reached, errors) = peers(&members, "own", Backend::HostGw, &end);
+        assert_eq!(reached.iter().map(|peer| peer.node.as_str()).collect::<Vec<_>>(), ["peer"]);
+        let told: Vec<_> = errors.iter().map(PeerError::to_string).collect();
+        assert!(
+            told[0].starts_with("node stranger has the pod range 192.0.2.0/24, which is not in the cluster's range")
+        );
+        assert!(told[1].starts_with("node thief has the pod range 10.42.1.128/25, which is this node's own"));
+        assert!(told[2].starts_with("node twin has the pod range 10.42.2.0/24, which is that of node peer too"));
+    }
+
+    #[tokio::test]
+    async fn a_node_without_an_address_of_a_family_is_told_so() {
+        let overlay = Overlay {
+            backend: Backend::Vxlan,
+            node: "own".into(),
+            cluster_cidrs: vec!["fd42::/48".parse().unwrap()],
+            pod_cidrs: vec!["fd42::/64".parse().unwrap()],
+            underlays: Vec::new(),
+        };
+        let error = overlay.attach().await.unwrap_err().to_string();
+        assert!(error.contains("fd42::/64") && error.contains("--node-ip"), "{error}");
+        let foreign = Overlay { pod_cidrs: vec!["10.42.0.0/24".parse().unwrap()], ..overlay };
+        assert!(matches!(foreign.attach().await, Err(OverlayError::Outside { .. })));
+    }
 }
