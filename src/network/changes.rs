@@ -17,8 +17,8 @@ const BURST: Duration = Duration::from_millis(500);
 
 /// The kernel's own announcements, of the network namespace of the thread that began to listen.
 pub struct AddressChanges {
-    /// Moves what the kernel says to `messages`.
-    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Moves what the kernel says to `messages`, until the socket breaks.
+    connection: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     messages: BoxStream<'static, ()>,
 }
 
@@ -32,10 +32,11 @@ impl AddressChanges {
             MulticastGroup::Ipv6Route,
         ];
         let (connection, _, messages) = new_multicast_connection(&groups).map_err(NetlinkError::Open)?;
-        Ok(Self { connection: Box::pin(connection), messages: messages.map(drop).boxed() })
+        Ok(Self { connection: Some(Box::pin(connection)), messages: messages.map(drop).boxed() })
     }
 
-    /// Waits for a change; several in a short time are one. Nothing is missed between two calls.
+    /// Waits for a change; several in a short time are one. Nothing is missed between two calls. After an error, listen anew: what changed
+    /// meanwhile is not told.
     pub async fn next(&mut self) -> Result<(), NetlinkError> {
         self.heard().await?;
         let rest = async { while self.heard().await.is_ok() {} };
@@ -45,12 +46,13 @@ impl AddressChanges {
     }
 
     async fn heard(&mut self) -> Result<(), NetlinkError> {
-        match select(self.messages.next(), &mut self.connection).await {
-            Either::Left((Some(()), _)) => Ok(()),
-            Either::Left((None, _)) | Either::Right(_) => {
-                Err(NetlinkError::Broken { doing: "follow addresses".into(), reason: "the socket closed".into() })
-            }
+        if let Some(connection) = &mut self.connection
+            && let Either::Left((Some(()), _)) = select(self.messages.next(), connection).await
+        {
+            return Ok(());
         }
+        self.connection = None;
+        Err(NetlinkError::Broken { doing: "follow addresses".into(), reason: "the socket closed".into() })
     }
 }
 
