@@ -34,4 +34,6 @@ pub use identity::{ETC, node_name};
 pub use join::JoinError;
 pub use network::own_addresses;
 pub use node::{NodeRole, Request};
+pub use reach::Reachable;
 pub use role::{Package, run};
+pub use tunnels::hold_tunnels;

@@ -46,6 +46,8 @@ pub(crate) struct Known {
     pub(crate) config: ClusterConfig,
     /// What servers are checked by; clients that read it at their start have to be made anew when it changes.
     pub(crate) authority: Bytes,
+    /// The node's own certificate, for which that holds too.
+    pub(crate) certificate: Bytes,
 }
 
 /// What is known of the cluster, and who is asked for more.
@@ -141,8 +143,11 @@ impl Membership {
     }
 
     fn know(&self, config: ClusterConfig) -> Result<(), JoinError> {
-        let authority = files::read(&self.pki().server_ca)?.unwrap_or_default().into();
-        let known = Some(Known { config, authority });
+        let pki = self.pki();
+        let read = |path| files::read(path).map(|content| Bytes::from(content.unwrap_or_default()));
+        let authority = read(&pki.server_ca)?;
+        let certificate = read(&pki.client_kubelet.certificate)?;
+        let known = Some(Known { config, authority, certificate });
         self.known.send_if_modified(|old| {
             let differs = *old != known;
             *old = known;
@@ -178,4 +183,95 @@ fn time_left(certificate: &Path, now: SystemTime) -> Duration {
     let (from, to) = (SystemTime::from(found.not_before), SystemTime::from(found.not_after));
     let life = to.duration_since(from).unwrap_or_default();
     (from + life * 2 / 3).duration_since(now).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use http::StatusCode;
+    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::testing::TestServer;
+
+    fn supervisor(server: &TestServer) -> Supervisor {
+        let run_dir = server.disk.path().join("run");
+        Supervisor::new(Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
+    }
+
+    /// Runs a membership until the node knows its cluster, and longer if `and` says so.
+    async fn hold<T>(server: &TestServer, membership: &Membership, and: impl AsyncFnOnce(&Supervisor) -> T) -> T {
+        let supervisor = supervisor(server);
+        let gate = supervisor.gate("server").unwrap();
+        let looked = async {
+            membership.known().wait_for(Option::is_some).await.unwrap();
+            and(&supervisor).await
+        };
+        tokio::select! {
+            ended = membership.hold(&gate, &supervisor) => panic!("{ended:?}"),
+            looked = looked => looked,
+        }
+    }
+
+    async fn waiting_for(supervisor: &Supervisor) -> Option<String> {
+        supervisor.status().await.gates.remove(0).waiting_for
+    }
+
+    #[tokio::test]
+    async fn a_node_joins_and_knows_whom_to_ask() {
+        let server = TestServer::start().await;
+        let membership = Membership::new(server.applicant(Some(server.token())));
+        hold(&server, &membership, async |supervisor| supervisor.ready("server").await.unwrap()).await;
+        assert!(membership.api().borrow().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_node_goes_by_memory_while_a_server_is_not_ready_and_joins_later() {
+        let server = TestServer::start().await;
+        server.applicant(Some(server.token())).join().await.unwrap();
+        server.answer("/v1-k3s/config", StatusCode::SERVICE_UNAVAILABLE);
+        let membership = Membership::new(server.applicant(None));
+        hold(&server, &membership, async |supervisor| {
+            assert!(membership.api().borrow().is_none());
+            assert!(waiting_for(supervisor).await.is_some());
+            server.answer("/v1-k3s/config", StatusCode::OK);
+            supervisor.ready("server").await.unwrap();
+            assert!(membership.api().borrow().is_some());
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_refused_node_does_not_go_by_memory() {
+        let server = TestServer::start().await;
+        server.applicant(Some(server.token())).join().await.unwrap();
+        server.answer("/v1-k3s/serving-kubelet.crt", StatusCode::FORBIDDEN);
+        let membership = Membership::new(server.applicant(None));
+        let supervisor = supervisor(&server);
+        let gate = supervisor.gate("server").unwrap();
+        let mut headlines = supervisor.subscribe();
+        tokio::select! {
+            ended = membership.hold(&gate, &supervisor) => panic!("{ended:?}"),
+            told = headlines.wait_for(|told| told.contains("k3s node forget edge-1")) => drop(told.unwrap()),
+        }
+        assert!(membership.known().borrow().is_none());
+        assert!(waiting_for(&supervisor).await.is_some_and(|what| what.contains("refuses the node name edge-1")));
+    }
+
+    #[test]
+    fn a_certificate_is_due_at_two_thirds_of_its_life() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("client.crt");
+        let day = Duration::from_secs(24 * 60 * 60);
+        let start = SystemTime::UNIX_EPOCH + 20_000 * day;
+        let mut params = CertificateParams::default();
+        (params.not_before, params.not_after) = (start.into(), (start + 300 * day).into());
+        fs::write(&path, params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()).unwrap();
+        assert_eq!(time_left(&path, start), 200 * day);
+        assert_eq!(time_left(&path, start + 199 * day), day);
+        assert_eq!(time_left(&path, start + 201 * day), Duration::ZERO);
+        assert_eq!(time_left(&folder.path().join("none"), start), Duration::ZERO);
+    }
 }

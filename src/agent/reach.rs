@@ -1,46 +1,60 @@
-//! What servers may reach through this node's tunnels, as the cluster's egress mode has it.
+//! What servers may reach through a node's tunnels, as the cluster's egress mode has it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
+use k3s_components::Paths;
 use k3s_config::server::EgressMode;
+use k3s_controllers::{OwnPods, follow_own_pods};
 use k3s_tunnel::{Reach, Rules};
-
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::{cluster_config::ClusterConfig, membership::Known};
+use crate::{api, error::chain};
 
 /// Where kubelet listens.
 const KUBELET: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10250);
 
-/// Before anything is known of the cluster, and in the modes in which nothing else is reached.
-pub(crate) fn kubelet_alone() -> Rules {
-    Rules { kubelet: KUBELET, reach: Reach::Kubelet }
+/// A node that servers reach through tunnels.
+#[derive(Debug)]
+pub struct Reachable {
+    /// Its name.
+    pub name: String,
+    /// Its own addresses.
+    pub ips: Vec<IpAddr>,
+    /// The cluster's pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// What servers reach beside its kubelet.
+    pub egress: EgressMode,
+    /// Where its state lies.
+    pub paths: Paths,
 }
 
-/// Keeps `rules` right for as long as it is polled.
-pub(crate) async fn follow(mut known: watch::Receiver<Option<Known>>, ips: &[IpAddr], rules: &watch::Sender<Rules>) {
-    known.mark_changed();
-    while known.changed().await.is_ok() {
-        if let Some(known) = &*known.borrow_and_update() {
-            rules.send_replace(self::rules(&known.config, ips));
+/// What holds before anything is known of the cluster, and in the modes in which nothing else is reached.
+pub(crate) fn kubelet_alone() -> watch::Sender<Rules> {
+    watch::Sender::new(Rules { kubelet: KUBELET, reach: Reach::Kubelet })
+}
+
+impl Reachable {
+    /// Keeps `rules` right for as long as it is polled: in mode `pod` they follow the node's pods.
+    pub(crate) async fn keep(&self, rules: &watch::Sender<Rules>) {
+        let set = |reach| drop(rules.send_replace(Rules { kubelet: KUBELET, reach }));
+        match self.egress {
+            EgressMode::Agent | EgressMode::Disabled => set(Reach::Kubelet),
+            EgressMode::Cluster => {
+                let own = self.ips.iter().copied().map(IpNet::from);
+                set(Reach::Networks(self.pod_cidrs.iter().copied().chain(own).collect()));
+            }
+            EgressMode::Pod => match api::client(&self.paths.agent().join("kubelet.kubeconfig")).await {
+                Ok(client) => {
+                    follow_own_pods(client, &self.name, |OwnPods { addresses, host_ports }| {
+                        set(Reach::Pods { pods: addresses, node: self.ips.iter().copied().collect(), host_ports });
+                    })
+                    .await;
+                }
+                Err(error) => warn!(error = chain(&error), "Servers cannot reach this node's pods."),
+            },
         }
+        std::future::pending::<()>().await;
     }
-}
-
-/// Whether servers may reach pods through this node's tunnels in `mode`.
-pub(crate) fn leads_to_pods(mode: EgressMode) -> bool {
-    mode == EgressMode::Cluster
-}
-
-/// What `config` lets servers reach on the node with these addresses.
-fn rules(config: &ClusterConfig, ips: &[IpAddr]) -> Rules {
-    let reach = match config.egress {
-        EgressMode::Agent | EgressMode::Disabled | EgressMode::Pod => Reach::Kubelet,
-        EgressMode::Cluster => {
-            let own = ips.iter().copied().map(IpNet::from);
-            Reach::Networks(config.network.cluster_cidrs.iter().copied().chain(own).collect())
-        }
-    };
-    Rules { kubelet: KUBELET, reach }
 }

@@ -23,7 +23,8 @@ use crate::{
     membership::{Known, Membership},
     network,
     node::{NodeRole, Request},
-    reach, servers,
+    reach::{self, Reachable},
+    servers,
     tunnels::Tunnels,
 };
 
@@ -159,9 +160,12 @@ impl Agent {
             let changed = changes.wait_for(|now| now.as_ref().is_some_and(|now| *now != known));
             tokio::select! {
                 ended = node.run(&self.supervisor, shutdown.clone()) => return ended,
-                _ = changed => info!("What the servers tell of the cluster has changed."),
+                _ = changed => {}
             }
             let now = next(&mut changes).await;
+            if now.config != known.config || now.authority != known.authority {
+                info!("What the servers tell of the cluster has changed.");
+            }
             let next = NodeRole::prepare(self.request(&now)).await?;
             next.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
             (node, known) = (next, now);
@@ -170,14 +174,35 @@ impl Agent {
 
     /// Holds tunnels to the servers, with whatever they may reach at the time.
     async fn hold_tunnels(&self) {
-        let rules = watch::Sender::new(reach::kubelet_alone());
+        let rules = reach::kubelet_alone();
         let tunnels = Tunnels {
-            balancer: self.balancer.clone(),
+            servers: self.balancer.servers(),
+            balancer: Some(self.balancer.clone()),
             rules: rules.subscribe(),
             supervisor: self.supervisor.clone(),
             dir: self.paths.agent(),
         };
-        tokio::join!(tunnels.hold(), reach::follow(self.membership.known(), &self.ips, &rules));
+        let reach = async {
+            let mut changes = self.membership.known();
+            loop {
+                let known = next(&mut changes).await;
+                let reachable = Reachable {
+                    name: self.config.node.name.clone(),
+                    ips: self.ips.clone(),
+                    pod_cidrs: known.config.network.cluster_cidrs.clone(),
+                    egress: known.config.egress,
+                    paths: self.paths.clone(),
+                };
+                tokio::select! {
+                    () = reachable.keep(&rules) => {}
+                    _ = changes.changed() => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = tunnels.hold() => {}
+            () = reach => {}
+        }
     }
 
     /// Opens what waits for kube-apiserver once it answers through the load balancer.
@@ -217,7 +242,7 @@ impl Agent {
             packaged_images: self.package.images.clone(),
             kube_proxy: known.config.kube_proxy,
             cloud_controller: known.config.cloud_controller,
-            leads_to_pods: reach::leads_to_pods(known.config.egress),
+            leads_to_pods: known.config.egress.includes_pods(),
             verbosity: self.config.verbosity,
         }
     }

@@ -13,29 +13,26 @@ use crate::{api, error::chain, server_api::ServerApi};
 /// Between questions to a server that does not know yet, as in k3s.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Keeps the balancer's list of servers right for as long as it is polled.
+/// Keeps the balancer's list of servers right for as long as it is polled, from the first join on.
 pub(crate) async fn follow(balancer: &Balancer, mut api: watch::Receiver<Option<ServerApi>>, paths: &Paths) {
-    tokio::join!(ask(balancer, &mut api), watch_endpoints(balancer, paths));
+    // Begun anew with each certificate that this node gets.
+    while let Ok(Some(server)) = api.wait_for(Option::is_some).await.map(|api| api.clone()) {
+        tokio::select! {
+            ((), ()) = async { tokio::join!(ask(balancer, &server), watch_endpoints(balancer, paths)) } => return,
+            changed = api.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
-/// Asks a server once for each certificate that this node gets, so also after it came back to its cluster.
-async fn ask(balancer: &Balancer, api: &mut watch::Receiver<Option<ServerApi>>) {
+/// Asks until the server knows where servers are.
+async fn ask(balancer: &Balancer, server: &ServerApi) {
     loop {
-        let Ok(known) = api.wait_for(Option::is_some).await.map(|api| api.clone()) else { return };
-        while let Some(known) = &known {
-            match known.servers().await {
-                Ok(servers) if servers.is_empty() => debug!("The server does not know yet where servers are."),
-                Ok(servers) => {
-                    balancer.set_servers(servers.into_iter().collect());
-                    break;
-                }
-                Err(error) => debug!(error = chain(&error), "The servers could not be asked for."),
-            }
-            sleep(PAUSE).await;
+        match server.servers().await {
+            Ok(servers) if servers.is_empty() => debug!("The server does not know yet where servers are."),
+            Ok(servers) => return balancer.set_servers(servers.into_iter().collect()),
+            Err(error) => debug!(error = chain(&error), "The servers could not be asked for."),
         }
-        if api.changed().await.is_err() {
-            return;
-        }
+        sleep(PAUSE).await;
     }
 }
 

@@ -1,6 +1,12 @@
 //! A websocket to each server, by which servers reach into this node, and which tells how each of them does.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use k3s_balancer::{Address, Balancer, Health};
@@ -17,6 +23,7 @@ use tracing::{info, warn};
 use crate::{
     error::chain,
     join::JoinError,
+    reach::{self, Reachable},
     trust::{Identity, Trust},
 };
 
@@ -28,8 +35,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// What every tunnel is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct Tunnels {
-    /// Told how each server does.
-    pub(crate) balancer: Balancer,
+    /// Where servers are, as they change.
+    pub(crate) servers: watch::Receiver<BTreeSet<Address>>,
+    /// Told how each of them does; a server's own node has none.
+    pub(crate) balancer: Option<Balancer>,
     /// What servers may reach.
     pub(crate) rules: watch::Receiver<Rules>,
     /// Shows servers that cannot be reached.
@@ -53,10 +62,23 @@ enum Broken {
     Connect(#[from] ConnectError),
 }
 
+/// Holds tunnels from a server's own node to the other servers, which reach its kubelet and pods by them; for as long as it is polled.
+pub async fn hold_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Reachable, supervisor: &Supervisor) {
+    let rules = reach::kubelet_alone();
+    let tunnels = Tunnels {
+        servers,
+        balancer: None,
+        rules: rules.subscribe(),
+        supervisor: supervisor.clone(),
+        dir: node.paths.agent(),
+    };
+    tokio::join!(tunnels.hold(), node.keep(&rules));
+}
+
 impl Tunnels {
-    /// Holds one to each server that the balancer knows, for as long as it is polled.
+    /// Holds one to each server, for as long as it is polled.
     pub(crate) async fn hold(&self) {
-        let mut servers = self.balancer.servers();
+        let mut servers = self.servers.clone();
         let mut held: BTreeMap<Address, CancellationToken> = BTreeMap::new();
         // Ends them when this future is given up.
         let mut tasks = JoinSet::new();
@@ -91,7 +113,7 @@ impl Tunnels {
         while let Some(connected) = end.run_until_cancelled(self.connect(&server)).await {
             let why = match connected {
                 Ok(tunnel) => {
-                    self.balancer.set_health(&server, Health::Ok);
+                    self.tell(&server, Health::Ok);
                     self.supervisor.clear(&warning);
                     info!(%server, "The tunnel to the server stands.");
                     (pause, told) = (PAUSES[0], false);
@@ -102,7 +124,7 @@ impl Tunnels {
                 }
                 Err(error) => chain(&error),
             };
-            self.balancer.set_health(&server, Health::Failed);
+            self.tell(&server, Health::Failed);
             if end.is_cancelled() {
                 break;
             }
@@ -115,6 +137,12 @@ impl Tunnels {
             pause = (pause * 2).min(longest);
         }
         self.supervisor.clear(&warning);
+    }
+
+    fn tell(&self, server: &Address, health: Health) {
+        if let Some(balancer) = &self.balancer {
+            balancer.set_health(server, health);
+        }
     }
 
     async fn connect(&self, server: &Address) -> Result<Tunnel<TlsStream<TcpStream>>, Broken> {

@@ -54,8 +54,8 @@ pub async fn run(client: Client, egress: &watch::Sender<Egress>, pods: bool, shu
 }
 
 /// What is known of the objects of one kind, by name.
-struct Known<T> {
-    items: HashMap<String, T>,
+pub(crate) struct Known<T> {
+    pub(crate) items: HashMap<String, T>,
     /// While they are being listed: those seen so far.
     listing: HashMap<String, T>,
 }
@@ -68,12 +68,12 @@ struct Pod {
 }
 
 impl<T: PartialEq> Known<T> {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { items: HashMap::new(), listing: HashMap::new() }
     }
 
     /// Takes an event, of which `read` makes what counts. Returns whether that changed.
-    fn follow<K: kube::Resource>(&mut self, event: Event<K>, read: impl Fn(&K) -> Option<T>) -> bool {
+    pub(crate) fn follow<K: kube::Resource>(&mut self, event: Event<K>, read: impl Fn(&K) -> Option<T>) -> bool {
         let key = |object: &K| match object.namespace() {
             Some(namespace) => format!("{namespace}/{}", object.name_any()),
             None => object.name_any(),

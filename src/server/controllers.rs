@@ -11,7 +11,7 @@ use k3s_tunnel::Egress;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, bootstrap::Host, core::CoreSender, node_passwords::NodePasswords};
+use crate::{Error, bootstrap::Host, core::CoreSender, node_passwords::NodePasswords, peers};
 
 /// Cluster DNS, packed with us.
 const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
@@ -64,16 +64,22 @@ impl Controllers<'_> {
                 run_egress(client.clone(), egress, config.egress_mode.includes_pods(), shutdown.clone()).await;
             }
         };
+        let front = (host.advertised(config), config.advertise_port).into();
         let endpoint = async {
-            let front = (host.advertised(config), config.advertise_port).into();
             if config.datastore.is_shared() {
                 publish_api_endpoints(client.clone(), front, host.hostname.clone(), shutdown.clone()).await;
             } else {
                 publish_api_endpoint(client.clone(), front, shutdown.clone()).await;
             }
         };
+        let tunnels = async {
+            if config.datastore.is_shared() {
+                peers::hold_tunnels(client.clone(), front, config, paths, host, supervisor, shutdown.clone()).await;
+            }
+        };
         tokio::join!(
             endpoint,
+            tunnels,
             nodes.run(client.clone(), shutdown.clone()),
             hosts,
             node_passwords.check_deferred(shutdown.clone()),

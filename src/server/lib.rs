@@ -11,6 +11,7 @@ pub mod front;
 pub mod fuzz;
 mod node_dialer;
 mod node_passwords;
+mod peers;
 mod role;
 pub mod routes;
 pub mod snapshots;

@@ -346,8 +346,8 @@ impl Server {
             packaged_images: self.package.images.clone(),
             kube_proxy: !self.config.disabled.kube_proxy,
             cloud_controller: !self.config.disabled.cloud_controller,
-            // What is on a server is dialled.
-            leads_to_pods: false,
+            // This server dials its own pods; others reach them through its tunnels.
+            leads_to_pods: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
             verbosity: self.config.verbosity,
         })
         .await?;

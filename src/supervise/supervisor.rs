@@ -364,6 +364,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_program_is_replaced_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let mut program = ledger.talker("kubelet", &[]);
+        supervisor.start([program.clone(), ledger.talker("containerd", &[])]).unwrap();
+        supervisor.all_ready().await.unwrap();
+        let mut started = [ledger.line().await, ledger.line().await];
+        started.sort();
+        assert_eq!(started, ["+ containerd", "+ kubelet"]);
+        *program.args.last_mut().unwrap() = "other".into();
+        supervisor.replace(program).await.unwrap();
+        assert_eq!([ledger.line().await, ledger.line().await], ["- kubelet", "+ other"]);
+        let unknown = ledger.program("kube-proxy", &[], "");
+        assert_eq!(supervisor.replace(unknown).await, Err(UnknownProgram("kube-proxy".into())));
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
     async fn programs_start_in_order_and_stop_in_reverse() {
         let dir = tempfile::tempdir().unwrap();
         let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
