@@ -4,6 +4,7 @@ mod api;
 mod refusal;
 
 mod agent_autonomy;
+mod agent_failover;
 mod agent_identity;
 mod agentless;
 mod agents;
