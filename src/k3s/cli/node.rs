@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use k3s_controllers::node_password_secret;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, api::DeleteParams};
 
@@ -46,7 +47,7 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
 
 async fn forget(administrator: &Administrator, node: &str) -> Result<ExitCode, Failure> {
     let secrets: Api<Secret> = Api::namespaced(administrator.client().await?, NAMESPACE);
-    let secret = secret_name(node);
+    let secret = node_password_secret(node);
     match secrets.delete(&secret, &DeleteParams::default()).await {
         Ok(_) => {
             println!(
@@ -64,11 +65,6 @@ async fn forget(administrator: &Administrator, node: &str) -> Result<ExitCode, F
     }
 }
 
-/// As k3s calls it.
-fn secret_name(node: &str) -> String {
-    format!("{}.node-password.k3s", node.to_lowercase())
-}
-
 /// Whether it could be an object's name, in any case: nodes have their hosts' in small letters.
 fn is_name(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
@@ -80,8 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_secret_is_k3s_own() {
-        assert_eq!(secret_name("Edge-7.example"), "edge-7.example.node-password.k3s");
+    fn a_name_is_that_of_an_object() {
         assert!(is_name("Edge-7.example"));
         for bad in ["", "node/edge-7", "a b", "../secrets"] {
             assert!(!is_name(bad), "{bad}");

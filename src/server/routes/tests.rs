@@ -386,13 +386,12 @@ async fn a_bootstrap_token_waits_for_the_api() {
 #[tokio::test]
 async fn a_rotated_token_counts_at_once() {
     let setup = Setup::start().await;
-    let bootstrap = || Ask::get("/v1-k3s/server-bootstrap");
-    assert_eq!(bootstrap().server().of(&setup).await.code, 400);
-    let mut passwd = k3s_identity::Passwd::default();
-    passwd.set(k3s_identity::Account::Server, &k3s_identity::Password::new("new"));
-    passwd.store(&setup.server_dir.path().join("cred/passwd")).unwrap();
-    assert_eq!(bootstrap().server().of(&setup).await.status(), refusal(401, "not authorized"));
-    assert_eq!(bootstrap().basic("server", "new").of(&setup).await.code, 400);
+    let rotate = |token: &str| Ask::put("/v1-k3s/token", json!({"newToken": token}).to_string());
+    let rotated = rotate("new").server().of(&setup).await;
+    assert_eq!((rotated.code, rotated.text.as_str()), (200, ""));
+    assert_eq!(rotate("newer").server().of(&setup).await.status(), refusal(401, "not authorized"), "the old one");
+    assert_eq!(rotate("newer").basic("server", "new").of(&setup).await.code, 200);
+    assert_eq!(Ask::get("/v1-k3s/config").agent().of(&setup).await.code, 200, "agents have their own");
 }
 
 #[tokio::test]
