@@ -9,6 +9,7 @@
 //! ```
 
 use std::{
+    fs,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -36,7 +37,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
 /// A renewal is looked at again at least so often: clocks are set, and machines sleep.
 const LOOK: Duration = Duration::from_secs(12 * 60 * 60);
-/// Between the attempts of a renewal.
+/// Between two renewals, whatever certificates and clocks say.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// What the node goes by at this moment.
@@ -96,9 +97,9 @@ impl Membership {
                     let why = chain(&error);
                     warn!(error = why, "This node's certificates could not be renewed; trying again.");
                     supervisor.warn("renewal", format!("This node's certificates could not be renewed: {why}."));
-                    sleep(RENEWAL_PAUSE).await;
                 }
             }
+            sleep(RENEWAL_PAUSE).await;
         }
     }
 
@@ -177,18 +178,19 @@ impl Membership {
 }
 
 /// How long a certificate stays as it is; no time if there is none to read.
+///
+/// Its life begins when it came: k3s dates certificates back to their authority's first day.
 fn time_left(certificate: &Path, now: SystemTime) -> Duration {
     let found = files::read(certificate).ok().flatten().and_then(|pem| Certificate::first_of(&pem).ok());
     let Some(found) = found else { return Duration::ZERO };
-    let (from, to) = (SystemTime::from(found.not_before), SystemTime::from(found.not_after));
+    let came = fs::metadata(certificate).and_then(|file| file.modified()).unwrap_or(now).min(now);
+    let (from, to) = (came.max(found.not_before.into()), SystemTime::from(found.not_after));
     let life = to.duration_since(from).unwrap_or_default();
     (from + life * 2 / 3).duration_since(now).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use http::StatusCode;
     use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
     use rcgen::{CertificateParams, KeyPair};
@@ -267,8 +269,10 @@ mod tests {
         let day = Duration::from_secs(24 * 60 * 60);
         let start = SystemTime::UNIX_EPOCH + 20_000 * day;
         let mut params = CertificateParams::default();
-        (params.not_before, params.not_after) = (start.into(), (start + 300 * day).into());
+        // The authority is older by years.
+        (params.not_before, params.not_after) = ((start - 3000 * day).into(), (start + 300 * day).into());
         fs::write(&path, params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(start).unwrap();
         assert_eq!(time_left(&path, start), 200 * day);
         assert_eq!(time_left(&path, start + 199 * day), day);
         assert_eq!(time_left(&path, start + 201 * day), Duration::ZERO);

@@ -166,9 +166,9 @@ impl Agent {
             if now.config != known.config || now.authority != known.authority {
                 info!("What the servers tell of the cluster has changed.");
             }
-            let next = NodeRole::prepare(self.request(&now)).await?;
-            next.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
-            (node, known) = (next, now);
+            let successor = NodeRole::prepare(self.request(&now)).await?;
+            successor.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
+            (node, known) = (successor, now);
         }
     }
 
