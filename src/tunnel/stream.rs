@@ -20,7 +20,7 @@ const CHUNK: usize = 32 << 10;
 /// One end of a connection through a tunnel.
 ///
 /// The protocol knows no half-closed connections: a shutdown ends both directions. What had come by then can still be read,
-/// and what was written is still delivered. So does dropping it.
+/// and what was written is still delivered. Dropping it does the same.
 #[derive(Debug)]
 pub struct TunnelStream {
     link: Arc<Link>,
