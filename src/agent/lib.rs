@@ -6,6 +6,7 @@ mod annotations;
 mod api;
 mod cache;
 mod cgroup;
+mod clock;
 mod cluster_config;
 mod error;
 mod https;
@@ -27,6 +28,7 @@ mod trust;
 mod tunnels;
 
 pub use api::client;
+pub use clock::LastKnownTime;
 pub use cluster_config::UnusableConfig;
 pub use error::Error;
 pub use https::RequestError;

@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Error, api, identity,
+    Error, api,
+    clock::LastKnownTime,
+    identity,
     join::Applicant,
     membership::{Known, Membership},
     network,
@@ -57,7 +59,12 @@ pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationTo
     let (agent, listeners) = Agent::prepare(config, package).await?;
     let ends = CancellationToken::new();
     let live = async {
-        let ended = agent.work(&notifier, &shutdown).await;
+        let clock = LastKnownTime::new(agent.paths.data());
+        let ended = match clock.wait(&agent.supervisor, &shutdown).await {
+            Ok(true) => clock.keep_during(agent.work(&notifier, &shutdown)).await,
+            Ok(false) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
         if let Err(error) = &ended {
             error!(%error, "The agent cannot go on and stops.");
         }

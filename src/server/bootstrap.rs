@@ -149,7 +149,27 @@ pub(crate) fn credentials(
     host: &Host,
     token: &Password,
 ) -> Result<Credentials, Error> {
-    let now = SystemTime::now();
+    let pki = certificates(config, paths, host, SystemTime::now())?;
+    let tokens = TokenFiles::ensure(
+        &paths.server(),
+        Some(token.expose()),
+        config.agent_token.as_ref().map(Secret::expose),
+        pki.server_ca.bundle(),
+    )?;
+    info!(path = %tokens.path.display(), "Other nodes join with the token in this file.");
+    administrator(config, &pki)?;
+    info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");
+    let token = tokens.server.password().expect("a server's own token is made of a password").clone();
+    Ok(Credentials { pki, token })
+}
+
+/// Makes, keeps or renews the certificates of the server and of the node that it also is.
+pub(crate) fn certificates(
+    config: &ServerConfig,
+    paths: &Paths,
+    host: &Host,
+    now: SystemTime,
+) -> Result<ServerPki, Error> {
     let node_name = name(&host.name)?;
     let pki = ServerPki::ensure(
         &paths.server(),
@@ -164,13 +184,6 @@ pub(crate) fn credentials(
             now,
         },
     )?;
-    let tokens = TokenFiles::ensure(
-        &paths.server(),
-        Some(token.expose()),
-        config.agent_token.as_ref().map(Secret::expose),
-        pki.server_ca.bundle(),
-    )?;
-    info!(path = %tokens.path.display(), "Other nodes join with the token in this file.");
     if let Some(node) = &config.node {
         AgentPki::ensure(
             &paths.agent(),
@@ -183,6 +196,11 @@ pub(crate) fn credentials(
             &pki,
         )?;
     }
+    Ok(pki)
+}
+
+/// Writes the administrator's kubeconfig, which holds its certificate.
+pub(crate) fn administrator(config: &ServerConfig, pki: &ServerPki) -> Result<(), Error> {
     UserKubeconfig {
         path: &config.kubeconfig.path,
         default_path: Path::new(KUBECONFIG),
@@ -190,10 +208,8 @@ pub(crate) fn credentials(
         group: config.kubeconfig.group.as_deref(),
         front: (config.reached_at(), config.https_listen_port).into(),
     }
-    .write(&pki)?;
-    info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");
-    let token = tokens.server.password().expect("a server's own token is made of a password").clone();
-    Ok(Credentials { pki, token })
+    .write(pki)?;
+    Ok(())
 }
 
 /// The node that this server is, as it would have to prove itself; `None` without a node.
@@ -226,12 +242,16 @@ pub(crate) fn published_config(config: &ServerConfig, paths: &Paths, host: &Host
 }
 
 /// What the front shows its clients, checks them by, and shows kube-apiserver.
-pub(crate) fn front_tls(
-    config: &ServerConfig,
-    pki: &ServerPki,
-) -> Result<(Arc<CurrentCertificate>, Arc<ClientCa>, Upstream), Error> {
+pub(crate) struct FrontTls {
+    pub(crate) certificate: Arc<CurrentCertificate>,
+    pub(crate) client_ca: Arc<ClientCa>,
+    pub(crate) upstream: Upstream,
+}
+
+/// As `pki` has it; the front's own certificate is made, kept or renewed.
+pub(crate) fn front_tls(config: &ServerConfig, pki: &ServerPki, now: SystemTime) -> Result<FrontTls, Error> {
     let unusable = |path: &Path, why: String| Error::Certificate { path: path.to_path_buf(), why };
-    let certificate = pki.front_certificate(&[], SystemTime::now())?.certified_key();
+    let certificate = pki.front_certificate(&[], now)?.certified_key();
     let client_ca = ClientCa::new(pki.client_ca.bundle())
         .map_err(|error| unusable(&pki.client_ca.files().certificate, error.to_string()))?;
     let proxy = &pki.client_auth_proxy;
@@ -241,7 +261,8 @@ pub(crate) fn front_tls(
     let address = (Ipv4Addr::LOCALHOST, config.apiserver_port()).into();
     let upstream = Upstream::new(address, pki.server_ca.bundle(), Arc::new(proxy_certificate))
         .map_err(|error| unusable(&pki.server_ca.files().certificate, error.to_string()))?;
-    Ok((Arc::new(CurrentCertificate::new(certificate)), Arc::new(client_ca), upstream))
+    let certificate = Arc::new(CurrentCertificate::new(certificate));
+    Ok(FrontTls { certificate, client_ca: Arc::new(client_ca), upstream })
 }
 
 fn name(text: &str) -> Result<HostName, Error> {

@@ -12,10 +12,12 @@ pub mod fuzz;
 mod node_dialer;
 mod node_passwords;
 mod peers;
+mod renewal;
 mod role;
 pub mod routes;
 pub mod snapshots;
 mod token;
+mod token_request;
 
 pub use bootstrap_data::BootstrapError;
 pub use core::{Core, CoreSender};
@@ -24,3 +26,4 @@ pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};
 pub use role::{Package, run};
 pub use token::ServerToken;
+pub use token_request::{TokenRequestError, request_rotation};

@@ -1,8 +1,13 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use k3s_agent::NodeRole;
+use k3s_agent::{LastKnownTime, NodeRole};
 use k3s_components::{Components, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
 use k3s_datastore::BoundEndpoint;
@@ -20,13 +25,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     Error, NodeDialer,
-    bootstrap::{self, Adopted, Credentials, Host},
+    bootstrap::{self, Adopted, Credentials, FrontTls, Host},
     bootstrap_data,
     cluster_store::ClusterStore,
     controllers::Controllers,
     core::{Core, CoreSender},
     front::{self, Front},
     node_passwords::NodePasswords,
+    renewal::Renewal,
     routes::{Cluster, Routes},
     snapshots::Snapshots,
     token::ServerToken,
@@ -51,7 +57,7 @@ pub struct Package {
 /// Runs a server until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
 /// ```text
-/// prepare: bind, lock, tell ─► datastore ─► bootstrap data ─► credentials
+/// prepare: bind, lock, tell ─► clock ─► datastore ─► bootstrap data ─► credentials
 /// start:   kube-apiserver ─► kube-controller-manager, kube-scheduler, kube-proxy ─┐
 ///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
 /// drain:   front ─► children, in reverse ─► datastore
@@ -72,10 +78,19 @@ pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationT
     // What is waited for is told from the first moment to the last.
     let told = CancellationToken::new();
     let live = async {
-        let ended = match Server::prepare(config, paths, package, &supervisor, front, &shutdown).await {
-            Ok(Some((server, listeners))) => server.live(listeners, &notifier, &shutdown).await,
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
+        let clock = LastKnownTime::new(&config.data_dir);
+        let ended = match clock.wait(&supervisor, &shutdown).await {
+            Ok(true) => {
+                let live = async {
+                    match Server::prepare(config, paths, package, &supervisor, front, &shutdown).await? {
+                        Some((server, listeners)) => server.live(listeners, &notifier, &shutdown).await,
+                        None => Ok(()),
+                    }
+                };
+                clock.keep_during(live).await
+            }
+            Ok(false) => Ok(()),
+            Err(error) => Err(error.into()),
         };
         told.cancel();
         ended
@@ -108,6 +123,7 @@ struct Server {
     node_passwords: Arc<NodePasswords>,
     /// Tells the front where nodes are.
     egress: watch::Sender<Egress>,
+    renewal: Renewal,
 }
 
 /// Sockets that are bound and not served yet.
@@ -171,7 +187,9 @@ impl Server {
         let prepared = async {
             let Credentials { pki, token } = credentials(&config, &paths, &host, &store).await?;
             let pki = Arc::new(pki);
-            let (certificate, client_ca, upstream) = bootstrap::front_tls(&config, &pki)?;
+            let shown = bootstrap::front_tls(&config, &pki, SystemTime::now())?;
+            let renewal = Renewal::new(&shown);
+            let FrontTls { certificate, client_ca, upstream } = shown;
             let (api_ready, ready) = watch::channel(false);
             let token = Arc::new(ServerToken::new(
                 paths.server(),
@@ -200,10 +218,10 @@ impl Server {
             let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
             let front_settings = Front { certificate, tls, client_ca, upstream, ready, routes, nodes, metrics };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
-            Ok((token, api_ready, core_sender, node_passwords, listeners))
+            Ok((token, api_ready, core_sender, node_passwords, renewal, listeners))
         };
         match prepared.await {
-            Ok((token, api_ready, core, node_passwords, listeners)) => {
+            Ok((token, api_ready, core, node_passwords, renewal, listeners)) => {
                 let server = Self {
                     config,
                     paths,
@@ -216,6 +234,7 @@ impl Server {
                     core,
                     node_passwords,
                     egress,
+                    renewal,
                 };
                 Ok(Some((server, listeners)))
             }
@@ -277,17 +296,12 @@ impl Server {
                     None => Ok(()),
                 }
             };
-            let controlling = Controllers {
-                config: &self.config,
-                paths: &self.paths,
-                host: &self.host,
-                supervisor: &self.supervisor,
-                core: &self.core,
-                node_passwords: &self.node_passwords,
-                egress: &self.egress,
-            }
-            .run(shutdown.clone());
-            tokio::try_join!(self.announce(notifier), on_node, controlling)?;
+            let renewing = async {
+                let (config, paths, host) = (&self.config, &self.paths, &self.host);
+                self.renewal.run(config, paths, host, &self.supervisor, shutdown.clone()).await;
+                Ok(())
+            };
+            tokio::try_join!(self.announce(notifier), on_node, self.control(shutdown), renewing)?;
             shutdown.cancelled().await;
             Ok(())
         };
@@ -295,6 +309,26 @@ impl Server {
             ended = work => ended,
             () = shutdown.cancelled() => Ok(()),
             stopped = self.store.stopped() => Err(stopped),
+        }
+    }
+
+    /// Runs the controllers of this process, anew whenever the certificate that they show the API is.
+    async fn control(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let mut renewed = self.renewal.renewed();
+        loop {
+            let controllers = Controllers {
+                config: &self.config,
+                paths: &self.paths,
+                host: &self.host,
+                supervisor: &self.supervisor,
+                core: &self.core,
+                node_passwords: &self.node_passwords,
+                egress: &self.egress,
+            };
+            tokio::select! {
+                ended = controllers.run(shutdown.clone()) => return ended,
+                Ok(()) = renewed.changed() => info!("The controllers show the API their new certificate."),
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Two servers on one datastore: one cluster, which lives on when one of them dies.
+//! Two servers on one datastore: one cluster, one token, which lives on when one of them dies.
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
@@ -23,6 +23,11 @@ fn wait_for_endpoints(server: &Node, published: &[&Node]) {
         &format!("test \"$({listed} | tr ' ' '\\n' | sort | tr '\\n' ' ')\" = '{} '", expected.join(" ")),
         PATIENCE,
     );
+}
+
+/// Asks `k3s` to end, and waits for it.
+fn stop(server: &Node) {
+    server.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
 }
 
 #[test]
@@ -67,9 +72,58 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
         store.fail("ls /var/lib/rancher/k3s/server/tls/server-ca.crt");
     });
     step("the API is published at both servers", || wait_for_endpoints(&two, &[&one, &two]));
+    step("a bootstrap token is made, listed and deleted", || {
+        let token = one.succeed("k3s token create --description=lab --ttl=1h");
+        let (hash, bare) = token.trim().split_once("::").expect("a token in full");
+        assert!(one.succeed("cat /var/lib/rancher/k3s/server/token").starts_with(hash));
+        let id = &bare[..6];
+        let secret =
+            format!("-n kube-system get secret bootstrap-token-{id} -o jsonpath='{{.type}} {{.data.description}}'");
+        assert_eq!(two.kubectl(&secret), "bootstrap.kubernetes.io/token bGFi");
+        let listed = two.succeed("k3s token list");
+        assert!(listed.contains(id) && !listed.contains(&bare[7..]), "{listed}");
+        one.succeed(&format!("k3s token delete {bare}"));
+        let missing = one.fail(&format!("k3s token delete {id}"));
+        assert!(missing.contains("there is no bootstrap token"), "{missing}");
+    });
+    step("the token is exchanged, and a server that ends in peace is gone at once", || {
+        one.succeed("k3s token rotate --new-token=n3w");
+        one.succeed("grep -q '::server:n3w$' /var/lib/rancher/k3s/server/token");
+        let again = one.fail("k3s token rotate --new-token=n3w");
+        assert!(again.contains("the new token is the one in use"), "{again}");
+        stop(&two);
+        wait_for_endpoints(&one, &[&one]);
+    });
+    step("the other server starts with the new token only", || {
+        let refused = two.fail(&format!("timeout 60 k3s server {flags}"));
+        assert!(refused.contains("encrypted with different token"), "{refused}");
+        two.start_k3s(&format!("{} --token=n3w", on(&store)));
+        wait_for_endpoints(&one, &[&one, &two]);
+        assert_eq!(
+            two.succeed("cat /var/lib/rancher/k3s/server/cred/passwd"),
+            one.succeed("cat /var/lib/rancher/k3s/server/cred/passwd")
+        );
+    });
+    step("a node's password is forgotten", || {
+        let secret = "k3s kubectl -n kube-system get secret two.node-password.k3s";
+        one.wait_until_succeeds(secret, PATIENCE);
+        one.succeed("k3s node forget two");
+        one.fail(secret);
+        assert!(one.fail("k3s node forget nobody").contains("no password of a node nobody is stored"));
+    });
     step("when one dies, the other serves, and is published alone", || {
         one.crash();
         two.kubectl("create configmap written-alone");
         wait_for_endpoints(&two, &[&two]);
+    });
+    step("a clock behind the last known time is waited for", || {
+        stop(&two);
+        two.succeed("touch -d '3 days' /var/lib/rancher/k3s/clock");
+        two.start_k3s(&format!("{} --token=n3w", on(&store)));
+        two.wait_until_succeeds(
+            "k3s status | grep 'waiting for clock (time synchronisation: the clock is 2 days behind'",
+            PATIENCE,
+        );
+        stop(&two);
     });
 }

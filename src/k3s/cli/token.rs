@@ -1,12 +1,14 @@
 //! `k3s token`: the bootstrap tokens that nodes may join with for a while, and the server's own token.
 
-use std::{collections::BTreeSet, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
+use k3s_config::agent::ServerUrl;
 use k3s_identity::{
     BootstrapGroup, BootstrapToken, BootstrapTokenSecret, DEFAULT_GROUP, NoBootstrapToken, SECRET_TYPE, Token, Usage,
 };
+use k3s_server::request_rotation;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, ResourceExt as _,
@@ -17,7 +19,7 @@ use super::{
     Failure,
     administrator::Administrator,
     duration,
-    failure::{CANNOT_CREATE, NO_INPUT, SOFTWARE},
+    failure::{CANNOT_CREATE, NO_INPUT, SOFTWARE, UNAVAILABLE, USAGE},
     output::{self, print_json},
     runtime,
 };
@@ -47,6 +49,30 @@ pub(super) enum Verb {
         #[arg(short, long, value_enum, default_value_t = Format::Text)]
         output: Format,
     },
+    /// Exchange the token that servers and agents join with for another one
+    ///
+    /// To be run on a server. The other servers have to be started again with the new token; agents that have joined need none. Keep the
+    /// old token for as long as you keep snapshots that were taken under it: only it opens them.
+    Rotate(Rotate),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rotate {
+    /// Where the server keeps its state
+    #[arg(short, long, env = "K3S_DATA_DIR", value_name = "DIR", default_value = "/var/lib/rancher/k3s")]
+    data_dir: PathBuf,
+    /// The server to ask
+    #[arg(short, long, env = "K3S_URL", value_name = "URL", default_value = "https://127.0.0.1:6443")]
+    server: ServerUrl,
+    /// The token in use; the one in the server's own files if not given
+    #[arg(short, long, env = "K3S_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// The token to be; a random one if not given
+    #[arg(long, value_name = "TOKEN")]
+    new_token: Option<String>,
+    /// Taken as k3s takes it; no kubeconfig is needed
+    #[arg(long, value_name = "FILE", hide = true)]
+    kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -82,8 +108,21 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Delete { administrator, tokens } => runtime::run(delete(&administrator, &tokens))?,
         Verb::Generate => println!("{}", random()?),
         Verb::List { administrator, output } => runtime::run(list(&administrator, output))?,
+        Verb::Rotate(rotate) => runtime::run(rotate.run())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Rotate {
+    async fn run(self) -> Result<(), Failure> {
+        let dir = self.data_dir.join("server");
+        let asked = request_rotation(&dir, &self.server, self.token.as_deref(), self.new_token.as_deref()).await;
+        asked.map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
+        println!("The token is exchanged; the new one is in {}.", dir.join("token").display());
+        println!("Start the other servers again with it, and correct --token where it is configured.");
+        println!("Keep the old one for the snapshots that were taken under it.");
+        Ok(())
+    }
 }
 
 impl Create {
@@ -219,9 +258,8 @@ fn end(now: Timestamp, ttl: Duration) -> Result<Option<Timestamp>, Failure> {
     if ttl.is_zero() {
         return Ok(None);
     }
-    let end = now
-        .checked_add(ttl)
-        .map_err(|_| Failure::new(super::failure::USAGE, "--ttl is longer than time is known; use 0 for ever"))?;
+    let end =
+        now.checked_add(ttl).map_err(|_| Failure::new(USAGE, "--ttl is longer than time is known; use 0 for ever"))?;
     Ok(Some(end))
 }
 

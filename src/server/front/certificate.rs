@@ -54,6 +54,11 @@ impl CurrentCertificate {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certificate);
     }
 
+    /// Shows what the other one shows, from the next handshake on.
+    pub fn take_over(&self, other: &Self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = other.current();
+    }
+
     fn current(&self) -> Arc<CertifiedKey> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
