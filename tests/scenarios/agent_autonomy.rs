@@ -63,7 +63,8 @@ fn a_node_works_on_without_its_server() {
         agent.wait_until_succeeds(serves, PATIENCE);
         agent.wait_for_status("no server can be reached");
     });
-    step("the server is back: everything reconciles", || {
+    step("the server is back: everything reconciles, and nothing is restarted for it", || {
+        let alone = agent.components();
         server.start();
         server.start_k3s("");
         agent.wait_for_components(|running| running.contains_key("kube-proxy"));
@@ -72,5 +73,7 @@ fn a_node_works_on_without_its_server() {
         server.kubectl("wait --for=condition=Ready pod/worker --timeout=120s");
         server.wait_until_succeeds("k3s kubectl -n kube-system get pod beacon-agent | grep -q Running", PATIENCE);
         agent.wait_until_succeeds("! k3s status | grep -q 'no server can be reached'", PATIENCE);
+        let together = agent.components();
+        assert!(alone.iter().all(|(name, process)| together[name] == *process), "{alone:?} {together:?}");
     });
 }
