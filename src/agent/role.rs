@@ -61,7 +61,7 @@ pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationTo
     let live = async {
         let clock = LastKnownTime::new(agent.paths.data());
         let ended = match clock.wait(&agent.supervisor, &shutdown).await {
-            Ok(true) => clock.keep_during(agent.work(&notifier, &shutdown)).await,
+            Ok(true) => clock.keep_during(Box::pin(agent.work(&notifier, &shutdown))).await,
             Ok(false) => Ok(()),
             Err(error) => Err(error.into()),
         };

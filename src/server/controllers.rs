@@ -78,14 +78,14 @@ impl Controllers<'_> {
             }
         };
         tokio::join!(
-            endpoint,
-            tunnels,
-            nodes.run(client.clone(), shutdown.clone()),
-            hosts,
-            node_passwords.check_deferred(shutdown.clone()),
-            run_node_password_owners(client.clone(), shutdown.clone()),
-            egress,
-            addons.run(client.clone(), shutdown.clone()),
+            Box::pin(endpoint),
+            Box::pin(tunnels),
+            Box::pin(nodes.run(client.clone(), shutdown.clone())),
+            Box::pin(hosts),
+            Box::pin(node_passwords.check_deferred(shutdown.clone())),
+            Box::pin(run_node_password_owners(client.clone(), shutdown.clone())),
+            Box::pin(egress),
+            Box::pin(addons.run(client.clone(), shutdown.clone())),
         );
         Ok(())
     }

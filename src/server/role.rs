@@ -75,19 +75,21 @@ pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationT
     })
     .map_err(Error::Thread)?;
 
-    // What is waited for is told from the first moment to the last.
+    // What is waited for is told from the first moment to the last. The large futures of a server are boxed wherever they meet: in a build
+    // that is not optimised each of them takes its whole size on the stack of every other one that holds it.
     let told = CancellationToken::new();
     let live = async {
         let clock = LastKnownTime::new(&config.data_dir);
         let ended = match clock.wait(&supervisor, &shutdown).await {
             Ok(true) => {
                 let live = async {
-                    match Server::prepare(config, paths, package, &supervisor, front, &shutdown).await? {
-                        Some((server, listeners)) => server.live(listeners, &notifier, &shutdown).await,
+                    let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, front, &shutdown));
+                    match prepared.await? {
+                        Some((server, listeners)) => Box::pin(server.live(listeners, &notifier, &shutdown)).await,
                         None => Ok(()),
                     }
                 };
-                clock.keep_during(live).await
+                clock.keep_during(Box::pin(live)).await
             }
             Ok(false) => Ok(()),
             Err(error) => Err(error.into()),
@@ -250,14 +252,14 @@ impl Server {
     async fn live(self, listeners: Listeners, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
         let ends = Ends::default();
         let work = async {
-            let ended = self.work(notifier, shutdown).await;
+            let ended = Box::pin(self.work(notifier, shutdown)).await;
             if let Err(error) = &ended {
                 error!(%error, "The server cannot go on and stops.");
             }
             self.drain(notifier, &ends).await;
             ended
         };
-        let (ended, served) = tokio::join!(work, self.serve(listeners, &ends));
+        let (ended, served) = tokio::join!(work, Box::pin(self.serve(listeners, &ends)));
         let closed = self.store.close().await;
         ended.and(served).and(closed)
     }
@@ -287,7 +289,7 @@ impl Server {
             self.supervisor.gate("datastore")?.open();
             self.supervisor.start(self.control_plane()?)?;
             let node = match self.config.node.clone() {
-                Some(node) => Some(self.start_node(node).await?),
+                Some(node) => Some(Box::pin(self.start_node(node)).await?),
                 None => None,
             };
             let on_node = async {
@@ -301,7 +303,8 @@ impl Server {
                 self.renewal.run(config, paths, host, &self.supervisor, shutdown.clone()).await;
                 Ok(())
             };
-            tokio::try_join!(self.announce(notifier), on_node, self.control(shutdown), renewing)?;
+            let (on_node, controlling) = (Box::pin(on_node), Box::pin(self.control(shutdown)));
+            tokio::try_join!(self.announce(notifier), on_node, controlling, Box::pin(renewing))?;
             shutdown.cancelled().await;
             Ok(())
         };
@@ -326,7 +329,7 @@ impl Server {
                 egress: &self.egress,
             };
             tokio::select! {
-                ended = controllers.run(shutdown.clone()) => return ended,
+                ended = Box::pin(controllers.run(shutdown.clone())) => return ended,
                 Ok(()) = renewed.changed() => info!("The controllers show the API their new certificate."),
             }
         }
