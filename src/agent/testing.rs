@@ -64,6 +64,7 @@ impl TestServer {
                 service_ip: [10, 43, 0, 1].into(),
                 cluster_domain: "cluster.local".parse().unwrap(),
                 apiserver_port: 6444,
+                lifetime: k3s_pki::Lifetime::default(),
                 now,
             },
         )

@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     files::{self, PRIVATE, failed},
     key::{PrivateKey, PublicKey},
-    leaf::{CertificateFiles, LIFETIME as LEAF_LIFETIME, Profile},
+    leaf::{CertificateFiles, Lifetime, Profile},
     pem,
     tbs::{Role, Tbs, name},
 };
@@ -41,6 +41,8 @@ pub struct CertificateAuthority {
     chain: Vec<CertificateDer<'static>>,
     certificate: Certificate,
     key: PrivateKey,
+    /// How long what it signs lasts.
+    lifetime: Lifetime,
 }
 
 impl CertificateAuthority {
@@ -71,10 +73,20 @@ impl CertificateAuthority {
         if *key.public() != certificate.public_key {
             return Err(Error::KeyMismatch { certificate: files.certificate, key: files.key });
         }
-        Ok(Self { files, bundle: text, chain, certificate, key })
+        Ok(Self { files, bundle: text, chain, certificate, key, lifetime: Lifetime::default() })
     }
 
-    /// Signs a certificate of this profile, valid from the authority's own beginning until a year from now; PEM, the
+    /// The same, with this lifetime of what it signs.
+    pub fn with_lifetime(self, lifetime: Lifetime) -> Self {
+        Self { lifetime, ..self }
+    }
+
+    /// How long what it signs lasts.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
+    }
+
+    /// Signs a certificate of this profile, valid from the authority's own beginning until a lifetime from now; PEM, the
     /// authority's chain included.
     ///
     /// Beginning with the authority, it is valid even for those whose clock is behind.
@@ -84,7 +96,7 @@ impl CertificateAuthority {
             issuer: &self.certificate.subject,
             subject: &name(&profile.common_name, profile.organization.as_deref()),
             not_before: self.certificate.not_before,
-            not_after: whole_seconds(now.max(self.certificate.not_before) + LEAF_LIFETIME),
+            not_after: whole_seconds(now.max(self.certificate.not_before) + self.lifetime.duration()),
             public_key: key,
             role: Role::Leaf {
                 usage: profile.usage,

@@ -79,8 +79,8 @@ impl ServerPki {
             _ if regenerate => Reason::Requested,
             Err(_) => Reason::Missing,
             Ok(stored) => {
-                let authority = self.server_ca.certificate();
-                match renewal::decision(&stored.certificate, &profile, authority, stored.key.public(), now.into()) {
+                let key = stored.key.public();
+                match renewal::decision(&stored.certificate, &profile, &self.server_ca, key, now.into()) {
                     Decision::Keep => return Ok(stored),
                     Decision::Renew(reason) => reason,
                 }

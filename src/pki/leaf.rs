@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    num::NonZeroU16,
     path::{Path, PathBuf},
 };
 
@@ -18,8 +19,27 @@ use crate::{
     san::San,
 };
 
-/// How long an issued certificate lasts, as in k3s.
-pub(crate) const LIFETIME: Duration = Duration::days(365);
+/// How long issued certificates last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime(Duration);
+
+impl Default for Lifetime {
+    /// A year, as in k3s.
+    fn default() -> Self {
+        Self(Duration::days(365))
+    }
+}
+
+impl Lifetime {
+    /// So many days, at least one.
+    pub fn of_days(days: NonZeroU16) -> Self {
+        Self(Duration::days(days.get().into()))
+    }
+
+    pub(crate) fn duration(self) -> Duration {
+        self.0
+    }
+}
 
 /// What a certificate is to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +128,7 @@ impl CertificateFiles {
         let reason = match files::read(&self.certificate)?.map(|pem| Certificate::first_of(&pem)) {
             None => Reason::Missing,
             Some(Err(unreadable)) => Reason::Unreadable(unreadable),
-            Some(Ok(found)) => match renewal::decision(&found, profile, authority.certificate(), key.public(), now) {
+            Some(Ok(found)) => match renewal::decision(&found, profile, authority, key.public(), now) {
                 Decision::Keep => return Ok(()),
                 Decision::Renew(reason) => reason,
             },

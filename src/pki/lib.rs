@@ -37,7 +37,7 @@ pub use error::Error;
 pub use front::FrontCertificate;
 pub use key::{PrivateKey, PublicKey, RequestError};
 pub use kubeconfig::{ComponentKubeconfig, UserKubeconfig};
-pub use leaf::{CertificateFiles, Profile, Usage};
+pub use leaf::{CertificateFiles, Lifetime, Profile, Usage};
 pub use node::NodeCertificate;
 pub use san::{HostName, InvalidHostName, InvalidSan, San};
 pub use server::{Kubeconfigs, ServerPki, ServerRequest};

@@ -8,14 +8,20 @@ use std::{collections::BTreeSet, fmt};
 use time::{Duration, OffsetDateTime};
 
 use crate::{
+    authority::CertificateAuthority,
     certificate::{Certificate, Unreadable},
     key::PublicKey,
-    leaf::Profile,
+    leaf::{Lifetime, Profile},
     san::San,
 };
 
-/// With this much left or less, a certificate is issued again: a device that is switched on once a quarter stays valid.
+/// With this much left or less, a certificate of a year is issued again: a device that is switched on once a quarter stays valid.
 pub const RENEW_BEFORE: Duration = Duration::days(120);
+
+/// A shorter one is issued again with a third of its life left.
+pub fn renew_before(lifetime: Lifetime) -> Duration {
+    RENEW_BEFORE.min(lifetime.duration() / 3)
+}
 
 /// What to do with a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,13 +59,24 @@ pub enum Reason {
 pub fn decision(
     found: &Certificate,
     wanted: &Profile,
+    authority: &CertificateAuthority,
+    key: &PublicKey,
+    now: OffsetDateTime,
+) -> Decision {
+    decide(found, wanted, authority.certificate(), renew_before(authority.lifetime()), key, now)
+}
+
+fn decide(
+    found: &Certificate,
+    wanted: &Profile,
     authority: &Certificate,
+    renew_before: Duration,
     key: &PublicKey,
     now: OffsetDateTime,
 ) -> Decision {
     let wanted_organizations: BTreeSet<&str> = wanted.organization.iter().map(String::as_str).collect();
     let renew = Decision::Renew;
-    if found.not_after - now <= RENEW_BEFORE {
+    if found.not_after - now <= renew_before {
         renew(Reason::Expiring(found.not_after))
     } else if found.not_before > now && authority.not_before <= now {
         renew(Reason::NotYetValid(found.not_before))
@@ -193,7 +210,7 @@ mod tests {
         ];
         for (case, found, expected) in table {
             assert_eq!(
-                decision(&found, &wanted(), &authority(), &PublicKey::from_spki(b"leaf"), NOW),
+                decide(&found, &wanted(), &authority(), RENEW_BEFORE, &PublicKey::from_spki(b"leaf"), NOW),
                 expected,
                 "{case}"
             );
@@ -201,9 +218,17 @@ mod tests {
     }
 
     #[test]
+    fn a_short_life_has_its_third_left() {
+        let days = |days: u16| renew_before(Lifetime::of_days(days.try_into().unwrap()));
+        assert_eq!((days(30), days(365)), (Duration::days(10), RENEW_BEFORE));
+        assert_eq!(renew_before(Lifetime::default()), RENEW_BEFORE);
+    }
+
+    #[test]
     fn a_clock_behind_the_authority_renews_nothing() {
         let before_both = NOW - Duration::days(60);
-        let decision = decision(&found(), &wanted(), &authority(), &PublicKey::from_spki(b"leaf"), before_both);
+        let key = PublicKey::from_spki(b"leaf");
+        let decision = decide(&found(), &wanted(), &authority(), RENEW_BEFORE, &key, before_both);
         assert_eq!(decision, Decision::Keep, "a renewed certificate would not be valid either");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     files::{self, PRIVATE},
     key::PrivateKey,
     kubeconfig::ComponentKubeconfig,
-    leaf::{CertificateFiles, Profile},
+    leaf::{CertificateFiles, Lifetime, Profile},
     node::NodeCertificate,
     san::{self, HostName, San},
 };
@@ -36,6 +36,8 @@ pub struct ServerRequest {
     pub cluster_domain: HostName,
     /// kube-apiserver's own port on loopback.
     pub apiserver_port: u16,
+    /// How long certificates last that are issued from now on.
+    pub lifetime: Lifetime,
     /// The time now.
     pub now: SystemTime,
 }
@@ -140,7 +142,10 @@ impl ServerPki {
         }
 
         let now = request.now;
-        let authority = |dir, stem, prefix| CertificateAuthority::ensure(CertificateFiles::at(dir, stem), prefix, now);
+        let authority = |dir, stem, prefix| {
+            let authority = CertificateAuthority::ensure(CertificateFiles::at(dir, stem), prefix, now)?;
+            Ok::<_, Error>(authority.with_lifetime(request.lifetime))
+        };
         adopt_legacy(&CertificateFiles::at(&tls, "token-ca"), &CertificateFiles::at(&tls, "server-ca"))?;
         let client_ca = authority(&tls, "client-ca", "k3s-client")?;
         let server_ca = authority(&tls, "server-ca", "k3s-server")?;
@@ -347,6 +352,7 @@ pub(crate) mod tests {
             service_ip: [10, 43, 0, 1].into(),
             cluster_domain: "cluster.local".parse().unwrap(),
             apiserver_port: 6444,
+            lifetime: Lifetime::default(),
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         }
     }

@@ -13,12 +13,13 @@ use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
 use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{
-    AgentPki, AgentRequest, ClientCa, FrontCertificate, HostName, San, ServerPki, ServerRequest, UserKubeconfig,
+    AgentPki, AgentRequest, ClientCa, FrontCertificate, HostName, Lifetime, San, ServerPki, ServerRequest,
+    UserKubeconfig,
 };
 use nix::{sys::statvfs::statvfs, unistd::gethostname};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     Error,
@@ -31,6 +32,9 @@ use crate::{
 
 /// Where kubectl and people look for the administrator's kubeconfig.
 const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
+
+/// k3s' variable for how long certificates last.
+const LIFETIME: &str = "CATTLE_NEW_SIGNED_CERT_EXPIRATION_DAYS";
 
 /// Bytes that have to be free for a start: certificates, and the datastore's reserve twice.
 const NEEDED: u64 = 64 << 20;
@@ -181,6 +185,7 @@ pub(crate) fn certificates(
             service_ip: config.network.kubernetes_service_ip(),
             cluster_domain: name(&config.network.cluster_domain)?,
             apiserver_port: config.apiserver_port(),
+            lifetime: lifetime(),
             now,
         },
     )?;
@@ -263,6 +268,15 @@ pub(crate) fn front_tls(config: &ServerConfig, pki: &ServerPki, now: SystemTime)
         .map_err(|error| unusable(&pki.server_ca.files().certificate, error.to_string()))?;
     let certificate = Arc::new(CurrentCertificate::new(certificate));
     Ok(FrontTls { certificate, client_ca: Arc::new(client_ca), upstream })
+}
+
+/// As k3s' variable says, in days; a year without it.
+fn lifetime() -> Lifetime {
+    let Ok(text) = std::env::var(LIFETIME) else { return Lifetime::default() };
+    text.parse().map(Lifetime::of_days).unwrap_or_else(|_| {
+        warn!("{LIFETIME} is not a number of days from 1 to 65535 and is not heeded: certificates last a year.");
+        Lifetime::default()
+    })
 }
 
 fn name(text: &str) -> Result<HostName, Error> {

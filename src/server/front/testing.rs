@@ -25,7 +25,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use k3s_datastore::{Datastore, Options};
 use k3s_identity::{Password, TokenFiles};
-use k3s_pki::{ClientCa, ServerPki, ServerRequest};
+use k3s_pki::{ClientCa, Lifetime, ServerPki, ServerRequest};
 use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
@@ -423,6 +423,7 @@ fn server_request() -> ServerRequest {
         service_ip: [10, 43, 0, 1].into(),
         cluster_domain: "cluster.local".parse().unwrap(),
         apiserver_port: 6444,
+        lifetime: Lifetime::default(),
         now: SystemTime::now(),
     }
 }
