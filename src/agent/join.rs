@@ -16,6 +16,7 @@ use k3s_config::agent::ServerUrl;
 use k3s_files::{self as files, FileError, PRIVATE};
 use k3s_identity::{CaHash, Password, Token};
 use k3s_pki::{AgentPki, Certificate, CertificateFiles, PrivateKey};
+use tokio::sync::watch;
 use tracing::info;
 
 use crate::{
@@ -39,8 +40,8 @@ pub(crate) struct Applicant {
     pub(crate) name: String,
     /// What keeps others from taking its name.
     pub(crate) password: Password,
-    /// Its own addresses.
-    pub(crate) ips: Vec<IpAddr>,
+    /// Its own addresses, as they are at the time.
+    pub(crate) ips: watch::Receiver<Vec<IpAddr>>,
     /// Where the outside reaches it.
     pub(crate) external_ips: Vec<IpAddr>,
     /// `<data>/agent`.
@@ -216,12 +217,13 @@ impl Applicant {
     }
 
     async fn certificates(&self, api: &ServerApi, pki: &AgentPki) -> Result<Vec<Issued>, JoinError> {
-        let all: Vec<IpAddr> = self.ips.iter().chain(&self.external_ips).copied().collect();
+        let ips = self.ips.borrow().clone();
+        let all: Vec<IpAddr> = ips.iter().chain(&self.external_ips).copied().collect();
         let headers = |ips: &[IpAddr]| node_headers(&self.name, self.password.expose(), ips);
         let mut issued = Vec::new();
         for (asked, place, headers) in [
             (Asked::ServingKubelet, &pki.serving_kubelet, headers(&all)?),
-            (Asked::ClientKubelet, &pki.client_kubelet, headers(&self.ips)?),
+            (Asked::ClientKubelet, &pki.client_kubelet, headers(&ips)?),
             (Asked::ClientKubeProxy, &pki.client_kube_proxy, HeaderMap::new()),
             (Asked::ClientK3sController, &pki.client_k3s_controller, HeaderMap::new()),
         ] {

@@ -7,9 +7,12 @@
 //!   └─ there is a memory ─▶ remembered ────────┘  └──────────────── joins again ────────────┘
 //!                            a server answers
 //! ```
+//!
+//! A node that moves to another address goes by it at once, and joins again for a certificate with it.
 
 use std::{
     fs,
+    net::IpAddr,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -49,6 +52,8 @@ pub(crate) struct Known {
     pub(crate) authority: Bytes,
     /// The node's own certificate, for which that holds too.
     pub(crate) certificate: Bytes,
+    /// The node's own addresses, the primary first.
+    pub(crate) ips: Vec<IpAddr>,
 }
 
 /// What is known of the cluster, and who is asked for more.
@@ -85,21 +90,41 @@ impl Membership {
             None => self.accept(self.until_joined(gate, false).await?)?,
         }
         gate.open();
+        let mut pause = Duration::ZERO;
         loop {
-            self.until_due().await;
-            info!("This node's certificates are renewed.");
-            match self.applicant.join().await {
-                Ok(joined) => {
-                    supervisor.clear("renewal");
-                    self.accept(joined)?;
-                }
-                Err(error) => {
-                    let why = chain(&error);
-                    warn!(error = why, "This node's certificates could not be renewed; trying again.");
-                    supervisor.warn("renewal", format!("This node's certificates could not be renewed: {why}."));
+            let due = async {
+                sleep(pause).await;
+                self.until_due().await;
+            };
+            let moved = tokio::select! {
+                () = due => None,
+                config = self.moved() => Some(config),
+            };
+            match moved {
+                None => self.renew(supervisor).await?,
+                Some(config) => {
+                    info!("This node has moved to another address.");
+                    self.know(config)?;
+                    self.accept(self.until_joined(gate, true).await?)?;
                 }
             }
-            sleep(RENEWAL_PAUSE).await;
+            pause = RENEWAL_PAUSE;
+        }
+    }
+
+    async fn renew(&self, supervisor: &Supervisor) -> Result<(), JoinError> {
+        info!("This node's certificates are renewed.");
+        match self.applicant.join().await {
+            Ok(joined) => {
+                supervisor.clear("renewal");
+                self.accept(joined)
+            }
+            Err(error) => {
+                let why = chain(&error);
+                warn!(error = why, "This node's certificates could not be renewed; trying again.");
+                supervisor.warn("renewal", format!("This node's certificates could not be renewed: {why}."));
+                Ok(())
+            }
         }
     }
 
@@ -148,13 +173,31 @@ impl Membership {
         let read = |path| files::read(path).map(|content| Bytes::from(content.unwrap_or_default()));
         let authority = read(&pki.server_ca)?;
         let certificate = read(&pki.client_kubelet.certificate)?;
-        let known = Some(Known { config, authority, certificate });
+        let ips = self.applicant.ips.borrow().clone();
+        let known = Some(Known { config, authority, certificate, ips });
         self.known.send_if_modified(|old| {
             let differs = *old != known;
             *old = known;
             differs
         });
         Ok(())
+    }
+
+    /// Waits until the node's addresses are others than it goes by, and returns what it knows of the cluster.
+    async fn moved(&self) -> ClusterConfig {
+        let mut ips = self.applicant.ips.clone();
+        let going_by_others = |now: &[IpAddr]| {
+            self.known.borrow().as_ref().filter(|known| known.ips != now).map(|known| known.config.clone())
+        };
+        loop {
+            if let Some(config) = going_by_others(&ips.borrow_and_update()) {
+                return config;
+            }
+            if ips.changed().await.is_err() {
+                // Nobody follows the addresses.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Waits until one of this node's certificates has lived two thirds of its life.
@@ -227,6 +270,24 @@ mod tests {
         let membership = Membership::new(server.applicant(Some(server.token())));
         hold(&server, &membership, async |supervisor| supervisor.ready("server").await.unwrap()).await;
         assert!(membership.api().borrow().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_moves_goes_by_its_new_address_and_joins_again() {
+        let server = TestServer::start().await;
+        let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
+        let applicant = Applicant { ips: ips.subscribe(), ..server.applicant(Some(server.token())) };
+        let membership = Membership::new(applicant);
+        hold(&server, &membership, async |_| {
+            let before = membership.known().borrow().clone().unwrap();
+            let moved = vec![IpAddr::from([192, 0, 2, 8])];
+            ips.send_replace(moved.clone());
+            let joined_again = |now: &Option<Known>| {
+                now.as_ref().is_some_and(|now| now.ips == moved && now.certificate != before.certificate)
+            };
+            membership.known().wait_for(joined_again).await.unwrap();
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use k3s_components::{Node, Paths, ProxyMode};
 use k3s_config::network::Overlay;
-use k3s_network::{CniConfig, Underlay};
+use k3s_network::{AddressChanges, CniConfig, Underlay};
+use tokio::sync::watch;
 
 use crate::Error;
 
@@ -32,6 +33,30 @@ pub async fn own_addresses(given: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
     }
     let underlay = Underlay::of_default_route(k3s_network::Family::V4).await?;
     Ok(vec![underlay.address])
+}
+
+/// Keeps `addresses` those to be known by, where the user named none. While no default route tells them, they stay.
+pub(crate) async fn follow_own_addresses(
+    given: &[IpAddr],
+    addresses: &watch::Sender<Vec<IpAddr>>,
+) -> Result<(), Error> {
+    if !given.is_empty() {
+        return Ok(());
+    }
+    let mut changes = AddressChanges::listen()?;
+    loop {
+        if changes.next().await.is_err() {
+            changes = AddressChanges::listen()?;
+        }
+        if let Ok(found) = own_addresses(given).await {
+            addresses.send_if_modified(|known| {
+                *known != found && {
+                    *known = found;
+                    true
+                }
+            });
+        }
+    }
 }
 
 /// Which of the host's packet filters our rules go to: kube-proxy's.

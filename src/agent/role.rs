@@ -1,7 +1,7 @@
 //! The life of an agent, from the checked configuration to the last child's end.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -81,7 +81,8 @@ struct Agent {
     config: AgentConfig,
     paths: Paths,
     package: Package,
-    ips: Vec<std::net::IpAddr>,
+    /// The node's own addresses; what is gone by is in the membership.
+    ips: watch::Sender<Vec<IpAddr>>,
     balancer: Balancer,
     membership: Membership,
     supervisor: Supervisor,
@@ -100,7 +101,7 @@ impl Agent {
         let balancer_listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
         let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
 
-        let ips = network::own_addresses(&config.node.ips).await?;
+        let ips = watch::Sender::new(network::own_addresses(&config.node.ips).await?);
         let (name, password) = identity::of(&config.node, &paths)?;
         config.node.name.clone_from(&name);
         let balancer = Balancer::new(BalancerOptions {
@@ -115,7 +116,7 @@ impl Agent {
             token: identity::token(&config)?,
             name,
             password,
-            ips: ips.clone(),
+            ips: ips.subscribe(),
             external_ips: config.node.external_ips.clone(),
             dir: paths.agent(),
             apiserver: format!("https://{address}"),
@@ -156,7 +157,8 @@ impl Agent {
             };
             tokio::try_join!(self.run_node(node, known, shutdown), beside)
         };
-        let work = async { tokio::try_join!(member, node).map(drop) };
+        let addresses = network::follow_own_addresses(&self.config.node.ips, &self.ips);
+        let work = async { tokio::try_join!(member, node, addresses).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 
@@ -195,7 +197,7 @@ impl Agent {
                 let known = next(&mut changes).await;
                 let reachable = Reachable {
                     name: self.config.node.name.clone(),
-                    ips: self.ips.clone(),
+                    ips: known.ips.clone(),
                     pod_cidrs: known.config.network.cluster_cidrs.clone(),
                     egress: known.config.egress,
                     paths: self.paths.clone(),
@@ -243,7 +245,7 @@ impl Agent {
         Request {
             config: self.config.node.clone(),
             network: known.config.network.clone(),
-            ips: self.ips.clone(),
+            ips: known.ips.clone(),
             paths: self.paths.clone(),
             components: self.package.components.clone(),
             packaged_images: self.package.images.clone(),

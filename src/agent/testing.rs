@@ -98,7 +98,7 @@ impl TestServer {
             token,
             name: "edge-1".into(),
             password: Password::new("s3cret"),
-            ips: vec![[192, 0, 2, 7].into()],
+            ips: tokio::sync::watch::Sender::new(vec![[192, 0, 2, 7].into()]).subscribe(),
             external_ips: vec![[198, 51, 100, 7].into()],
             dir: self.disk.path().join("agent"),
             apiserver: "https://127.0.0.1:6444".into(),

@@ -1,4 +1,4 @@
-//! What a node needs from its host's network: settings, its own address, the overlay device, CNI configuration and NAT for pods.
+//! What a node needs from its host's network: settings, its own addresses, the overlay, CNI configuration and NAT for pods.
 //!
 //! Everything here is idempotent: a start after a crash, an upgrade or a takeover finds what is right and leaves it alone, so that
 //! running pods notice nothing. What is ours is named, and each part that outlives the process can be removed again.

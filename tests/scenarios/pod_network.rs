@@ -110,7 +110,10 @@ fn pods_on_different_nodes_are_one_network() {
             two.wait_until_succeeds(&format!("curl -sSf --max-time 5 http://{pod}:8080/"), PATIENCE).trim(),
             "one"
         );
-        one.wait_until_succeeds(&format!("k3s status | grep -q 'address is now {address}'"), PATIENCE);
+        let internal = "-o jsonpath='{.status.addresses[?(@.type==\"InternalIP\")].address}'";
+        server.wait_until_succeeds(&format!("k3s kubectl get node one {internal} | grep -qx {address}"), PATIENCE);
+        let name = server.kubectl("get pod -l app=web --field-selector spec.nodeName=one -o name");
+        server.wait_until_succeeds(&format!("k3s kubectl exec {} -- true", name.trim()), PATIENCE);
     });
     step("a node that is taken away leaves nothing on the others", || {
         let range = server.kubectl("get node two -o jsonpath={.spec.podCIDR}");
