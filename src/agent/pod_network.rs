@@ -119,12 +119,13 @@ impl PodNetwork<'_> {
             Err(error) => format!("The pod network is not complete: {}.", chain(error)),
         };
         match &progress {
-            _ if sentence == self.told => {}
-            _ if sentence.is_empty() => supervisor.clear(KEY),
+            _ if sentence.is_empty() || sentence == self.told => {}
             Ok(Progress::Waits(_)) => info!("{sentence}"),
             _ => warn!("{sentence}"),
         }
-        if !sentence.is_empty() {
+        if sentence.is_empty() {
+            supervisor.clear(KEY);
+        } else {
             supervisor.warn(KEY, sentence.as_str());
         }
         self.told = sentence;
