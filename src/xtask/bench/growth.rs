@@ -1,10 +1,11 @@
 //! `cargo xtask bench growth`: what a store costs when it holds much, at a tenth, a third and all of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cluster_tests::{Network, Node};
 
+use super::api::pass;
 use super::contender::stop;
 use super::load::{self, Load};
 use super::markdown::{Table, figure};
@@ -36,6 +37,11 @@ pub(crate) struct Args {
     #[arg(long)]
     no_build: bool,
 }
+
+/// Data that has not shrunk for so long does not.
+const STEADY: Duration = Duration::from_secs(20);
+/// How often its size is looked at.
+const POLL: Duration = Duration::from_secs(1);
 
 /// The rows that one size fills.
 type Rows = Vec<(&'static str, String)>;
@@ -90,8 +96,9 @@ fn measure(store: Store, node: &Node, keys: u32, revisions: u32, value_bytes: u3
     lists(&mut load, &mut rows, "list 500 after it, ms: p50 / p99", &format!("list --operations {PAGES}"))?;
     memory(store, node, &mut rows, "memory (PSS) after it, MiB: all / anonymous")?;
     drop(load);
+    tell(&mut rows, "free space given back, s", shrunk(node)?);
+    tell(&mut rows, "size on disk then, MB", size(node)?);
     stop(node, &job);
-    tell(&mut rows, "size on disk after it, MB", size(node)?);
     Ok(rows)
 }
 
@@ -106,6 +113,20 @@ fn memory(store: Store, node: &Node, rows: &mut Rows, title: &'static str) -> Re
     let usage = Processes::below(&node.path("/proc"))?.of(store.name(), &Processes::default())?;
     pair(rows, title, [usage.memory, usage.anonymous]);
     Ok(())
+}
+
+/// The seconds until the data takes no less space any more.
+fn shrunk(node: &Node) -> Result<f64> {
+    let started = Instant::now();
+    let (mut smallest, mut last) = (size(node)?, Duration::ZERO);
+    while started.elapsed() < last + STEADY {
+        pass(POLL);
+        let now = size(node)?;
+        if now < smallest {
+            (smallest, last) = (now, started.elapsed());
+        }
+    }
+    Ok(last.as_secs_f64())
 }
 
 /// Of the data, in MB.
