@@ -346,8 +346,11 @@ impl<'a> Input<'a> {
     }
 }
 
+/// In memory: nobody cuts the power here, and flushes to a disk would be most of the time.
 fn directory() -> TempDir {
-    tempfile::tempdir().expect("there is a directory for temporary files")
+    let memory = Path::new("/dev/shm");
+    let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    directory.expect("there is a directory for temporary files")
 }
 
 /// Runs to the end, which has to come soon.
