@@ -11,6 +11,7 @@ mod connect;
 mod connection;
 mod connector;
 mod gateway;
+mod gather;
 mod headers;
 mod listener;
 mod metrics;
