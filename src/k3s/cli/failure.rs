@@ -14,6 +14,8 @@ pub(crate) const SOFTWARE: u8 = 70;
 pub(crate) const OS_ERROR: u8 = 71;
 /// What should be made is there already.
 pub(crate) const CANNOT_CREATE: u8 = 73;
+/// Reading or writing failed.
+pub(crate) const IO_ERROR: u8 = 74;
 /// A configuration file does not say what it has to.
 pub(crate) const CONFIGURATION: u8 = 78;
 

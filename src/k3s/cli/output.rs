@@ -1,9 +1,17 @@
 //! How a verb shows what it found: as text for a person, or as JSON for a program.
 
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{Failure, failure::SOFTWARE};
+use super::{
+    Failure,
+    failure::{IO_ERROR, SOFTWARE},
+};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum Format {
@@ -15,8 +23,17 @@ pub(super) enum Format {
 pub(super) fn print_json(what: &str, value: &impl Serialize) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(SOFTWARE, format!("{what} cannot be written: {error}")))?;
-    println!("{json}");
-    Ok(())
+    show(format_args!("{json}\n"))
+}
+
+/// Prints what was asked for. Whoever reads it may have read enough: that is no failure.
+pub(super) fn show(text: impl Display) -> Result<(), Failure> {
+    match write!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(IO_ERROR, format!("the output cannot be written: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Lines of cells, each column as wide as its widest.

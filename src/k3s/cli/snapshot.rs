@@ -13,7 +13,7 @@ use k3s_server::snapshots;
 use super::{
     Failure,
     environment::{environment, refused},
-    output::{self, Format, print_json},
+    output::{self, Format, print_json, show},
     runtime,
 };
 use crate::version;
@@ -141,7 +141,7 @@ pub(super) fn restore(config: &ServerConfig, file: &Path) -> Result<ExitCode, Fa
 fn list(config: &ServerConfig, format: Format) -> Result<ExitCode, Failure> {
     let listed = snapshots::folder(config).list().map_err(|error| failed(error.into()))?;
     match format {
-        Format::Text => print!("{}", table(&listed)),
+        Format::Text => show(table(&listed))?,
         Format::Json => {
             let rows: Vec<_> = listed.iter().map(row).collect();
             print_json("the list", &rows)?;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use super::{
     Failure,
     failure::UNAVAILABLE,
-    output::{Format, print_json},
+    output::{Format, print_json, show},
     runtime,
 };
 
@@ -24,7 +24,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
         k3s_supervise::status::fetch(&options.socket).await.map_err(|error| Failure::from_error(UNAVAILABLE, &error))
     })?;
     match options.output {
-        Format::Text => print!("{status}"),
+        Format::Text => show(status)?,
         Format::Json => print_json("the status", &status)?,
     }
     Ok(ExitCode::SUCCESS)

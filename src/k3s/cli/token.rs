@@ -20,7 +20,7 @@ use super::{
     administrator::Administrator,
     duration,
     failure::{CANNOT_CREATE, NO_INPUT, SOFTWARE, UNAVAILABLE, USAGE},
-    output::{self, print_json},
+    output::{self, print_json, show},
     runtime,
 };
 
@@ -180,7 +180,7 @@ async fn list(administrator: &Administrator, format: Format) -> Result<(), Failu
         }
     }
     match format {
-        Format::Text => print!("{}", table(&tokens, Timestamp::now())),
+        Format::Text => show(table(&tokens, Timestamp::now()))?,
         // JSON is YAML too.
         Format::Json | Format::Yaml => print_json("the list", &tokens.iter().map(in_full).collect::<Vec<_>>())?,
     }
