@@ -11,8 +11,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
-use super::gather::Gathered;
-
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -40,11 +38,6 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
 /// A peer's body, as it comes in.
 pub(super) fn streamed(incoming: Incoming) -> Body {
     incoming.map_err(BodyError::from).boxed_unsync()
-}
-
-/// kube-apiserver's answer, as it comes in, in larger pieces where it is there already.
-pub(super) fn gathered(incoming: Incoming) -> Body {
-    Gathered::new(incoming).map_err(BodyError::from).boxed_unsync()
 }
 
 /// `body`, keeping `kept` until it has ended or is given up.

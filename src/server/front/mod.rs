@@ -11,7 +11,6 @@ mod connect;
 mod connection;
 mod connector;
 mod gateway;
-mod gather;
 mod headers;
 mod listener;
 mod metrics;

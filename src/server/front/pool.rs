@@ -132,7 +132,7 @@ impl Pool {
             attempts += 1;
             let (lease, mut sender) = self.shared.lease(failed).await?;
             let mut error = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response.map(|incoming| body::keep(body::gathered(incoming), lease))),
+                Ok(response) => return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease))),
                 Err(error) => error,
             };
             let unsent = error.take_message();
