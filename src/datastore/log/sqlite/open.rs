@@ -25,7 +25,9 @@ use crate::error::Error;
 /// Page size of a new file; the module above says why.
 const PAGE_BYTES: i64 = 512;
 /// `PRAGMA auto_vacuum` of a file that gives pages back when it is told to.
-const INCREMENTAL: i64 = 2;
+pub(super) const INCREMENTAL: i64 = 2;
+/// That of one that gives them back at each commit.
+pub(super) const FULL: i64 = 1;
 /// How long to wait for somebody else who locks the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -74,7 +76,14 @@ impl SqliteLog {
             files,
         };
         log.data_version = log.query("PRAGMA data_version", 0)?;
-        log.incremental = log.query("PRAGMA auto_vacuum", 0)? == INCREMENTAL;
+        let mut vacuum = log.query("PRAGMA auto_vacuum", 0)?;
+        if vacuum == FULL {
+            // A crash while it shrank left it so: each commit would move pages.
+            let set = log.connection.pragma_update(None, "auto_vacuum", INCREMENTAL);
+            set.map_err(unusable("prepare", &log.path))?;
+            vacuum = INCREMENTAL;
+        }
+        log.incremental = vacuum == INCREMENTAL;
         Ok((log, scan.recovered()))
     }
 

@@ -1,5 +1,6 @@
 //! The size of the files: moving the write-ahead log into the table, giving free pages back.
 
+use super::open::{FULL, INCREMENTAL};
 use super::{SqliteLog, at};
 use crate::error::Error;
 
@@ -11,6 +12,11 @@ const FREE_PART: i64 = 4;
 const FREE_BYTES: i64 = 4 << 20;
 /// A step of that: it holds writers up.
 const VACUUM_STEP: &str = "PRAGMA incremental_vacuum(512)";
+/// SQLite looks for each page of a step through the whole list of free ones. From this many on that takes longer than moving what is in
+/// use, all at once.
+const LONG_LIST: i64 = 1 << 14;
+/// What may be moved at once while writers wait, in bytes: about a second. A larger file is left to [`SqliteLog::defragment`].
+const MOVED_AT_ONCE: i64 = 64 << 20;
 
 impl SqliteLog {
     /// Copies the write-ahead log into the table once it is long enough; readers are not held up.
@@ -33,19 +39,21 @@ impl SqliteLog {
         if free * FREE_PART < all || free * self.page_size < FREE_BYTES {
             return Ok(false);
         }
-        self.vacuum_step()?;
-        Ok(true)
+        if free < LONG_LIST {
+            self.vacuum_step()?;
+            return Ok(true);
+        }
+        if (all - free) * self.page_size <= MOVED_AT_ONCE {
+            self.vacuum_at_once()?;
+        }
+        Ok(false)
     }
 
     /// Gives all free pages back. A file from kine is rewritten for that.
     pub(crate) fn defragment(&mut self) -> Result<(), Error> {
         self.check_foreign_writer()?;
         if self.incremental {
-            // In steps, so that the write-ahead log stays short however large the file is.
-            while self.free_pages()? > 0 {
-                self.vacuum_step()?;
-                self.checkpoint_if_due()?;
-            }
+            self.vacuum_at_once()?;
         } else {
             self.connection.execute_batch("VACUUM").map_err(at("rewrite", &self.path))?;
         }
@@ -55,6 +63,14 @@ impl SqliteLog {
 
     fn free_pages(&self) -> Result<i64, Error> {
         self.query("PRAGMA freelist_count", 0)
+    }
+
+    /// Moves what is in use to the front of the file and cuts the rest off: a file with full vacuum does so at each commit.
+    fn vacuum_at_once(&self) -> Result<(), Error> {
+        let full = self.connection.pragma_update(None, "auto_vacuum", FULL);
+        // Also after a failure. A crash in between is put right by the next start.
+        let incremental = self.connection.pragma_update(None, "auto_vacuum", INCREMENTAL);
+        full.and(incremental).map_err(at("shrink", &self.path))
     }
 
     fn vacuum_step(&self) -> Result<(), Error> {
@@ -80,6 +96,34 @@ mod tests {
     use crate::index::Entry;
     use crate::revision::{LeaseId, Revision};
     use crate::txn::Row;
+
+    #[test]
+    fn a_file_that_is_nearly_all_free_shrinks_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let (mut log, _) = SqliteLog::open(&path).unwrap();
+        let revisions: Vec<_> = (2..2000).map(Revision).collect();
+        for &modified in &revisions {
+            let entry = Entry { modified, created: modified, version: 1, lease: LeaseId::NONE };
+            let value = Some(Bytes::from(vec![b'v'; 8000]));
+            log.append(&Row { key: key(&format!("/{modified}")), entry, previous: Revision::ZERO, value }, 0).unwrap();
+        }
+        log.commit(Revision(1999)).unwrap();
+        log.delete(&revisions[..1900], Revision(1990)).unwrap();
+        log.commit(Revision::ZERO).unwrap();
+        assert!(log.free_pages().unwrap() >= LONG_LIST);
+        assert!(!log.shrink().unwrap(), "it is done");
+        let size = log.reader().unwrap().size().unwrap();
+        assert_eq!(size.total, size.in_use);
+        assert_eq!(log.query("PRAGMA auto_vacuum", 0).unwrap(), INCREMENTAL);
+        assert_eq!(log.value(&key("/1950"), Revision(1950)).unwrap().unwrap().len(), 8000);
+        assert_eq!(log.query("SELECT count(*) FROM kine WHERE name LIKE '/%'", 0).unwrap(), 98);
+        // It was left so by a crash.
+        log.connection.pragma_update(None, "auto_vacuum", FULL).unwrap();
+        drop(log);
+        let (log, _) = SqliteLog::open(&path).unwrap();
+        assert!(log.incremental);
+    }
 
     #[test]
     fn a_file_shrinks_in_steps_once_much_of_it_is_free() {
