@@ -115,6 +115,8 @@ mod tests {
         assert!(!log.shrink().unwrap(), "it is done");
         let size = log.reader().unwrap().size().unwrap();
         assert_eq!(size.total, size.in_use);
+        log.checkpoint_if_due().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), u64::try_from(size.total).unwrap());
         assert_eq!(log.query("PRAGMA auto_vacuum", 0).unwrap(), INCREMENTAL);
         assert_eq!(log.value(&key("/1950"), Revision(1950)).unwrap().unwrap().len(), 8000);
         assert_eq!(log.query("SELECT count(*) FROM kine WHERE name LIKE '/%'", 0).unwrap(), 98);
