@@ -13,6 +13,9 @@ use crate::node::{Job, Node, pause};
 /// Where the node keeps what `k3s` prints, over all its starts.
 pub(crate) const LOG: &str = "/var/log/k3s.log";
 
+/// Fails as long as `k3s` has not come up so far that it answers.
+const STATUS: &str = "k3s status -o json";
+
 /// How long a cluster may take to do what it was asked, on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -130,8 +133,8 @@ impl Node {
     /// What `k3s status -o json` says.
     #[track_caller]
     pub fn status(&self) -> Value {
-        let text = self.succeed("k3s status -o json");
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("`k3s status -o json` is no JSON: {error}: {text}"))
+        let text = self.succeed(STATUS);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("`{STATUS}` is no JSON: {error}: {text}"))
     }
 
     /// The running children of `k3s` by component.
@@ -146,9 +149,10 @@ impl Node {
             .collect()
     }
 
-    /// Waits until the running children are as they should be, and returns them.
+    /// Waits until `k3s` tells its status and the running children are as they should be, and returns them.
     #[track_caller]
     pub fn wait_for_components(&self, done: impl Fn(&BTreeMap<String, Process>) -> bool) -> BTreeMap<String, Process> {
+        self.wait_until_succeeds(STATUS, PATIENCE);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let running = self.components();
@@ -163,6 +167,12 @@ impl Node {
             );
             pause();
         }
+    }
+
+    /// Waits until the child called `name` has answered `k3s`.
+    #[track_caller]
+    pub fn wait_until_component_ready(&self, name: &str) {
+        self.wait_until_succeeds(&format!("k3s status | grep -qE '^{name} +ready '"), PATIENCE);
     }
 
     /// A process of the node, if there is one with this id.

@@ -45,8 +45,9 @@ fn a_node_works_on_without_its_server() {
         server.crash();
         agent.stop_k3s();
         agent.restart_k3s_agent("");
-        agent.wait_for_components(|running| running.contains_key("kubelet") && running.contains_key("containerd"));
-        agent.wait_for_log("The node is ready.");
+        for component in ["containerd", "kubelet"] {
+            agent.wait_until_component_ready(component);
+        }
         assert_eq!(containers(&agent), before);
         agent.succeed("pgrep -x sleep && pgrep -x httpd");
     });

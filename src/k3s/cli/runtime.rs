@@ -9,6 +9,11 @@ use tracing_subscriber::EnvFilter;
 
 use super::failure::{Failure, OS_ERROR};
 
+/// Without the Kubernetes client's own word on failed requests: whoever asked says what it waits for, once.
+const INFO: &str = "info,kube_client=off";
+
+const DEBUG: &str = "debug,h2=info,hyper=info,hyper_util=info,kube_client=off,rustls=info,tower=info";
+
 /// Runs a verb to its end. Two workers: our own work is small, and each more costs memory.
 pub(super) fn run<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -24,8 +29,7 @@ pub(super) fn run<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T
 
 /// Logs to standard error: INFO and above, or what `K3S_LOG` asks for; `debug` adds our own details.
 pub(super) fn log(debug: bool) {
-    let default =
-        if debug { "debug,h2=info,hyper=info,hyper_util=info,kube_client=info,rustls=info,tower=info" } else { "info" };
+    let default = if debug { DEBUG } else { INFO };
     let filter = EnvFilter::try_from_env("K3S_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt()
