@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use http::Request;
+use k3s_controllers::Backoff;
 use k3s_supervise::Gate;
 use kube::{
     Client, Config,
@@ -12,7 +13,7 @@ use kube::{
 use crate::{Error, error::chain};
 
 /// Between questions whether the API answers: often while a server starts, rarely while it stays away.
-const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// A client with the server and the credentials of a kubeconfig of ours.
 pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
@@ -26,7 +27,7 @@ pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
 
 /// Waits until the API is ready for the holder of a kubeconfig; `gate` tells what is missing.
 pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
-    let [mut pause, longest] = PAUSES;
+    let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
         // Made anew each time: its certificate may have been replaced meanwhile.
         let asked = async {
@@ -38,7 +39,6 @@ pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
             Ok(_) => return,
             Err(error) => gate.waiting(error),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
+        backoff.wait().await;
     }
 }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use k3s_controllers::Backoff;
 use k3s_files as files;
 use k3s_pki::{AgentPki, Certificate};
 use k3s_supervise::{Gate, Supervisor};
@@ -37,7 +38,7 @@ use crate::{
 /// How long a server may take before a node that remembers its cluster starts without one.
 const GRACE: Duration = Duration::from_secs(5);
 /// Between attempts at first, and at most with as much again by chance: k3s tries every five to ten seconds.
-const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// A renewal is looked at again at least so often: clocks are set, and machines sleep.
 const LOOK: Duration = Duration::from_secs(12 * 60 * 60);
 /// Between two renewals, whatever certificates and clocks say.
@@ -145,7 +146,7 @@ impl Membership {
 
     /// Tries until a server lets this node in. What it waits for is logged when it changes, and always in the status.
     async fn until_joined(&self, gate: &Gate, has_memory: bool) -> Result<Joined, JoinError> {
-        let [mut pause, longest] = PAUSES;
+        let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
         let mut told = String::new();
         loop {
             let error = match self.applicant.join().await {
@@ -158,8 +159,7 @@ impl Membership {
                 warn!(server = %self.applicant.server, "This node is not in the cluster yet; trying on: {error}.");
                 told = error;
             }
-            sleep(pause + longest.min(pause).mul_f64(fastrand::f64())).await;
-            pause = (pause * 2).min(longest);
+            sleep(backoff.advance().mul_f64(1.0 + fastrand::f64())).await;
         }
     }
 

@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, future::ready, stream};
 use ipnet::IpNet;
 use k3s_components::{Node, Paths};
 use k3s_config::network::Overlay as Configured;
-use k3s_controllers::{follow_members, set_annotations};
+use k3s_controllers::{Backoff, follow_members, set_annotations};
 use k3s_network::{
     AddressChanges, Family, PodNat, SubnetEnv, Underlay,
     overlay::{self, Attachment, Backend, Member, Overlay, PeerError},
@@ -29,8 +29,8 @@ use crate::{Error, api, cache::MembersCache, error::chain, network};
 /// The keys of our sentences in the status.
 const KEY: &str = "pod-network";
 const ADDRESS_KEY: &str = "node-address";
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Between attempts at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Keeps the node on the pod network until dropped. What fails is told in the status and tried again.
 pub(crate) async fn run(node: &Node, paths: &Paths, supervisor: &Supervisor) -> Result<(), Error> {
@@ -56,15 +56,18 @@ pub(crate) async fn run(node: &Node, paths: &Paths, supervisor: &Supervisor) -> 
     let all = api::client(&paths.agent().join("k3scontroller.kubeconfig")).await?;
     let answers = stream::once(supervisor.ready("kube-apiserver")).filter_map(|answers| ready(answers.ok()));
     let mut members = pin!(answers.flat_map(|()| follow_members(all.clone(), overlay::is_annotation)));
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
         let complete = network.settle(supervisor).await;
+        let pause = backoff.advance();
         select! {
             Some(members) = members.next() => network.learn(members, &own),
             changed = changes.next() => if changed.is_err() { changes = AddressChanges::listen()? },
             () = sleep(pause), if !complete => {}
         }
-        pause = if complete { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        if complete {
+            backoff.begin_anew();
+        }
     }
 }
 

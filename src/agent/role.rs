@@ -9,13 +9,13 @@ use std::{
 use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
 use k3s_components::{Components, Paths};
 use k3s_config::agent::AgentConfig;
-use k3s_supervise::{Gate, Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, status};
+use k3s_supervise::{Gate, Options, Supervisor, notify::Notifier, status};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::{
     Error, api,
@@ -30,8 +30,6 @@ use crate::{
     tunnels::Tunnels,
 };
 
-/// Sockets and whatever else a boot may lose.
-const RUN: &str = "/run/k3s";
 /// How long the service manager is asked to bear with a stop.
 const STOP: Duration = Duration::from_secs(90);
 /// The balancer's name in metrics and its state file's, as k3s has it.
@@ -96,7 +94,7 @@ struct Listeners {
 
 impl Agent {
     async fn prepare(mut config: AgentConfig, package: Package) -> Result<(Self, Listeners), Error> {
-        let paths = Paths::new(&config.data_dir, RUN);
+        let paths = Paths::new(&config.data_dir, Paths::RUN);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.balancer_port));
         let balancer_listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
         let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
@@ -121,12 +119,7 @@ impl Agent {
             dir: paths.agent(),
             apiserver: format!("https://{address}"),
         });
-        let supervisor = Supervisor::new(Options {
-            run_dir: paths.run().to_path_buf(),
-            log: Target::detect(),
-            cgroups: CgroupPlace::default(),
-        })
-        .map_err(Error::Thread)?;
+        let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
         info!(%address, server = %config.server, "The load balancer leads to the servers.");
         let agent = Self { config, paths, package, ips, balancer, membership, supervisor };
         Ok((agent, Listeners { balancer: balancer_listener, status }))
@@ -234,10 +227,7 @@ impl Agent {
     async fn drain(&self, notifier: &Notifier, ends: &CancellationToken) {
         notifier.stopping();
         notifier.extend_timeout(STOP);
-        let report = self.supervisor.stop().await;
-        if !report.killed.is_empty() {
-            warn!(components = report.killed.join(", "), "Some components did not end when asked and were killed.");
-        }
+        self.supervisor.stop().await;
         ends.cancel();
     }
 

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use k3s_balancer::{Address, Balancer, Health};
+use k3s_controllers::Backoff;
 use k3s_files as files;
 use k3s_pki::AgentPki;
 use k3s_supervise::Supervisor;
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// Between attempts at first, as in k3s, and at most.
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(8)];
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// How long a server may take to accept and to shake hands.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -108,7 +109,7 @@ impl Tunnels {
     /// Connects to one server again and again.
     async fn keep(self, server: Address, end: CancellationToken) {
         let warning = format!("tunnel {server}");
-        let [mut pause, longest] = PAUSES;
+        let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
         let mut told = false;
         while let Some(connected) = end.run_until_cancelled(self.connect(&server)).await {
             let why = match connected {
@@ -116,7 +117,8 @@ impl Tunnels {
                     self.tell(&server, Health::Ok);
                     self.supervisor.clear(&warning);
                     info!(%server, "The tunnel to the server stands.");
-                    (pause, told) = (PAUSES[0], false);
+                    backoff.begin_anew();
+                    told = false;
                     match tunnel.serve(self.rules.clone(), &end).await {
                         Ok(()) => "the server ended it".to_owned(),
                         Err(error) => chain(&error),
@@ -133,8 +135,7 @@ impl Tunnels {
                 told = true;
             }
             self.supervisor.warn(&warning, format!("There is no tunnel to the server {server}: {why}."));
-            end.run_until_cancelled(tokio::time::sleep(pause)).await;
-            pause = (pause * 2).min(longest);
+            end.run_until_cancelled(backoff.wait()).await;
         }
         self.supervisor.clear(&warning);
     }

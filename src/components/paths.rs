@@ -10,7 +10,10 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// State below `data` (`--data-dir`), sockets and other things that a boot may lose below `run` (`/run/k3s`).
+    /// Where a node has sockets and whatever else a boot may lose.
+    pub const RUN: &str = "/run/k3s";
+
+    /// State below `data` (`--data-dir`), sockets and other things that a boot may lose below `run` ([`Self::RUN`]).
     pub fn new(data: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
         Self { data: data.into(), run: run.into() }
     }

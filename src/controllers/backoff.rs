@@ -1,4 +1,4 @@
-//! How long to wait before asking the API again.
+//! How long to wait before trying again.
 
 use std::time::Duration;
 
@@ -8,13 +8,18 @@ use tracing::{debug, warn};
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Doubling waits. They begin short, as most of the waiting is for a kube-apiserver of our own that is just starting.
+/// Doubling waits.
 #[derive(Debug, Clone)]
-pub(crate) struct Backoff(Duration);
+pub struct Backoff {
+    first: Duration,
+    next: Duration,
+    longest: Duration,
+}
 
+/// They begin short, as most of the waiting is for a kube-apiserver of our own that is just starting.
 impl Default for Backoff {
     fn default() -> Self {
-        Self(FIRST)
+        Self::between(FIRST, LONGEST)
     }
 }
 
@@ -22,22 +27,37 @@ impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = self.0;
-        self.0 = (wait * 2).min(LONGEST);
-        Some(wait)
+        Some(self.advance())
     }
 }
 
 impl utils::Backoff for Backoff {
     fn reset(&mut self) {
-        *self = Self::default();
+        self.begin_anew();
     }
 }
 
 impl Backoff {
+    /// Waits of at first and at most so long.
+    pub fn between(first: Duration, longest: Duration) -> Self {
+        Self { first, next: first, longest }
+    }
+
+    /// How long to wait now; longer the next time.
+    pub fn advance(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).min(self.longest);
+        wait
+    }
+
     /// Waits as long as it is time for.
-    pub(crate) async fn wait(&mut self) {
-        tokio::time::sleep(self.next().unwrap_or(LONGEST)).await;
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.advance()).await;
+    }
+
+    /// After a success.
+    pub fn begin_anew(&mut self) {
+        self.next = self.first;
     }
 }
 

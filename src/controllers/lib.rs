@@ -22,6 +22,7 @@ mod own_pods;
 
 pub use addons::{Addons, Variables};
 pub use api_endpoints::{follow_api_endpoints, publish_api_endpoint, publish_api_endpoints};
+pub use backoff::Backoff;
 pub use egress::run as run_egress;
 pub use members::{Member, follow_members, set_annotations};
 pub use node::{NodeController, PROVIDER_TAINT};

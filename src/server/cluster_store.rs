@@ -4,12 +4,12 @@ use std::{future::pending, time::Duration};
 
 use k3s_components::Paths;
 use k3s_config::datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd};
+use k3s_controllers::Backoff;
 use k3s_datastore::{
     Access, BoundEndpoint, Client, ClientError, Datastore, Endpoint, Options, RemoteOptions, RemoteServer,
 };
 use k3s_supervise::Gate;
 use prometheus_client::registry::Registry;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -119,7 +119,7 @@ fn remote(etcd: &Etcd) -> RemoteOptions {
 
 /// Waits for the first answer, whatever it is: a refusal is for whoever asks in earnest.
 async fn answers(client: &Client, gate: &Gate) {
-    let (mut pause, longest) = PAUSES;
+    let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     let mut told = false;
     while let Err(ClientError::Unreachable(why)) = client.get(PREFIX).await {
         if !told {
@@ -127,8 +127,7 @@ async fn answers(client: &Client, gate: &Gate) {
             told = true;
         }
         gate.waiting(format!("no answer yet: {why}"));
-        sleep(pause).await;
-        pause = (pause * 2).min(longest);
+        backoff.wait().await;
     }
     if told {
         info!("The datastore answers.");

@@ -122,7 +122,7 @@ mod tests {
     use std::{collections::HashMap, fs, path::PathBuf};
 
     use k3s_config::Environment;
-    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
+    use k3s_supervise::Options;
 
     use super::*;
 
@@ -141,12 +141,7 @@ mod tests {
         let (config, _) = k3s_config::parse_server(args.map(Into::into), &environment).unwrap();
         let paths = Paths::new(dir.path(), dir.path().join("run"));
         let host = Host { name: "edge".into(), ips: vec![[192, 0, 2, 1].into()], hostname: "edge".into() };
-        let supervisor = Supervisor::new(Options {
-            run_dir: dir.path().to_owned(),
-            log: Target::detect(),
-            cgroups: CgroupPlace::default(),
-        })
-        .unwrap();
+        let supervisor = Supervisor::new(Options::at(dir.path())).unwrap();
         let files = ["client-supervisor.crt", "client-supervisor.key", "dynamic-cert.json"];
         let read = || files.map(|name| fs::read(paths.tls(name)).unwrap());
 

@@ -11,9 +11,7 @@ use k3s_agent::{LastKnownTime, NodeRole};
 use k3s_components::{Components, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
 use k3s_datastore::BoundEndpoint;
-use k3s_supervise::{
-    Options, Supervisor, cgroup::CgroupPlace, log::Target, notify::Notifier, program::Program, status,
-};
+use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
 use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -21,7 +19,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::{
     Error, NodeDialer,
@@ -38,8 +36,6 @@ use crate::{
     token::ServerToken,
 };
 
-/// Sockets and whatever else a boot may lose.
-pub(crate) const RUN: &str = "/run/k3s";
 /// How long the service manager is asked to bear with a stop.
 const STOP: Duration = Duration::from_secs(90);
 
@@ -64,16 +60,11 @@ pub struct Package {
 /// ```
 pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
     let notifier = Notifier::from_env()?;
-    let paths = Paths::new(&config.data_dir, RUN);
+    let paths = Paths::new(&config.data_dir, Paths::RUN);
     let front = bootstrap::listen(&config).await?;
     let lock = bootstrap::lock(&paths)?;
     let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
-    let supervisor = Supervisor::new(Options {
-        run_dir: paths.run().to_path_buf(),
-        log: Target::detect(),
-        cgroups: CgroupPlace::default(),
-    })
-    .map_err(Error::Thread)?;
+    let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
 
     // What is waited for is told from the first moment to the last. The large futures of a server are boxed wherever they meet: in a build
     // that is not optimised each of them takes its whole size on the stack of every other one that holds it.
@@ -352,10 +343,7 @@ impl Server {
         notifier.stopping();
         notifier.extend_timeout(STOP);
         ends.front.cancel();
-        let report = self.supervisor.stop().await;
-        if !report.killed.is_empty() {
-            warn!(components = report.killed.join(", "), "Some components did not end when asked and were killed.");
-        }
+        self.supervisor.stop().await;
         ends.snapshots.cancel();
         ends.datastore.cancel();
     }

@@ -37,7 +37,6 @@ use crate::{
     BootstrapError, Error,
     bootstrap::{self, Host},
     bootstrap_data::{self, Precedence},
-    role::RUN,
 };
 
 /// A request is sent within this, or not at all.
@@ -139,7 +138,7 @@ impl Snapshots<'_> {
 /// # Errors
 /// [`Error::Snapshot`], [`Error::Datastore`], or [`Error::NoServer`] if the database is in use and nobody answers.
 pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Snapshot, Error> {
-    let paths = Paths::new(&config.data_dir, RUN);
+    let paths = Paths::new(&config.data_dir, Paths::RUN);
     let path = database(config)?;
     if !path.exists() {
         return Err(Error::NoDatastore { path: path.to_owned() });
@@ -187,7 +186,7 @@ async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapsho
 /// [`Error::Locked`] while a server runs, [`Error::Bootstrap`] if the token does not open the snapshot, [`Error::Snapshot`] if
 /// it is damaged or of a newer version; nothing was changed then.
 pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Result<Restored, Error> {
-    let paths = Paths::new(&config.data_dir, RUN);
+    let paths = Paths::new(&config.data_dir, Paths::RUN);
     let _lock = bootstrap::lock(&paths)?;
     let snapshot = Snapshot::open(file)?;
     if minor(&snapshot.label.version) > minor(version) {
@@ -223,7 +222,7 @@ pub fn folder(config: &ServerConfig) -> SnapshotFolder {
 /// # Errors
 /// [`Error::Snapshot`]; [`Error::Node`] if the node's name cannot be told.
 pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
-    let node = Host::name(config, &Paths::new(&config.data_dir, RUN))?;
+    let node = Host::name(config, &Paths::new(&config.data_dir, Paths::RUN))?;
     Ok(folder(config).prune(name, &node, config.snapshots.retention)?)
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     Gate, GraphError,
@@ -35,6 +35,13 @@ pub struct Options {
     pub log: Target,
     /// Where children's cgroups go.
     pub cgroups: CgroupPlace,
+}
+
+impl Options {
+    /// Logs and cgroups where this process finds them.
+    pub fn at(run_dir: impl Into<PathBuf>) -> Self {
+        Self { run_dir: run_dir.into(), log: Target::detect(), cgroups: CgroupPlace::default() }
+    }
 }
 
 /// Runs programs. Clones are handles to the same one; children end when the last is dropped, and in good order by [`Supervisor::stop`].
@@ -237,7 +244,11 @@ impl Supervisor {
         self.inner.runners.close();
         self.inner.runners.wait().await;
         self.inner.site.cgroups.close().await;
-        StopReport { killed: self.board().watch().borrow().killed() }
+        let killed = self.board().watch().borrow().killed();
+        if !killed.is_empty() {
+            warn!(components = killed.join(", "), "Some components did not end when asked and were killed.");
+        }
+        StopReport { killed }
     }
 
     async fn until_ready(&self, wanted: impl Fn(&Facts) -> Result<Vec<String>, NotReady>) -> Result<(), NotReady> {

@@ -6,10 +6,11 @@
 mod outcome;
 mod values;
 
-use std::io::stdin;
+use std::{future::Future, io::stdin, time::Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use tokio::task::JoinSet;
 
 pub use outcome::{Log, Outcome};
 pub use values::Values;
@@ -58,6 +59,29 @@ impl Size {
     pub fn operations(self) -> usize {
         self.operations
     }
+}
+
+/// Lets clients work at once, each on a hand of its own, and returns what they did and the hands as they are then.
+pub async fn together<Client, Hand, Work>(
+    clients: Vec<(Client, Hand)>,
+    work: impl Fn(Client, Hand) -> Work,
+) -> Result<(Outcome, Vec<Hand>)>
+where
+    Hand: Send + 'static,
+    Work: Future<Output = Result<(Log, Hand)>> + Send + 'static,
+{
+    let started = Instant::now();
+    let mut working = JoinSet::new();
+    for (client, hand) in clients {
+        working.spawn(work(client, hand));
+    }
+    let (mut logs, mut hands) = (Vec::new(), Vec::new());
+    while let Some(client) = working.join_next().await {
+        let (log, hand) = client.context("a client panicked")??;
+        logs.push(log);
+        hands.push(hand);
+    }
+    Ok((Outcome::new(logs, started.elapsed()), hands))
 }
 
 /// Dealt like cards: the first to the first, the second to the second.

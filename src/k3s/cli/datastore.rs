@@ -9,11 +9,7 @@ use std::{
 
 use k3s_datastore::{Access, Endpoint, Options, ServerTls, Serving};
 
-use super::{
-    Failure, duration,
-    failure::{OS_ERROR, USAGE},
-    runtime, signals,
-};
+use super::{Failure, duration, failure::USAGE, runtime, signals};
 
 /// Where a server keeps its database unless told otherwise.
 const DATABASE: &str = "/var/lib/rancher/k3s/server/db/state.db";
@@ -59,8 +55,7 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
     let path = database(&serve.endpoint).map_err(|reason| Failure::new(USAGE, format!("--endpoint: {reason}")))?;
     runtime::log(false);
     runtime::run(async {
-        let shutdown = signals::shutdown_on_signal()
-            .map_err(|error| Failure::new(OS_ERROR, format!("signals cannot be received: {error}")))?;
+        let shutdown = signals::shutdown_on_signal()?;
         let failed = |error: k3s_datastore::Error| Failure::from_error(error.exit_code(), &error);
         let mut options = Options::new(path);
         options.progress_interval = serve.watch_progress_notify_interval;

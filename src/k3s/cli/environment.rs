@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use k3s_config::{Environment, Error};
 
 use super::failure::{Failure, OS_ERROR};
+use crate::version;
 
 /// The process's own variables, host name and directory.
 pub(super) fn environment() -> Result<Environment, Failure> {
@@ -17,6 +18,17 @@ pub(super) fn environment() -> Result<Environment, Failure> {
         directory: std::env::current_dir().map_err(|error| failed("the working directory", &error))?,
         config_file: PathBuf::from(Environment::CONFIG_FILE),
     })
+}
+
+/// The configuration of a role and its warnings; `None` if only help or the version was asked for, which is printed.
+pub(super) fn asked<T>(parsed: Result<T, Error>) -> Result<Option<T>, Failure> {
+    match parsed {
+        Ok(parsed) => return Ok(Some(parsed)),
+        Err(Error::Help(text)) => print!("{text}"),
+        Err(Error::Version) => println!("{}", version::text()),
+        Err(error) => return Err(refused(&error)),
+    }
+    Ok(None)
 }
 
 /// A configuration that does not parse, as a failure with its own exit code.

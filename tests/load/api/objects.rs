@@ -1,13 +1,10 @@
 //! The ConfigMaps that the load is made of, and clients that work on them together.
 
-use std::time::Instant;
-
 use anyhow::{Context, Result, ensure};
 use http::Method;
 use load::{Log, Outcome, Values};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 use crate::connection::{Connection, Endpoint};
 
@@ -100,22 +97,14 @@ impl Objects {
         work: impl Fn(Connection, Hand) -> Work,
     ) -> Result<Outcome>
     where
-        Work: Future<Output = Result<Log>> + Send + 'static,
+        Hand: Send + 'static,
+        Work: Future<Output = Result<(Log, Hand)>> + Send + 'static,
     {
         let mut ready = Vec::new();
         for hand in hands {
             ready.push((self.connect().await?, hand));
         }
-        let started = Instant::now();
-        let mut clients = JoinSet::new();
-        for (client, hand) in ready {
-            clients.spawn(work(client, hand));
-        }
-        let mut logs = Vec::new();
-        while let Some(client) = clients.join_next().await {
-            logs.push(client.context("a client panicked")??);
-        }
-        Ok(Outcome::new(logs, started.elapsed()))
+        Ok(load::together(ready, work).await?.0)
     }
 }
 

@@ -62,11 +62,11 @@ async fn write(objects: &Objects, size: Size, method: Method, numbers: Vec<usize
         let (values, method) = (values.clone(), method.clone());
         async move {
             let mut log = Log::default();
-            for number in numbers {
+            for &number in &numbers {
                 let path = if method == Method::POST { LIST.to_owned() } else { path(number) };
                 log.write(client.ask(method.clone(), &path, object(number, &values))).await?;
             }
-            Ok(log)
+            Ok((log, numbers))
         }
     });
     writing.await
@@ -75,10 +75,10 @@ async fn write(objects: &Objects, size: Size, method: Method, numbers: Vec<usize
 async fn read(objects: &Objects, size: Size, paths: Vec<String>) -> Result<Outcome> {
     let reading = objects.together(load::dealt(paths, size.clients()), |mut client, paths| async move {
         let mut log = Log::default();
-        for path in paths {
-            log.read(client.ask(Method::GET, &path, Vec::new())).await?;
+        for path in &paths {
+            log.read(client.ask(Method::GET, path, Vec::new())).await?;
         }
-        Ok(log)
+        Ok((log, paths))
     });
     reading.await
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use load::{Log, Outcome, Values, dealt};
-use tokio::task::JoinSet;
 
 use crate::client::{Client, Object, PAGE};
 
@@ -112,18 +111,7 @@ impl Registry {
         for hand in hands {
             ready.push((self.connect().await?, hand));
         }
-        let started = Instant::now();
-        let mut clients = JoinSet::new();
-        for (client, hand) in ready {
-            clients.spawn(work(client, hand));
-        }
-        let (mut logs, mut hands) = (Vec::new(), Vec::new());
-        while let Some(client) = clients.join_next().await {
-            let (log, hand) = client.context("a client panicked")??;
-            logs.push(log);
-            hands.push(hand);
-        }
-        Ok((Outcome::new(logs, started.elapsed()), hands))
+        load::together(ready, work).await
     }
 }
 
