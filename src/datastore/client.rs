@@ -193,6 +193,8 @@ impl std::fmt::Debug for Own {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -278,6 +280,17 @@ mod tests {
                     (other, expected) => panic!("{other:?} instead of {expected:?}"),
                 }
             }
+            // Certificates that were renewed in place.
+            let (shown, renewed) = (stranger.issue("renewed"), ca.issue("new"));
+            let client = Some((shown.certificate.clone(), shown.key.clone()));
+            let options = RemoteOptions { ca_file: Some(ca.certificate.clone()), client, ..options.clone() };
+            let client = Client::remote(&options).unwrap();
+            assert!(matches!(client.list("/").await, Err(ClientError::Unreachable(_))));
+            fs::rename(renewed.certificate, &shown.certificate).unwrap();
+            let half = client.list("/").await.unwrap_err().to_string();
+            assert!(half.contains("renewed-key.pem"), "the key is still the old one: {half}");
+            fs::rename(renewed.key, &shown.key).unwrap();
+            client.list("/").await.unwrap();
             shutdown.cancel();
         };
         tokio::join!(async { bound.serve(&datastore, shutdown.clone()).await.unwrap() }, clients);

@@ -1,7 +1,7 @@
 //! Servers of etcd's API elsewhere, asked for single keys.
 //!
 //! A connection lives for one request: what is asked here is asked at a server's start and when its token changes, and which of the
-//! servers answers may have changed by then. The transactions are those of kine's client, the only ones that kine understands.
+//! servers answers may have changed by then. Its certificates are read for it: they are renewed in place. The transactions are those of kine's client, the only ones that kine understands.
 
 use std::fmt;
 use std::future::ready;
@@ -44,7 +44,8 @@ const MOD_REVISION: i32 = 2;
 pub struct RemoteOptions {
     /// All of them serve the same store; at least one.
     pub servers: Vec<RemoteServer>,
-    /// PEM file of what `tls` servers' certificates are checked by; the operating system's authorities if `None`.
+    /// PEM file of what `tls` servers' certificates are checked by; the operating system's authorities if `None`. Like the others it is
+    /// read for each request.
     pub ca_file: Option<PathBuf>,
     /// PEM files of a certificate to show them and of its key.
     pub client: Option<(PathBuf, PathBuf)>,
@@ -63,18 +64,21 @@ pub struct RemoteServer {
 
 /// The store that they serve.
 #[derive(Debug)]
-pub(crate) struct Remote {
-    servers: Vec<RemoteServer>,
-    tls: Option<ClientTls>,
-}
+pub(crate) struct Remote(RemoteOptions);
 
 impl Remote {
     pub(crate) fn new(options: &RemoteOptions) -> Result<Self, Error> {
-        let RemoteOptions { servers, ca_file, client } = options;
-        let client = client.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
-        let needed = servers.iter().any(|server| server.tls);
-        let tls = needed.then(|| ClientTls::load(ca_file.as_deref(), client)).transpose()?;
-        Ok(Self { servers: servers.clone(), tls })
+        let remote = Self(options.clone());
+        // What cannot be used now is told before anything is asked.
+        if options.servers.iter().any(|server| server.tls) {
+            remote.tls()?;
+        }
+        Ok(remote)
+    }
+
+    fn tls(&self) -> Result<ClientTls, Error> {
+        let client = self.0.client.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+        ClientTls::load(self.0.ca_file.as_deref(), client)
     }
 
     /// The keys of a range.
@@ -134,7 +138,7 @@ impl Remote {
         A: Message + Default + 'static,
     {
         let mut reasons = Vec::new();
-        for server in &self.servers {
+        for server in &self.0.servers {
             match timeout(PATIENCE, self.connect(server)).await {
                 Ok(Ok(channel)) => {
                     return answer(channel, path, request).await.map_err(|status| refused(server, &status));
@@ -149,12 +153,11 @@ impl Remote {
     async fn connect(&self, server: &RemoteServer) -> Result<Channel, BoxError> {
         let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
         stream.set_nodelay(true)?;
-        let stream: Box<dyn Stream> = match self.tls.as_ref().filter(|_| server.tls) {
-            Some(tls) => {
-                let name = ServerName::try_from(server.host.clone())?;
-                Box::new(tls.connector().connect(name, stream).await?)
-            }
-            None => Box::new(stream),
+        let stream: Box<dyn Stream> = if server.tls {
+            let name = ServerName::try_from(server.host.clone())?;
+            Box::new(self.tls()?.connector().connect(name, stream).await?)
+        } else {
+            Box::new(stream)
         };
         let mut stream = Some(TokioIo::new(stream));
         let only_one = move |_: Uri| ready(stream.take().ok_or("the connection has ended"));

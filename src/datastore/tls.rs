@@ -1,7 +1,10 @@
 //! TLS over the network, with certificates on both sides: for clients that come, and for stores elsewhere.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -9,15 +12,26 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tracing::{info, warn};
 
 use crate::error::Error;
 
-/// What `https` endpoints are served with: TLS 1.2 or 1.3. The files are read once.
+/// What `https` endpoints are served with: TLS 1.2 or 1.3. Files that change are read again, as etcd does: the next connection goes by them.
 #[derive(Clone)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
-    verifies_clients: bool,
+    files: ServerFiles,
+    current: Arc<Mutex<(Versions, Arc<ServerConfig>)>>,
 }
+
+#[derive(Clone)]
+struct ServerFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+    trusted_ca: Option<PathBuf>,
+}
+
+/// What tells whether a file is the one that was read: when it was written, its length, and which one it is.
+type Versions = [Option<(SystemTime, u64, u64)>; 3];
 
 impl ServerTls {
     /// Reads PEM files: the server's certificate, followed by the intermediate ones if there are any, its key, and the
@@ -26,6 +40,49 @@ impl ServerTls {
     /// # Errors
     /// [`Error::Tls`] names the file that cannot be used.
     pub fn load(certificate: &Path, key: &Path, trusted_ca: Option<&Path>) -> Result<Self, Error> {
+        let trusted_ca = trusted_ca.map(Path::to_owned);
+        let files = ServerFiles { certificate: certificate.to_owned(), key: key.to_owned(), trusted_ca };
+        let current = Arc::new(Mutex::new((files.versions(), files.read()?)));
+        Ok(Self { files, current })
+    }
+
+    /// Whether only clients with a certificate of a trusted authority are served.
+    pub fn verifies_clients(&self) -> bool {
+        self.files.trusted_ca.is_some()
+    }
+
+    /// For the next connection. Files that cannot be used, since only one of them has been replaced yet or for good, are told of once and
+    /// change nothing.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let versions = self.files.versions();
+        if current.0 != versions {
+            current.0 = versions;
+            let certificate = self.files.certificate.display();
+            match self.files.read() {
+                Ok(config) => {
+                    current.1 = config;
+                    info!(%certificate, "The datastore is served with a new certificate.");
+                }
+                Err(error) => {
+                    warn!(%certificate, %error, "The datastore is served on with the certificate of before.");
+                }
+            }
+        }
+        TlsAcceptor::from(Arc::clone(&current.1))
+    }
+}
+
+impl ServerFiles {
+    fn versions(&self) -> Versions {
+        [Some(&self.certificate), Some(&self.key), self.trusted_ca.as_ref()].map(|path| {
+            let found = fs::metadata(path?).ok()?;
+            Some((found.modified().ok()?, found.len(), found.ino()))
+        })
+    }
+
+    fn read(&self) -> Result<Arc<ServerConfig>, Error> {
+        let Self { certificate, key, trusted_ca } = self;
         let chain = certificates(certificate)?;
         let private_key = PrivateKeyDer::from_pem_file(key).map_err(unreadable(key, "private key"))?;
         let provider = Arc::new(default_provider());
@@ -47,26 +104,17 @@ impl ServerTls {
         };
         let mut config = builder.with_single_cert(chain, private_key).map_err(|error| Error::tls(key, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { config: Arc::new(config), verifies_clients: trusted_ca.is_some() })
-    }
-
-    /// Whether only clients with a certificate of a trusted authority are served.
-    pub fn verifies_clients(&self) -> bool {
-        self.verifies_clients
-    }
-
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.config))
+        Ok(Arc::new(config))
     }
 }
 
 impl std::fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerTls").field("verifies_clients", &self.verifies_clients).finish_non_exhaustive()
+        f.debug_struct("ServerTls").field("verifies_clients", &self.verifies_clients()).finish_non_exhaustive()
     }
 }
 
-/// What `https` servers of a store elsewhere are asked with: TLS 1.2 or 1.3. The files are read once.
+/// What `https` servers of a store elsewhere are asked with: TLS 1.2 or 1.3, and the files as they are when it is loaded.
 #[derive(Clone)]
 pub(crate) struct ClientTls(Arc<ClientConfig>);
 
@@ -250,6 +298,17 @@ mod tests {
             assert!(!answers(address, &ca, Some(&unknown)).await, "with a stranger's certificate");
             assert!(!answers(address, &stranger, Some(&known)).await, "a client that does not trust the server");
             assert_eq!(tls_1_1_hello(address).await, Some(FATAL_PROTOCOL_VERSION));
+            // A certificate that is renewed in place; half-way, the one of before is shown.
+            let renewed = stranger.issue("renewed");
+            fs::rename(renewed.certificate, &server.certificate).unwrap();
+            assert!(answers(address, &ca, Some(&known)).await, "the key is still the old one");
+            fs::rename(renewed.key, &server.key).unwrap();
+            assert!(answers(address, &stranger, Some(&known)).await && !answers(address, &ca, Some(&known)).await);
+            // So are the authorities of clients.
+            fs::copy(&stranger.certificate, &ca.certificate).unwrap();
+            assert!(
+                answers(address, &stranger, Some(&unknown)).await && !answers(address, &stranger, Some(&known)).await
+            );
             shutdown.cancel();
         };
         tokio::join!(async { bound.serve(&datastore, shutdown.clone()).await.unwrap() }, clients);
