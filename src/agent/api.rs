@@ -1,21 +1,32 @@
 //! Talking to the API as one of this machine's identities.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use http::Request;
+use http::{Request, Response};
 use k3s_controllers::Backoff;
 use k3s_supervise::Gate;
 use kube::{
     Client, Config,
+    client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tokio::sync::{Mutex, watch};
+use tower::service_fn;
+use tracing::{debug, warn};
 
 use crate::{Error, error::chain};
+
+/// Told whenever certificates that this machine's clients show have been renewed, and their files replaced.
+pub type Renewed = watch::Receiver<()>;
 
 /// Between questions whether the API answers: often while a server starts, rarely while it stays away.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// A client with the server and the credentials of a kubeconfig of ours.
+/// A client with the server and the credentials of a kubeconfig, as they are now.
 pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
     let connect = async || -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
         let config =
@@ -23,6 +34,22 @@ pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
         Ok(Client::try_from(config)?)
     };
     connect().await.map_err(|source| Error::Kubeconfig { path: kubeconfig.to_path_buf(), source })
+}
+
+/// A client that goes by a kubeconfig of ours and the files that it names for as long as it lives: from the first request after `renewed`
+/// tells, by what they hold then. Requests under way end as they began.
+///
+/// It goes on with new connections, as client-go does: one that stands is known by the certificate that it was made with, and
+/// kube-apiserver asks with each request whether that has ended.
+pub async fn lasting_client(kubeconfig: &Path, renewed: Renewed) -> Result<Client, Error> {
+    let first = client(kubeconfig).await?;
+    let namespace = first.default_namespace().to_owned();
+    let lasting = Arc::new(Lasting { kubeconfig: kubeconfig.to_path_buf(), current: Mutex::new((first, renewed)) });
+    let send = move |request: Request<Body>| {
+        let lasting = lasting.clone();
+        async move { lasting.send(request).await }
+    };
+    Ok(Client::new(service_fn(send), namespace))
 }
 
 /// Waits until the API is ready for the holder of a kubeconfig; `gate` tells what is missing.
@@ -40,5 +67,74 @@ pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
             Err(error) => gate.waiting(error),
         }
         backoff.wait().await;
+    }
+}
+
+/// What a client that lasts makes its requests with.
+struct Lasting {
+    kubeconfig: PathBuf,
+    current: Mutex<(Client, Renewed)>,
+}
+
+impl Lasting {
+    async fn send(&self, request: Request<Body>) -> kube::Result<Response<Body>> {
+        let client = self.current().await;
+        client.send(request).await
+    }
+
+    /// The client of before stays where the files cannot be used: its certificate has months left, and the next request tries again.
+    async fn current(&self) -> Client {
+        let mut current = self.current.lock().await;
+        let (now, renewed) = &mut *current;
+        // Whoever renewed is gone: nothing changes any more.
+        if renewed.has_changed().unwrap_or(false) {
+            renewed.mark_unchanged();
+            let kubeconfig = self.kubeconfig.display();
+            match client(&self.kubeconfig).await {
+                Ok(client) => {
+                    *now = client;
+                    debug!(%kubeconfig, "The API is asked with the renewed certificate.");
+                }
+                Err(error) => {
+                    renewed.mark_changed();
+                    warn!(%kubeconfig, error = chain(&error), "The renewed certificate cannot be used; the API is asked with the old one.");
+                }
+            }
+        }
+        now.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use k3s_pki::AgentPki;
+
+    use super::*;
+    use crate::{
+        join::Applicant,
+        testing::{LIFETIME, TestServer},
+    };
+
+    #[tokio::test]
+    async fn a_renewed_certificate_that_cannot_be_used_leaves_the_old_one_until_it_can() {
+        let server = TestServer::start().await;
+        let apiserver = format!("https://{}", server.address);
+        let applicant = Applicant { apiserver, ..server.applicant(Some(server.token())) };
+        applicant.join().await.unwrap();
+        let pki = AgentPki::at(&applicant.dir);
+        let told = watch::Sender::new(());
+        let client = lasting_client(&pki.kubelet_kubeconfig, told.subscribe()).await.unwrap();
+        let ask = async || client.request_text(Request::get("/version").body(Vec::new()).unwrap()).await;
+        ask().await.unwrap();
+
+        fs::write(&pki.client_kubelet.certificate, "torn").unwrap();
+        told.send_replace(());
+        ask().await.unwrap();
+        // One that has ended shows which is used.
+        server.backdate(2 * LIFETIME);
+        applicant.join().await.unwrap();
+        assert!(ask().await.unwrap_err().to_string().contains("Unauthorized"));
     }
 }

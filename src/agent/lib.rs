@@ -27,14 +27,14 @@ mod testing;
 mod trust;
 mod tunnels;
 
-pub use api::client;
+pub use api::{Renewed, client, lasting_client};
 pub use clock::LastKnownTime;
 pub use cluster_config::UnusableConfig;
 pub use error::Error;
 pub use https::RequestError;
 pub use identity::{ETC, node_name};
 pub use join::JoinError;
-pub use network::own_addresses;
+pub use network::{follow_own_addresses, own_addresses};
 pub use node::{NodeRole, Request};
 pub use reach::Reachable;
 pub use role::{Package, run};

@@ -29,6 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    api::Renewed,
     cluster_config::ClusterConfig,
     error::chain,
     join::{Applicant, JoinError, Joined},
@@ -49,10 +50,8 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(10 * 60);
 pub(crate) struct Known {
     /// As the server told last.
     pub(crate) config: ClusterConfig,
-    /// What servers are checked by; clients that read it at their start have to be made anew when it changes.
+    /// What servers are checked by; programs that read it at their start have to be started anew when it changes.
     pub(crate) authority: Bytes,
-    /// The node's own certificate, for which that holds too.
-    pub(crate) certificate: Bytes,
     /// The node's own addresses, the primary first.
     pub(crate) ips: Vec<IpAddr>,
 }
@@ -62,11 +61,13 @@ pub(crate) struct Membership {
     applicant: Applicant,
     known: watch::Sender<Option<Known>>,
     api: watch::Sender<Option<ServerApi>>,
+    renewed: watch::Sender<()>,
 }
 
 impl Membership {
     pub(crate) fn new(applicant: Applicant) -> Self {
-        Self { applicant, known: watch::Sender::new(None), api: watch::Sender::new(None) }
+        let (known, api) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { applicant, known, api, renewed: watch::Sender::new(()) }
     }
 
     /// What the node is to go by, as it changes; none until [`Self::hold`] has something.
@@ -77,6 +78,11 @@ impl Membership {
     /// The servers' API with the newest certificate; none before the first join of this start.
     pub(crate) fn api(&self) -> watch::Receiver<Option<ServerApi>> {
         self.api.subscribe()
+    }
+
+    /// Told of each join: it brought new certificates.
+    pub(crate) fn renewed(&self) -> Renewed {
+        self.renewed.subscribe()
     }
 
     /// Gets in and stays in, for as long as it is polled. `gate` opens with the first join of this start.
@@ -165,16 +171,14 @@ impl Membership {
 
     fn accept(&self, joined: Joined) -> Result<(), JoinError> {
         self.api.send_replace(Some(joined.api));
+        self.renewed.send_replace(());
         self.know(joined.config)
     }
 
     fn know(&self, config: ClusterConfig) -> Result<(), JoinError> {
-        let pki = self.pki();
-        let read = |path| files::read(path).map(|content| Bytes::from(content.unwrap_or_default()));
-        let authority = read(&pki.server_ca)?;
-        let certificate = read(&pki.client_kubelet.certificate)?;
+        let authority = files::read(&self.pki().server_ca)?.map(Bytes::from).unwrap_or_default();
         let ips = self.applicant.ips.borrow().clone();
-        let known = Some(Known { config, authority, certificate, ips });
+        let known = Some(Known { config, authority, ips });
         self.known.send_if_modified(|old| {
             let differs = *old != known;
             *old = known;
@@ -239,7 +243,10 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
-    use crate::testing::TestServer;
+    use crate::{
+        api::lasting_client,
+        testing::{LIFETIME, TestServer},
+    };
 
     fn supervisor(server: &TestServer) -> Supervisor {
         let run_dir = server.disk.path().join("run");
@@ -279,13 +286,41 @@ mod tests {
         let applicant = Applicant { ips: ips.subscribe(), ..server.applicant(Some(server.token())) };
         let membership = Membership::new(applicant);
         hold(&server, &membership, async |_| {
-            let before = membership.known().borrow().clone().unwrap();
+            let certificate = || fs::read(membership.pki().client_kubelet.certificate).unwrap();
+            let (before, mut renewed) = (certificate(), membership.renewed());
             let moved = vec![IpAddr::from([192, 0, 2, 8])];
             ips.send_replace(moved.clone());
-            let joined_again = |now: &Option<Known>| {
-                now.as_ref().is_some_and(|now| now.ips == moved && now.certificate != before.certificate)
+            let goes_by_it = |now: &Option<Known>| now.as_ref().is_some_and(|now| now.ips == moved);
+            membership.known().wait_for(goes_by_it).await.unwrap();
+            renewed.changed().await.unwrap();
+            assert_ne!(certificate(), before);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn clients_of_the_api_outlive_their_certificates() {
+        let server = TestServer::start().await;
+        server.backdate(2 * LIFETIME);
+        let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
+        let apiserver = format!("https://{}", server.address);
+        let applicant = Applicant { ips: ips.subscribe(), apiserver, ..server.applicant(Some(server.token())) };
+        let membership = Membership::new(applicant);
+        hold(&server, &membership, async |_| {
+            let mut renewed = membership.renewed();
+            let kubeconfig = membership.pki().kubelet_kubeconfig;
+            let client = lasting_client(&kubeconfig, membership.renewed()).await.unwrap();
+            let ask = async || {
+                let request = http::Request::get("/version").body(Vec::new()).unwrap();
+                client.request_text(request).await
             };
-            membership.known().wait_for(joined_again).await.unwrap();
+            let refused = ask().await.unwrap_err().to_string();
+            assert!(refused.contains("Unauthorized"), "its certificate has ended: {refused}");
+            server.backdate(Duration::ZERO);
+            ips.send_replace(vec![IpAddr::from([192, 0, 2, 8])]);
+            while ask().await.is_err() {
+                renewed.changed().await.unwrap();
+            }
         })
         .await;
     }

@@ -36,10 +36,7 @@ pub async fn own_addresses(given: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
 }
 
 /// Keeps `addresses` those to be known by, where the user named none. While no default route tells them, they stay.
-pub(crate) async fn follow_own_addresses(
-    given: &[IpAddr],
-    addresses: &watch::Sender<Vec<IpAddr>>,
-) -> Result<(), Error> {
+pub async fn follow_own_addresses(given: &[IpAddr], addresses: &watch::Sender<Vec<IpAddr>>) -> Result<(), Error> {
     if !given.is_empty() {
         return Ok(());
     }

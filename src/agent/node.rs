@@ -16,7 +16,11 @@ use k3s_supervise::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, annotations, api, cgroup, images, network, pod_network, resolv_conf};
+use crate::{
+    Error, annotations,
+    api::{self, Renewed},
+    cgroup, images, network, pod_network, resolv_conf,
+};
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Request {
     pub leads_to_pods: bool,
     /// klog verbosity for children.
     pub verbosity: u8,
+    /// Tells of new certificates in `<data>/agent`.
+    pub renewed: Renewed,
 }
 
 /// A node that is ready to start: the host is prepared and every file is in place.
@@ -52,6 +58,7 @@ pub struct NodeRole {
     image_folders: Vec<PathBuf>,
     warnings: Vec<Warning>,
     leads_to_pods: bool,
+    renewed: Renewed,
 }
 
 impl NodeRole {
@@ -90,7 +97,8 @@ impl NodeRole {
         }
         network::install_cni(&node, &paths)?;
         let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
-        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings, leads_to_pods: request.leads_to_pods })
+        let (leads_to_pods, renewed) = (request.leads_to_pods, request.renewed);
+        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings, leads_to_pods, renewed })
     }
 
     /// Hands the programs to the supervisor.
@@ -133,7 +141,7 @@ impl NodeRole {
             }
             Ok(())
         };
-        let network = pod_network::run(&self.node, &self.paths, supervisor);
+        let network = pod_network::run(&self.node, &self.paths, &self.renewed, supervisor);
         let work = async { tokio::try_join!(import, self.introduce(supervisor), network).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
@@ -143,7 +151,8 @@ impl NodeRole {
         if supervisor.ready("kube-apiserver").await.is_err() {
             return Ok(());
         }
-        let client = api::client(&self.paths.agent().join("kubelet.kubeconfig")).await?;
+        let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
+        let client = api::lasting_client(&kubeconfig, self.renewed.clone()).await?;
         annotate(client, &self.node.config.name, &annotations::metadata(&self.node, self.leads_to_pods)).await;
         Ok(())
     }

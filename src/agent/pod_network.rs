@@ -24,7 +24,13 @@ use kube::Client;
 use tokio::{select, time::sleep};
 use tracing::{info, warn};
 
-use crate::{Error, api, cache::MembersCache, error::chain, network};
+use crate::{
+    Error,
+    api::{self, Renewed},
+    cache::MembersCache,
+    error::chain,
+    network,
+};
 
 /// The keys of our sentences in the status.
 const KEY: &str = "pod-network";
@@ -33,7 +39,7 @@ const ADDRESS_KEY: &str = "node-address";
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Keeps the node on the pod network until dropped. What fails is told in the status and tried again.
-pub(crate) async fn run(node: &Node, paths: &Paths, supervisor: &Supervisor) -> Result<(), Error> {
+pub(crate) async fn run(node: &Node, paths: &Paths, renewed: &Renewed, supervisor: &Supervisor) -> Result<(), Error> {
     let backend = match node.network.overlay {
         Configured::Vxlan => Backend::Vxlan,
         Configured::HostGw => Backend::HostGw,
@@ -52,8 +58,11 @@ pub(crate) async fn run(node: &Node, paths: &Paths, supervisor: &Supervisor) -> 
         moved: None,
         told: String::new(),
     };
-    let own = api::client(&paths.agent().join("kubelet.kubeconfig")).await?;
-    let all = api::client(&paths.agent().join("k3scontroller.kubeconfig")).await?;
+    let client = |kubeconfig: &str| {
+        let kubeconfig = paths.agent().join(kubeconfig);
+        async move { api::lasting_client(&kubeconfig, renewed.clone()).await }
+    };
+    let (own, all) = (client("kubelet.kubeconfig").await?, client("k3scontroller.kubeconfig").await?);
     let answers = stream::once(supervisor.ready("kube-apiserver")).filter_map(|answers| ready(answers.ok()));
     let mut members = pin!(answers.flat_map(|()| follow_members(all.clone(), overlay::is_annotation)));
     let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);

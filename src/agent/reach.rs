@@ -10,7 +10,10 @@ use k3s_tunnel::{Reach, Rules};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::{api, error::chain};
+use crate::{
+    api::{self, Renewed},
+    error::chain,
+};
 
 /// Where kubelet listens.
 const KUBELET: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10250);
@@ -28,6 +31,8 @@ pub struct Reachable {
     pub egress: EgressMode,
     /// Where its state lies.
     pub paths: Paths,
+    /// Tells of new certificates in it.
+    pub renewed: Renewed,
 }
 
 /// What holds before anything is known of the cluster, and in the modes in which nothing else is reached.
@@ -45,15 +50,18 @@ impl Reachable {
                 let own = self.ips.iter().copied().map(IpNet::from);
                 set(Reach::Networks(self.pod_cidrs.iter().copied().chain(own).collect()));
             }
-            EgressMode::Pod => match api::client(&self.paths.agent().join("kubelet.kubeconfig")).await {
-                Ok(client) => {
-                    follow_own_pods(client, &self.name, |OwnPods { addresses, host_ports }| {
-                        set(Reach::Pods { pods: addresses, node: self.ips.iter().copied().collect(), host_ports });
-                    })
-                    .await;
+            EgressMode::Pod => {
+                let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
+                match api::lasting_client(&kubeconfig, self.renewed.clone()).await {
+                    Ok(client) => {
+                        follow_own_pods(client, &self.name, |OwnPods { addresses, host_ports }| {
+                            set(Reach::Pods { pods: addresses, node: self.ips.iter().copied().collect(), host_ports });
+                        })
+                        .await;
+                    }
+                    Err(error) => warn!(error = chain(&error), "Servers cannot reach this node's pods."),
                 }
-                Err(error) => warn!(error = chain(&error), "Servers cannot reach this node's pods."),
-            },
+            }
         }
         std::future::pending::<()>().await;
     }

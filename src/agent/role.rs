@@ -194,6 +194,7 @@ impl Agent {
                     pod_cidrs: known.config.network.cluster_cidrs.clone(),
                     egress: known.config.egress,
                     paths: self.paths.clone(),
+                    renewed: self.membership.renewed(),
                 };
                 tokio::select! {
                     () = reachable.keep(&rules) => {}
@@ -243,6 +244,7 @@ impl Agent {
             cloud_controller: known.config.cloud_controller,
             leads_to_pods: known.config.egress.includes_pods(),
             verbosity: self.config.verbosity,
+            renewed: self.membership.renewed(),
         }
     }
 }

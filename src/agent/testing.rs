@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -15,8 +15,8 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use k3s_balancer::{Address, Balancer, Options};
 use k3s_identity::{CaHash, Password, Token};
-use k3s_pki::{AnyClientCertificate, NodeCertificate, PublicKey, ServerPki, ServerRequest};
-use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, sign::SingleCertAndKey};
+use k3s_pki::{AnyClientCertificate, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest};
+use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer, sign::SingleCertAndKey};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{
@@ -34,8 +34,14 @@ pub(crate) struct TestServer {
     _serving: DropGuard,
 }
 
+/// How long certificates of this server last.
+pub(crate) const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
 struct Shared {
     pki: ServerPki,
+    client_ca: ClientCa,
+    /// How old certificates are when they come.
+    backdated: Mutex<Duration>,
     /// What is answered in place of the truth.
     refusals: Mutex<BTreeMap<&'static str, StatusCode>>,
     seen: Mutex<Vec<Seen>>,
@@ -64,8 +70,9 @@ impl TestServer {
                 service_ip: [10, 43, 0, 1].into(),
                 cluster_domain: "cluster.local".parse().unwrap(),
                 apiserver_port: 6444,
-                lifetime: k3s_pki::Lifetime::default(),
-                now,
+                lifetime: Lifetime::of_days(1.try_into().unwrap()),
+                // Older than what it signs may have to be.
+                now: now - 2 * LIFETIME,
             },
         )
         .unwrap();
@@ -77,7 +84,10 @@ impl TestServer {
             .with_cert_resolver(certificate);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { pki, refusals: Mutex::default(), seen: Mutex::default() });
+        let client_ca = ClientCa::new(pki.client_ca.bundle()).unwrap();
+        let shared =
+            Shared { pki, client_ca, backdated: Mutex::default(), refusals: Mutex::default(), seen: Mutex::default() };
+        let shared = Arc::new(shared);
         let end = CancellationToken::new();
         tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), shared.clone(), end.clone()));
         Self { address, disk, shared, _serving: end.drop_guard() }
@@ -121,6 +131,11 @@ impl TestServer {
         };
     }
 
+    /// Certifies from now on as if that long ago.
+    pub(crate) fn backdate(&self, age: Duration) {
+        *self.shared.backdated.lock().unwrap() = age;
+    }
+
     /// What came since the last look.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.shared.seen.lock().unwrap())
@@ -133,8 +148,8 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end
         let (tls, shared, end) = (tls.clone(), shared.clone(), end.clone());
         connections.spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
-            let with_certificate = stream.get_ref().1.peer_certificates().is_some();
-            let answer = service_fn(|request| answer(request, with_certificate, &shared));
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+            let answer = service_fn(|request| answer(request, &chain, &shared));
             let served = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
             let _ = end.run_until_cancelled(served).await;
         });
@@ -145,7 +160,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end
 
 async fn answer(
     request: Request<Incoming>,
-    with_certificate: bool,
+    chain: &[CertificateDer<'_>],
     shared: &Shared,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
@@ -155,7 +170,7 @@ async fn answer(
         authorization: header("authorization"),
         node: header("k3s-node-name")
             .map(|name| format!("{name} {} {}", header("k3s-node-password").unwrap(), header("k3s-node-ip").unwrap())),
-        with_certificate,
+        with_certificate: !chain.is_empty(),
     });
     let ips = header("k3s-node-ip").unwrap_or_default();
     let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -166,13 +181,20 @@ async fn answer(
     }
     let sign = |certificate: NodeCertificate| {
         let key = PublicKey::from_request(&body).unwrap();
-        Bytes::from(shared.pki.sign(&certificate, &key, SystemTime::now()).unwrap())
+        let now = SystemTime::now() - *shared.backdated.lock().unwrap();
+        Bytes::from(shared.pki.sign(&certificate, &key, now).unwrap())
     };
     let node: k3s_pki::HostName = "edge-1".parse().unwrap();
     let content = match path.as_str() {
         "/cacerts" | "/v1-k3s/server-ca.crt" => Bytes::copy_from_slice(shared.pki.server_ca.bundle()),
         "/v1-k3s/client-ca.crt" => Bytes::copy_from_slice(shared.pki.client_ca.bundle()),
         "/v1-k3s/config" => CONFIG.into(),
+        // As kube-apiserver answers: a certificate may end while its connection stands.
+        "/version" if shared.client_ca.verify(chain, SystemTime::now()).is_err() => {
+            let status = "{\"kind\":\"Status\",\"code\":401,\"reason\":\"Unauthorized\",\"message\":\"Unauthorized\"}";
+            return Ok(Response::builder().status(StatusCode::UNAUTHORIZED).body(status.into()).unwrap());
+        }
+        "/version" => "{}".into(),
         "/v1-k3s/apiservers" => "[\"192.0.2.1:6443\"]".into(),
         "/v1-k3s/serving-kubelet.crt" => {
             sign(NodeCertificate::ServingKubelet { node, ips: ips.split(',').map(|ip| ip.parse().unwrap()).collect() })

@@ -40,7 +40,7 @@ const LIFETIME: &str = "CATTLE_NEW_SIGNED_CERT_EXPIRATION_DAYS";
 const NEEDED: u64 = 64 << 20;
 
 /// Who this server is on the network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Host {
     /// The node's whole name.
     pub(crate) name: String,
@@ -69,6 +69,13 @@ impl Host {
             Some(node) => Ok(k3s_agent::node_name(node, paths)?),
             None => Ok(config.node_name.clone()),
         }
+    }
+
+    /// The same host after a move to `ips`. It is reached by the addresses of before too: kubelet and the API are known by them until the
+    /// next start.
+    pub(crate) fn moved_to(&self, ips: &[IpAddr]) -> Self {
+        let before = self.ips.iter().filter(|ip| !ips.contains(ip));
+        Self { ips: ips.iter().chain(before).copied().collect(), ..self.clone() }
     }
 
     /// The address that the API is published at: as configured, else where the outside reaches the node, else its own.

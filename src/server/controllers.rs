@@ -1,5 +1,6 @@
 //! The controllers that run in a server's own process, from the moment the API answers.
 
+use k3s_agent::Renewed;
 use k3s_components::Paths;
 use k3s_config::server::{Addon, EgressMode, ServerConfig};
 use k3s_controllers::{
@@ -27,12 +28,14 @@ pub(crate) struct Controllers<'a> {
     pub(crate) node_passwords: &'a NodePasswords,
     /// Told of nodes and pods.
     pub(crate) egress: &'a watch::Sender<Egress>,
+    /// Tells of new certificates.
+    pub(crate) renewed: Renewed,
 }
 
 impl Controllers<'_> {
     /// Runs them until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { config, paths, host, supervisor, core, node_passwords, egress } = self;
+        let Self { config, paths, host, supervisor, core, node_passwords, egress, renewed } = self;
         let addons = Addons {
             folder: paths.server().join("manifests"),
             disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
@@ -46,7 +49,7 @@ impl Controllers<'_> {
         if supervisor.ready("kube-apiserver").await.is_err() {
             return Ok(());
         }
-        let client = k3s_agent::client(&paths.cred("supervisor.kubeconfig")).await?;
+        let client = k3s_agent::lasting_client(&paths.cred("supervisor.kubeconfig"), renewed.clone()).await?;
         // Before anybody can ask for a name: none of those that are taken may seem to be free.
         migrate_node_passwords(&client, &paths.cred("node-passwd")).await;
         core.send(client.clone());
@@ -73,8 +76,16 @@ impl Controllers<'_> {
             }
         };
         let tunnels = async {
-            if config.datastore.is_shared() {
-                peers::hold_tunnels(client.clone(), front, config, paths, host, supervisor, shutdown.clone()).await;
+            if config.datastore.is_shared() && config.node.is_some() {
+                let node = k3s_agent::Reachable {
+                    name: host.name.clone(),
+                    ips: host.ips.clone(),
+                    pod_cidrs: config.network.cluster_cidrs.clone(),
+                    egress: config.egress_mode,
+                    paths: paths.clone(),
+                    renewed,
+                };
+                peers::hold_tunnels(client.clone(), front, &node, supervisor, shutdown.clone()).await;
             }
         };
         tokio::join!(

@@ -1,23 +1,26 @@
 //! Certificates renewed while the server runs, in place: what is due at a start is due in between too.
 //!
 //! Twice a day the same is done that a start does: each leaf with a third of its life left or less is issued again, for the key that it
-//! has. Most of those who hold one read it anew by themselves: kube-apiserver, kubelet and every client of client-go. The others:
+//! has; and at once when the machine's address changes, so that what serves has a certificate for the new one. Most of those who hold a
+//! certificate read it anew by themselves: kube-apiserver, kubelet, every client of client-go and of etcd's. The others:
 //!
 //! ```text
 //! the front's certificate, and its client certificate ──► shown from the next handshake on
-//! our own clients of the API                           ──► made anew: `renewed` tells
+//! our own clients of the API                           ──► go on by the new files: `renewed` tells
 //! kube-apiserver's way into the tunnels                ──► kube-apiserver is started again
 //! ```
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use k3s_agent::Renewed;
 use k3s_components::Paths;
 use k3s_config::server::{EgressMode, ServerConfig};
 use k3s_files::FileError;
-use k3s_pki::ServerPki;
+use k3s_pki::{AgentPki, ServerPki, renewal::renew_before};
 use k3s_supervise::Supervisor;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +32,7 @@ use crate::{
     front::CurrentCertificate,
 };
 
-/// How often it is looked: a certificate that is due has months left.
+/// How often it is looked: a certificate of a year that is due has months left.
 const INTERVAL: Duration = Duration::from_secs(12 * 3600);
 
 /// Renews the certificates of one server.
@@ -38,46 +41,70 @@ pub(crate) struct Renewal {
     front: Arc<CurrentCertificate>,
     /// What it shows kube-apiserver.
     proxy: Arc<CurrentCertificate>,
-    /// Changes whenever our own clients of the API have to be made anew.
+    /// What the others began with.
+    held: Held,
+    /// Changes whenever our own clients of the API have new certificates.
     renewed: watch::Sender<()>,
+    interval: Duration,
 }
 
-/// The certificates whose holders do not read them anew.
-#[derive(PartialEq, Eq)]
+/// The certificates whose holders do not look for new ones, as they were last told of them.
+#[derive(Clone, PartialEq, Eq)]
 struct Held {
-    /// `client-supervisor`: our own.
-    supervisor: Option<Vec<u8>>,
+    /// `client-supervisor`, and the node's `client-kubelet` and `client-k3s-controller`: our own clients'.
+    clients: [Option<Vec<u8>>; 3],
     /// `client-kube-apiserver`: kube-apiserver's for the tunnels.
     kube_apiserver: Option<Vec<u8>>,
 }
 
 impl Renewal {
-    /// Of what the front uses.
-    pub(crate) fn new(tls: &FrontTls) -> Self {
-        let (front, proxy) = (tls.certificate.clone(), tls.upstream.proxy_certificate.clone());
-        Self { front, proxy, renewed: watch::Sender::new(()) }
+    /// Of what the front uses, and of what is in place before anything else starts.
+    pub(crate) fn new(tls: &FrontTls, pki: &ServerPki, paths: &Paths) -> Result<Self, Error> {
+        // Twice while a short-lived certificate is due.
+        let due = Duration::try_from(renew_before(pki.server_ca.lifetime())).unwrap_or_default();
+        Ok(Self {
+            front: tls.certificate.clone(),
+            proxy: tls.upstream.proxy_certificate.clone(),
+            held: Held::read(paths)?,
+            renewed: watch::Sender::new(()),
+            interval: INTERVAL.min(due / 2),
+        })
     }
 
-    /// Told whenever our own clients of the API have to be made anew.
-    pub(crate) fn renewed(&self) -> watch::Receiver<()> {
+    /// Told whenever our own clients of the API have new certificates.
+    pub(crate) fn renewed(&self) -> Renewed {
         self.renewed.subscribe()
     }
 
-    /// Renews what is due, until `shutdown`. What fails is told, and tried again the next time.
+    /// Renews what is due and what lacks one of `ips`, the machine's addresses, until `shutdown`. What fails is told, and tried again the
+    /// next time.
     pub(crate) async fn run(
         &self,
         config: &ServerConfig,
         paths: &Paths,
         host: &Host,
+        mut ips: watch::Receiver<Vec<IpAddr>>,
         supervisor: &Supervisor,
         shutdown: CancellationToken,
     ) {
-        while shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
-            let renewed = self.renew(config, paths, host, supervisor, SystemTime::now()).await;
+        let mut held = self.held.clone();
+        let start = host;
+        let mut host = start.clone();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = sleep(self.interval) => {}
+                Ok(()) = ips.changed() => {
+                    let now = ips.borrow_and_update().clone();
+                    info!(addresses = ?now, "This server has moved to another address, for which it takes certificates.");
+                    host = start.moved_to(&now);
+                }
+            }
+            let renewed = self.renew(config, paths, &host, &mut held, supervisor, SystemTime::now()).await;
             match renewed.and_then(|pki| bootstrap::administrator(config, &pki)) {
                 Ok(()) => supervisor.clear("certificates"),
                 Err(error) => {
-                    error!(%error, "The certificates cannot be renewed; trying again in 12 h.");
+                    error!(%error, again_in = ?self.interval, "The certificates cannot be renewed.");
                     supervisor.warn("certificates", format!("The certificates cannot be renewed: {error}."));
                 }
             }
@@ -89,22 +116,22 @@ impl Renewal {
         config: &ServerConfig,
         paths: &Paths,
         host: &Host,
+        held: &mut Held,
         supervisor: &Supervisor,
         now: SystemTime,
     ) -> Result<ServerPki, Error> {
-        let before = Held::read(paths)?;
         let pki = bootstrap::certificates(config, paths, host, now)?;
         let FrontTls { certificate, upstream, .. } = bootstrap::front_tls(config, &pki, now)?;
         self.front.take_over(&certificate);
         self.proxy.take_over(&upstream.proxy_certificate);
-        let after = Held::read(paths)?;
-        if before.kube_apiserver != after.kube_apiserver && config.egress_mode != EgressMode::Disabled {
+        let before = std::mem::replace(held, Held::read(paths)?);
+        if before.clients != held.clients {
+            self.renewed.send_replace(());
+        }
+        if before.kube_apiserver != held.kube_apiserver && config.egress_mode != EgressMode::Disabled {
             info!("kube-apiserver reads its certificate for the tunnels at its start only, and is started again.");
             // It is not there only if the server stops.
             let _ = supervisor.restart("kube-apiserver").await;
-        }
-        if before.supervisor != after.supervisor {
-            self.renewed.send_replace(());
         }
         Ok(pki)
     }
@@ -112,53 +139,214 @@ impl Renewal {
 
 impl Held {
     fn read(paths: &Paths) -> Result<Self, FileError> {
-        let read = |name: &str| k3s_files::read(&paths.tls(name));
-        Ok(Self { supervisor: read("client-supervisor.crt")?, kube_apiserver: read("client-kube-apiserver.crt")? })
+        let node = AgentPki::at(&paths.agent());
+        let [supervisor, kube_apiserver] =
+            ["client-supervisor.crt", "client-kube-apiserver.crt"].map(|name| paths.tls(name));
+        let clients = [&supervisor, &node.client_kubelet.certificate, &node.client_k3s_controller.certificate];
+        let [first, second, third] = clients.map(|path| k3s_files::read(path));
+        Ok(Self { clients: [first?, second?, third?], kube_apiserver: k3s_files::read(&kube_apiserver)? })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, fs, path::PathBuf};
+    use std::{collections::HashMap, convert::Infallible, fs, net::Ipv4Addr, path::PathBuf};
 
+    use http::{Request, Response, StatusCode};
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
     use k3s_config::Environment;
+    use k3s_pki::{
+        AgentRequest, AnyClientCertificate, Certificate, ClientCa, FrontCertificate, Lifetime, San, ServerRequest,
+    };
     use k3s_supervise::Options;
+    use rustls::{ServerConfig as TlsConfig, crypto::aws_lc_rs::default_provider, sign::SingleCertAndKey};
+    use tokio::{net::TcpListener, task::JoinSet};
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
     const DAY: Duration = Duration::from_secs(86_400);
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    /// A server and its node, of which only the certificates are there.
+    struct Server {
+        config: ServerConfig,
+        paths: Paths,
+        host: Host,
+        supervisor: Supervisor,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Server {
+        fn new(flags: &[&str]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let environment = Environment {
+                variables: HashMap::new(),
+                hostname: "edge".into(),
+                directory: PathBuf::from("/"),
+                config_file: PathBuf::from("/nonexistent/config.yaml"),
+            };
+            let data_dir = format!("--data-dir={}", dir.path().display());
+            let args = flags.iter().copied().chain([data_dir.as_str()]);
+            let (config, _) = k3s_config::parse_server(args.map(Into::into), &environment).unwrap();
+            Self {
+                config,
+                paths: Paths::new(dir.path(), dir.path().join("run")),
+                host: Host { name: "edge".into(), ips: vec![ADDRESS], hostname: "edge".into() },
+                supervisor: Supervisor::new(Options::at(dir.path())).unwrap(),
+                _dir: dir,
+            }
+        }
+
+        fn certificates(&self, now: SystemTime) -> ServerPki {
+            bootstrap::certificates(&self.config, &self.paths, &self.host, now).unwrap()
+        }
+
+        fn renewal(&self, pki: &ServerPki, now: SystemTime) -> (Renewal, FrontTls, Held) {
+            let tls = bootstrap::front_tls(&self.config, pki, now).unwrap();
+            let renewal = Renewal::new(&tls, pki, &self.paths).unwrap();
+            let held = renewal.held.clone();
+            (renewal, tls, held)
+        }
+
+        async fn renew(&self, renewal: &Renewal, held: &mut Held, now: SystemTime) {
+            let Self { config, paths, host, supervisor, .. } = self;
+            renewal.renew(config, paths, host, held, supervisor, now).await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn what_is_due_is_renewed_and_taken_over_and_the_keys_stay() {
-        let dir = tempfile::tempdir().unwrap();
-        let environment = Environment {
-            variables: HashMap::new(),
-            hostname: "edge".into(),
-            directory: PathBuf::from("/"),
-            config_file: PathBuf::from("/nonexistent/config.yaml"),
-        };
-        let args = [format!("--data-dir={}", dir.path().display()), "--disable-agent".to_owned()];
-        let (config, _) = k3s_config::parse_server(args.map(Into::into), &environment).unwrap();
-        let paths = Paths::new(dir.path(), dir.path().join("run"));
-        let host = Host { name: "edge".into(), ips: vec![[192, 0, 2, 1].into()], hostname: "edge".into() };
-        let supervisor = Supervisor::new(Options::at(dir.path())).unwrap();
+        let server = Server::new(&[]);
+        let paths = &server.paths;
         let files = ["client-supervisor.crt", "client-supervisor.key", "dynamic-cert.json"];
         let read = || files.map(|name| fs::read(paths.tls(name)).unwrap());
 
         let begin = SystemTime::now();
-        let pki = bootstrap::certificates(&config, &paths, &host, begin).unwrap();
-        let tls = bootstrap::front_tls(&config, &pki, begin).unwrap();
-        let renewal = Renewal::new(&tls);
+        let pki = server.certificates(begin);
+        let (renewal, tls, mut held) = server.renewal(&pki, begin);
         let mut renewed = renewal.renewed();
         let (first, shown) = (read(), format!("{:?}", tls.certificate));
 
-        renewal.renew(&config, &paths, &host, &supervisor, begin + 240 * DAY).await.unwrap();
+        server.renew(&renewal, &mut held, begin + 240 * DAY).await;
         assert!(read() == first && !renewed.has_changed().unwrap(), "at two thirds, not before");
-        renewal.renew(&config, &paths, &host, &supervisor, begin + 246 * DAY).await.unwrap();
+        server.renew(&renewal, &mut held, begin + 246 * DAY).await;
         let second = read();
         assert!(second[0] != first[0] && second[1] == first[1] && second[2] != first[2]);
         assert!(renewed.has_changed().unwrap());
         assert_ne!(format!("{:?}", tls.certificate), shown, "the front shows the new one");
+
         renewed.mark_unchanged();
+        server.renew(&renewal, &mut held, begin + 247 * DAY).await;
+        assert!(!renewed.has_changed().unwrap(), "there is nothing new");
+        // An attempt that broke off half-way has told nobody.
+        fs::remove_file(&AgentPki::at(&paths.agent()).client_kubelet.certificate).unwrap();
+        server.certificates(begin + 248 * DAY);
+        server.renew(&renewal, &mut held, begin + 248 * DAY).await;
+        assert!(renewed.has_changed().unwrap(), "the node's own counts too");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_moves_has_certificates_for_its_new_address() {
+        let mut server = Server::new(&[]);
+        let now = SystemTime::now();
+        let pki = server.certificates(now);
+        let (renewal, tls, mut held) = server.renewal(&pki, now);
+        let shown = format!("{:?}", tls.certificate);
+        let moved = IpAddr::from([192, 0, 2, 2]);
+        server.host = server.host.moved_to(&[moved]);
+        assert_eq!(server.host.advertised(&server.config), moved);
+        server.renew(&renewal, &mut held, now).await;
+
+        let paths = &server.paths;
+        for path in [paths.tls("serving-kube-apiserver.crt"), paths.agent().join("serving-kubelet.crt")] {
+            let certificate = Certificate::first_of(&fs::read(&path).unwrap()).unwrap();
+            // kube-apiserver dials kubelet by the address that its node still has in the API.
+            for ip in [moved, ADDRESS] {
+                assert!(certificate.sans.contains(&San::Ip(ip)), "{} lacks {ip}", path.display());
+            }
+        }
+        let front = FrontCertificate::last(&paths.server()).unwrap();
+        let names = Certificate::parse(&front.chain()[0]).unwrap().sans;
+        assert!(names.contains(&San::Ip(moved)) && names.contains(&San::Ip(ADDRESS)));
+        assert_ne!(format!("{:?}", tls.certificate), shown);
+    }
+
+    /// Answers as kube-apiserver does: a certificate may end while its connection stands.
+    async fn serve_api(listener: TcpListener, tls: TlsAcceptor, client_ca: Arc<ClientCa>) {
+        let mut connections = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (tls, client_ca) = (tls.clone(), client_ca.clone());
+            connections.spawn(async move {
+                let stream = tls.accept(stream).await.unwrap();
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+                let answer = service_fn(async |_: Request<Incoming>| {
+                    let mut response = Response::new(String::new());
+                    if client_ca.verify(&chain, SystemTime::now()).is_err() {
+                        *response.status_mut() = StatusCode::UNAUTHORIZED;
+                    }
+                    Ok::<_, Infallible>(response)
+                });
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_of_the_api_outlive_their_certificates() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Server::new(&[&format!("--https-listen-port={}", port - 1)]);
+        let now = SystemTime::now();
+
+        // Certificates of a day, which has passed.
+        let begin = now - 30 * HOUR;
+        let request = ServerRequest {
+            tls_sans: Vec::new(),
+            node_name: "edge".parse().unwrap(),
+            node_ips: vec![ADDRESS],
+            advertise_address: None,
+            service_ip: server.config.network.kubernetes_service_ip(),
+            cluster_domain: "cluster.local".parse().unwrap(),
+            apiserver_port: port,
+            lifetime: Lifetime::of_days(1.try_into().unwrap()),
+            now: begin,
+        };
+        let pki = ServerPki::ensure(&server.paths.server(), &request).unwrap();
+        let node = AgentRequest {
+            node_name: "edge".parse().unwrap(),
+            node_ips: vec![ADDRESS],
+            apiserver: pki.apiserver_url(),
+            now: begin,
+        };
+        let node = AgentPki::ensure(&server.paths.agent(), &node, &pki).unwrap();
+        let (renewal, _tls, mut held) = server.renewal(&pki, now);
+        assert_eq!(renewal.interval, 4 * HOUR, "looked at while they are due");
+
+        let shown = pki.front_certificate(&[], now).unwrap().certified_key();
+        let tls = TlsConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(AnyClientCertificate::verifier())
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+        let client_ca = Arc::new(ClientCa::new(pki.client_ca.bundle()).unwrap());
+        let _api = JoinSet::from_iter([serve_api(listener, TlsAcceptor::from(Arc::new(tls)), client_ca)]);
+
+        let mut clients = Vec::new();
+        for kubeconfig in [&pki.kubeconfigs.supervisor, &node.kubelet_kubeconfig, &node.k3s_controller_kubeconfig] {
+            clients.push(k3s_agent::lasting_client(kubeconfig, renewal.renewed()).await.unwrap());
+        }
+        let ask =
+            async |client: &kube::Client| client.request_text(Request::get("/version").body(Vec::new()).unwrap()).await;
+        for client in &clients {
+            assert!(ask(client).await.is_err(), "its certificate has ended");
+        }
+        server.renew(&renewal, &mut held, now).await;
+        for client in &clients {
+            ask(client).await.unwrap();
+        }
     }
 }

@@ -181,7 +181,7 @@ impl Server {
             let Credentials { pki, token } = credentials(&config, &paths, &host, &store).await?;
             let pki = Arc::new(pki);
             let shown = bootstrap::front_tls(&config, &pki, SystemTime::now())?;
-            let renewal = Renewal::new(&shown);
+            let renewal = Renewal::new(&shown, &pki, &paths)?;
             let FrontTls { certificate, client_ca, upstream } = shown;
             let (api_ready, ready) = watch::channel(false);
             let token = Arc::new(ServerToken::new(
@@ -289,13 +289,19 @@ impl Server {
                     None => Ok(()),
                 }
             };
+            let addresses = watch::Sender::new(self.host.ips.clone());
+            let moving = async {
+                let given = self.config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
+                k3s_agent::follow_own_addresses(given, &addresses).await.map_err(Error::from)
+            };
             let renewing = async {
                 let (config, paths, host) = (&self.config, &self.paths, &self.host);
-                self.renewal.run(config, paths, host, &self.supervisor, shutdown.clone()).await;
+                let ips = addresses.subscribe();
+                self.renewal.run(config, paths, host, ips, &self.supervisor, shutdown.clone()).await;
                 Ok(())
             };
             let (on_node, controlling) = (Box::pin(on_node), Box::pin(self.control(shutdown)));
-            tokio::try_join!(self.announce(notifier), on_node, controlling, Box::pin(renewing))?;
+            tokio::try_join!(self.announce(notifier), on_node, controlling, Box::pin(renewing), moving)?;
             shutdown.cancelled().await;
             Ok(())
         };
@@ -306,24 +312,19 @@ impl Server {
         }
     }
 
-    /// Runs the controllers of this process, anew whenever the certificate that they show the API is.
+    /// Runs the controllers of this process.
     async fn control(&self, shutdown: &CancellationToken) -> Result<(), Error> {
-        let mut renewed = self.renewal.renewed();
-        loop {
-            let controllers = Controllers {
-                config: &self.config,
-                paths: &self.paths,
-                host: &self.host,
-                supervisor: &self.supervisor,
-                core: &self.core,
-                node_passwords: &self.node_passwords,
-                egress: &self.egress,
-            };
-            tokio::select! {
-                ended = Box::pin(controllers.run(shutdown.clone())) => return ended,
-                Ok(()) = renewed.changed() => info!("The controllers show the API their new certificate."),
-            }
-        }
+        let controllers = Controllers {
+            config: &self.config,
+            paths: &self.paths,
+            host: &self.host,
+            supervisor: &self.supervisor,
+            core: &self.core,
+            node_passwords: &self.node_passwords,
+            egress: &self.egress,
+            renewed: self.renewal.renewed(),
+        };
+        controllers.run(shutdown.clone()).await
     }
 
     /// Lets requests through to kube-apiserver once it is ready, and says READY once everything is.
@@ -374,6 +375,7 @@ impl Server {
             // This server dials its own pods; others reach them through its tunnels.
             leads_to_pods: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
             verbosity: self.config.verbosity,
+            renewed: self.renewal.renewed(),
         })
         .await?;
         role.start(&self.supervisor)?;
