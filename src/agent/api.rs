@@ -28,12 +28,12 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 
 /// A client with the server and the credentials of a kubeconfig, as they are now.
 pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
-    let connect = async || -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
-        let config =
-            Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
-        Ok(Client::try_from(config)?)
-    };
-    connect().await.map_err(|source| Error::Kubeconfig { path: kubeconfig.to_path_buf(), source })
+    connect(kubeconfig, true).await
+}
+
+/// The same, for questions on which others wait: an API that is not ready is not asked again.
+pub(crate) async fn hasty_client(kubeconfig: &Path) -> Result<Client, Error> {
+    connect(kubeconfig, false).await
 }
 
 /// A client that goes by a kubeconfig of ours and the files that it names for as long as it lives: from the first request after `renewed`
@@ -68,6 +68,16 @@ pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
         }
         backoff.wait().await;
     }
+}
+
+async fn connect(kubeconfig: &Path, default_retry: bool) -> Result<Client, Error> {
+    let connect = async || -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
+        let mut config =
+            Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
+        config.default_retry = default_retry;
+        Ok(Client::try_from(config)?)
+    };
+    connect().await.map_err(|source| Error::Kubeconfig { path: kubeconfig.to_path_buf(), source })
 }
 
 /// What a client that lasts makes its requests with.

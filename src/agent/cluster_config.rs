@@ -10,6 +10,8 @@ use k3s_config::{
 };
 use serde::Deserialize;
 
+use crate::metrics::Wanted;
+
 /// What a node needs to know of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClusterConfig {
@@ -21,6 +23,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) kube_proxy: bool,
     /// Whether the servers' node controller sets nodes' addresses.
     pub(crate) cloud_controller: bool,
+    /// Where the node shows what it counts, if anywhere.
+    pub(crate) metrics: Option<Wanted>,
 }
 
 /// Why an answer is no configuration that this node can follow.
@@ -85,6 +89,11 @@ impl ClusterConfig {
             },
             kube_proxy: !control.disable_kube_proxy,
             cloud_controller: !control.disable_ccm,
+            metrics: control.supervisor_metrics.then(|| Wanted {
+                port: control.supervisor_port,
+                min_tls_version: control.min_tls_version,
+                cipher_suites: control.cipher_suites.unwrap_or_default(),
+            }),
         })
     }
 }
@@ -118,6 +127,11 @@ struct Control {
     disable_kube_proxy: bool,
     #[serde(default, rename = "DisableCCM")]
     disable_ccm: bool,
+    #[serde(default)]
+    supervisor_metrics: bool,
+    #[serde(default, rename = "MinTLSVersion")]
+    min_tls_version: String,
+    cipher_suites: Option<Vec<String>>,
     supervisor_port: u16,
     #[serde(rename = "HTTPSPort")]
     https_port: u16,
@@ -183,6 +197,20 @@ pub(crate) mod tests {
         assert_eq!(config.network.node_ports, PortRange { first: 30000, last: 32767 });
         assert_eq!(config.network.cluster_dns, ["10.43.0.10".parse::<IpAddr>().unwrap()]);
         assert_eq!((config.egress, config.kube_proxy, config.cloud_controller), (EgressMode::Agent, true, false));
+        assert_eq!(config.metrics, None);
+    }
+
+    #[test]
+    fn metrics_are_shown_on_the_servers_port_under_their_tls_policy_where_they_are_wanted() {
+        let shown = |more: &str| {
+            let answer = CONFIG.replacen('{', &format!("{{\"SupervisorMetrics\": true, {more}"), 1);
+            ClusterConfig::parse(answer.as_bytes()).unwrap().metrics.unwrap()
+        };
+        let plain = Wanted { port: 6443, min_tls_version: String::new(), cipher_suites: Vec::new() };
+        assert_eq!(shown(""), plain);
+        assert_eq!(shown("\"CipherSuites\": null, "), plain);
+        let strict = shown("\"MinTLSVersion\": \"VersionTLS13\", \"CipherSuites\": [\"TLS_A\"], ");
+        assert_eq!((strict.min_tls_version.as_str(), strict.cipher_suites), ("VersionTLS13", vec!["TLS_A".to_owned()]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod identity;
 mod images;
 mod join;
 mod membership;
+mod metrics;
 mod network;
 mod node;
 mod pod_network;

@@ -33,6 +33,7 @@ use crate::{
     cluster_config::ClusterConfig,
     error::chain,
     join::{Applicant, JoinError, Joined},
+    metrics::Wanted,
     server_api::ServerApi,
 };
 
@@ -62,6 +63,13 @@ pub(crate) struct Membership {
     known: watch::Sender<Option<Known>>,
     api: watch::Sender<Option<ServerApi>>,
     renewed: watch::Sender<()>,
+}
+
+impl Known {
+    /// How the cluster wants this node's metrics shown, if it does.
+    pub(crate) fn metrics(&self) -> Option<&Wanted> {
+        self.config.metrics.as_ref()
+    }
 }
 
 impl Membership {

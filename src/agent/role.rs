@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,6 +11,7 @@ use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
 use k3s_components::{Components, Paths};
 use k3s_config::agent::AgentConfig;
 use k3s_supervise::{Gate, Options, Supervisor, notify::Notifier, status};
+use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
@@ -23,6 +25,7 @@ use crate::{
     identity,
     join::Applicant,
     membership::{Known, Membership},
+    metrics::Metrics,
     network,
     node::{NodeRole, Request},
     reach::{self, Reachable},
@@ -83,6 +86,7 @@ struct Agent {
     ips: watch::Sender<Vec<IpAddr>>,
     balancer: Balancer,
     membership: Membership,
+    metrics: Metrics,
     supervisor: Supervisor,
 }
 
@@ -120,16 +124,25 @@ impl Agent {
             apiserver: format!("https://{address}"),
         });
         let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
+        let mut registry = Registry::default();
+        balancer.register_metrics(&mut registry);
+        let metrics = Metrics {
+            registry: Arc::new(registry),
+            address: config.bind_address,
+            dir: paths.agent(),
+            supervisor: supervisor.clone(),
+        };
         info!(%address, server = %config.server, "The load balancer leads to the servers.");
-        let agent = Self { config, paths, package, ips, balancer, membership, supervisor };
+        let agent = Self { config, paths, package, ips, balancer, membership, metrics, supervisor };
         Ok((agent, Listeners { balancer: balancer_listener, status }))
     }
 
-    /// Serves the node's own clients, `k3s status` and the service manager until the end.
+    /// Serves the node's own clients, `k3s status`, readers of metrics and the service manager until the end.
     async fn serve(&self, listeners: Listeners, notifier: &Notifier, ends: &CancellationToken) {
         tokio::join!(
             self.balancer.serve(listeners.balancer, ends.clone()),
             status::serve(listeners.status, self.supervisor.clone(), ends.clone()),
+            self.metrics.run(self.membership.known(), self.membership.renewed(), ends.clone()),
             notifier.follow(self.supervisor.subscribe(), ends.clone()),
             notifier.watchdog(&self.supervisor, ends.clone()),
         );

@@ -1,4 +1,4 @@
-//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process.
+//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process, and the API's reviews.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,11 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use k3s_balancer::{Address, Balancer, Options};
 use k3s_identity::{CaHash, Password, Token};
-use k3s_pki::{AnyClientCertificate, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest};
+use k3s_pki::{
+    AnyClientCertificate, CertificateFiles, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest,
+};
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer, sign::SingleCertAndKey};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{
@@ -25,6 +28,13 @@ use tokio_util::{
 };
 
 use crate::{cluster_config::tests::CONFIG, join::Applicant};
+
+/// The node that joins.
+const NODE: &str = "edge-1";
+/// A token of whoever may read metrics.
+pub(crate) const METRICS_READER: &str = "metrics-reader-token";
+/// And the user that it stands for.
+const READER: &str = "system:serviceaccount:monitoring:prometheus";
 
 /// One server and the disk of a node that may join it. Both go on drop.
 pub(crate) struct TestServer {
@@ -106,7 +116,7 @@ impl TestServer {
             server: format!("https://{host}:{}", self.address.port()).parse().unwrap(),
             balancer: balancer.unwrap(),
             token,
-            name: "edge-1".into(),
+            name: NODE.into(),
             password: Password::new("s3cret"),
             ips: tokio::sync::watch::Sender::new(vec![[192, 0, 2, 7].into()]).subscribe(),
             external_ips: vec![[198, 51, 100, 7].into()],
@@ -119,6 +129,11 @@ impl TestServer {
     pub(crate) fn token(&self) -> Token {
         let hash = CaHash::of(self.shared.pki.server_ca.bundle()).unwrap();
         Token::basic(hash, "node", Password::new("joining"))
+    }
+
+    /// A client that may do everything.
+    pub(crate) fn administrator(&self) -> &CertificateFiles {
+        &self.shared.pki.client_admin
     }
 
     /// Answers a path so from now on; 200 is the truth again.
@@ -184,7 +199,7 @@ async fn answer(
         let now = SystemTime::now() - *shared.backdated.lock().unwrap();
         Bytes::from(shared.pki.sign(&certificate, &key, now).unwrap())
     };
-    let node: k3s_pki::HostName = "edge-1".parse().unwrap();
+    let node: k3s_pki::HostName = NODE.parse().unwrap();
     let content = match path.as_str() {
         "/cacerts" | "/v1-k3s/server-ca.crt" => Bytes::copy_from_slice(shared.pki.server_ca.bundle()),
         "/v1-k3s/client-ca.crt" => Bytes::copy_from_slice(shared.pki.client_ca.bundle()),
@@ -201,8 +216,31 @@ async fn answer(
         }
         "/v1-k3s/client-kubelet.crt" => sign(NodeCertificate::ClientKubelet { node }),
         "/v1-k3s/client-kube-proxy.crt" => sign(NodeCertificate::ClientKubeProxy),
+        "/apis/authentication.k8s.io/v1/tokenreviews" => token_review(&body),
+        "/apis/authorization.k8s.io/v1/subjectaccessreviews" => access_review(&body),
         "/v1-k3s/client-k3s-controller.crt" => sign(NodeCertificate::ClientK3sController),
         _ => return Ok(Response::builder().status(StatusCode::NOT_FOUND).body(Full::default()).unwrap()),
     };
     Ok(Response::new(content.into()))
+}
+
+fn token_review(body: &[u8]) -> Bytes {
+    let mut review: Value = serde_json::from_slice(body).unwrap();
+    review["status"] = if review["spec"]["token"] == METRICS_READER {
+        json!({"authenticated": true, "user": {"username": READER, "uid": "7", "groups": ["system:serviceaccounts"]}})
+    } else {
+        json!({"error": "the token has expired"})
+    };
+    review.to_string().into()
+}
+
+fn access_review(body: &[u8]) -> Bytes {
+    let mut review: Value = serde_json::from_slice(body).unwrap();
+    let spec = &review["spec"];
+    let groups = spec["groups"].as_array().unwrap();
+    let is_named = groups.contains(&"system:authenticated".into());
+    let asks = spec["nonResourceAttributes"] == json!({"path": "/metrics", "verb": "get"});
+    let allowed = spec["user"] == READER && spec["uid"] == "7" && is_named && asks;
+    review["status"] = json!({"allowed": allowed, "reason": "RBAC: by a test"});
+    review.to_string().into()
 }

@@ -53,7 +53,7 @@ pub struct ServerConfig {
     pub agent_token: Option<Secret>,
     /// The administrator's kubeconfig.
     pub kubeconfig: KubeconfigOutput,
-    /// Whether `/metrics` shows what k3s itself counts, beside kube-apiserver's (`--supervisor-metrics`).
+    /// Whether `/metrics` shows what k3s itself counts, here beside kube-apiserver's and on agents alone (`--supervisor-metrics`).
     pub supervisor_metrics: bool,
     /// Packaged add-ons left out (`--disable`).
     pub disabled_addons: BTreeSet<Addon>,

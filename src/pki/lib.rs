@@ -10,6 +10,7 @@ mod authority;
 mod certificate;
 mod chain;
 mod client_auth;
+mod current_certificate;
 mod error;
 mod front;
 #[cfg(any(test, feature = "fuzz"))]
@@ -25,6 +26,7 @@ mod request;
 mod san;
 mod server;
 mod tbs;
+mod tls_policy;
 
 use k3s_files as files;
 
@@ -33,6 +35,7 @@ pub use authority::CertificateAuthority;
 pub use certificate::{Certificate, Unreadable};
 pub use chain::root;
 pub use client_auth::{AnyClientCertificate, ClientCa, ClientIdentity, Rejection};
+pub use current_certificate::{CertificateError, CurrentCertificate};
 pub use error::Error;
 pub use front::FrontCertificate;
 pub use key::{PrivateKey, PublicKey, RequestError};
@@ -41,3 +44,4 @@ pub use leaf::{CertificateFiles, Lifetime, Profile, Usage};
 pub use node::NodeCertificate;
 pub use san::{HostName, InvalidHostName, InvalidSan, San};
 pub use server::{Kubeconfigs, ServerPki, ServerRequest};
+pub use tls_policy::TlsPolicy;

@@ -13,8 +13,8 @@ use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
 use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{
-    AgentPki, AgentRequest, ClientCa, FrontCertificate, HostName, Lifetime, San, ServerPki, ServerRequest,
-    UserKubeconfig,
+    AgentPki, AgentRequest, ClientCa, CurrentCertificate, FrontCertificate, HostName, Lifetime, San, ServerPki,
+    ServerRequest, TlsPolicy, UserKubeconfig,
 };
 use nix::{sys::statvfs::statvfs, unistd::gethostname};
 use serde_json::Value;
@@ -25,7 +25,7 @@ use crate::{
     Error,
     bootstrap_data::{self, Found, Precedence},
     cluster_store::ClusterStore,
-    front::{CurrentCertificate, TlsPolicy, Upstream},
+    front::Upstream,
     node_passwords::OwnNode,
     routes,
 };

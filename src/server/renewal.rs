@@ -20,7 +20,7 @@ use k3s_agent::Renewed;
 use k3s_components::Paths;
 use k3s_config::server::{EgressMode, ServerConfig};
 use k3s_files::FileError;
-use k3s_pki::{AgentPki, ServerPki, renewal::renew_before};
+use k3s_pki::{AgentPki, CurrentCertificate, ServerPki, renewal::renew_before};
 use k3s_supervise::Supervisor;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,6 @@ use tracing::{error, info};
 use crate::{
     Error,
     bootstrap::{self, FrontTls, Host},
-    front::CurrentCertificate,
 };
 
 /// How often it is looked: a certificate of a year that is due has months left.

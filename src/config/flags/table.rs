@@ -257,7 +257,7 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("embedded-registry", "Share images between nodes")
                 .server()
                 .unserved(refusal("the embedded registry", "leave it out and configure mirrors in registries.yaml")),
-            switch("supervisor-metrics", "Show metrics of k3s itself at /metrics, beside those of kube-apiserver")
+            switch("supervisor-metrics", "Show metrics of k3s itself at /metrics of servers and agents")
                 .server(),
             switch("secrets-encryption", "Encrypt Secrets at rest")
                 .server()

@@ -2,13 +2,14 @@
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
+use k3s_pki::{CurrentCertificate, TlsPolicy};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    CurrentCertificate, Front, TlsPolicy,
+    Front,
     connection::{self, Context},
     gateway::Gateway,
     tasks::Tasks,

@@ -6,7 +6,6 @@
 //! with a token, or nothing, go on other connections and speak for themselves.
 
 mod body;
-mod certificate;
 mod connect;
 mod connection;
 mod connector;
@@ -15,7 +14,6 @@ mod headers;
 mod listener;
 mod metrics;
 mod peer;
-mod policy;
 mod pool;
 mod slots;
 mod status;
@@ -30,14 +28,12 @@ mod tests;
 
 use std::sync::Arc;
 
-use k3s_pki::ClientCa;
+use k3s_pki::{ClientCa, CurrentCertificate, TlsPolicy};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 pub use body::{Body, BodyError};
-pub use certificate::{CertificateError, CurrentCertificate};
 pub use listener::{serve, serve_starting};
-pub use policy::TlsPolicy;
 pub use status::Status;
 pub use upstream::Upstream;
 

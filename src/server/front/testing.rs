@@ -25,7 +25,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use k3s_datastore::{Datastore, Options};
 use k3s_identity::{Password, TokenFiles};
-use k3s_pki::{ClientCa, Lifetime, ServerPki, ServerRequest};
+use k3s_pki::{ClientCa, CurrentCertificate, Lifetime, ServerPki, ServerRequest, TlsPolicy};
 use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
@@ -48,7 +48,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Body, BodyError, CurrentCertificate, Front, TlsPolicy, Upstream,
+    Body, BodyError, Front, Upstream,
     body::{self, empty, full},
     connector::Connector,
     serve,

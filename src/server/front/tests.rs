@@ -5,6 +5,7 @@ use http::{Request, Version};
 use http_body_util::BodyExt;
 use hyper::{body::Frame, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use k3s_pki::TlsPolicy;
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use rustls::sign::CertifiedKey;
 use tokio::{
@@ -13,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    TlsPolicy, empty, serve_starting,
+    empty, serve_starting,
     testing::{Ca, Setup, channel, connector, soon, text},
 };
 

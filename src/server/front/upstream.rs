@@ -2,14 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use k3s_pki::CurrentCertificate;
 use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore,
     client::{Resumption, WantsClientCert},
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, pem::PemObject},
 };
-
-use super::CurrentCertificate;
 
 /// Where kube-apiserver listens, and how it and the front know each other.
 #[derive(Debug, Clone)]

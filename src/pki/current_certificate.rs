@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k3s_pki::PrivateKey;
 use rustls::{
     SignatureScheme,
     client::ResolvesClientCert,
@@ -10,6 +9,8 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+
+use crate::key::PrivateKey;
 
 /// The certificate that new handshakes show; connections that stand keep theirs.
 #[derive(Debug)]
@@ -82,20 +83,22 @@ impl ResolvesClientCert for CurrentCertificate {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
     use super::*;
-    use crate::front::testing::Ca;
 
     #[test]
     fn a_certificate_comes_with_its_own_key() {
-        let ca = Ca::new("ca");
-        let (one, other) = (ca.client("one", None), ca.client("other", None));
-        assert!(CurrentCertificate::from_pem(one.certificate.as_bytes(), one.key.as_bytes()).is_ok());
+        let [one, other] = [(); 2].map(|()| KeyPair::generate().unwrap());
+        let certificate = CertificateParams::default().self_signed(&one).unwrap().pem();
+        let (one, other) = (one.serialize_pem(), other.serialize_pem());
+        assert!(CurrentCertificate::from_pem(certificate.as_bytes(), one.as_bytes()).is_ok());
 
         let refusal = |certificate: &str, key: &str| {
             CurrentCertificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap_err().to_string()
         };
-        assert_eq!(refusal(&one.certificate, &other.key), "the private key beside it belongs to another certificate");
-        assert_eq!(refusal(&one.certificate, "?"), "there is no usable private key beside it");
-        assert!(refusal("", &one.key).starts_with("it holds no readable certificate"));
+        assert_eq!(refusal(&certificate, &other), "the private key beside it belongs to another certificate");
+        assert_eq!(refusal(&certificate, "?"), "there is no usable private key beside it");
+        assert!(refusal("", &one).starts_with("it holds no readable certificate"));
     }
 }

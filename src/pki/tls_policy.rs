@@ -1,18 +1,17 @@
-//! Which TLS clients may speak.
+//! Which TLS the clients of a listener may speak.
 
 use std::sync::Arc;
 
-use k3s_pki::AnyClientCertificate;
 use rustls::{
     ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs::default_provider},
     version::{TLS12, TLS13},
 };
 
-use super::CurrentCertificate;
+use crate::{client_auth::AnyClientCertificate, current_certificate::CurrentCertificate};
 
 /// Versions and cipher suites. As in k3s, what is asked of kube-apiserver (`--kube-apiserver-arg=tls-min-version=…`, `tls-cipher-suites=…`)
-/// is asked of the front too.
+/// is asked of the front and of agents' own listeners too.
 #[derive(Debug, Clone)]
 pub struct TlsPolicy {
     provider: Arc<CryptoProvider>,
@@ -41,7 +40,7 @@ impl TlsPolicy {
     }
 
     /// Certificates of clients are asked for and not required; possession of their keys is always verified.
-    pub(super) fn server_config(&self, certificate: Arc<CurrentCertificate>) -> ServerConfig {
+    pub fn server_config(&self, certificate: Arc<CurrentCertificate>) -> ServerConfig {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(self.versions)
             .expect("the suites of TLS 1.3 are always there")
@@ -60,6 +59,8 @@ impl Default for TlsPolicy {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
     use super::*;
 
     fn suites(policy: &TlsPolicy) -> Vec<&'static str> {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_of_kube_apiserver_is_asked_of_the_front() {
+    fn what_is_asked_of_kube_apiserver_is_asked_of_every_listener() {
         assert_eq!((TlsPolicy::default().versions.len(), suites(&TlsPolicy::default()).len()), (2, 6));
         assert_eq!(TlsPolicy::new(Some("VersionTLS10"), None).versions.len(), 2);
         assert_eq!(TlsPolicy::new(Some("VersionTLS13"), None).versions, [&TLS13]);
@@ -77,7 +78,9 @@ mod tests {
             suites(&TlsPolicy::new(None, Some(names))),
             ["TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]
         );
-        let certificate = crate::front::testing::Ca::new("server-ca").server().current();
-        TlsPolicy::new(None, Some("")).server_config(certificate);
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::default().self_signed(&key).unwrap().pem();
+        let certificate = CurrentCertificate::from_pem(certificate.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+        TlsPolicy::new(None, Some("")).server_config(Arc::new(certificate));
     }
 }
