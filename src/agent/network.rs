@@ -1,10 +1,10 @@
 //! How the node's network is settled before anything runs.
 
-use std::net::IpAddr;
+use std::{convert::Infallible, net::IpAddr};
 
 use k3s_components::{Node, Paths, ProxyMode};
 use k3s_config::network::Overlay;
-use k3s_network::{AddressChanges, CniConfig, Underlay};
+use k3s_network::{AddressChanges, CniConfig, LostAddresses, NetlinkError, Underlay};
 use tokio::sync::watch;
 
 use crate::Error;
@@ -53,6 +53,14 @@ pub async fn follow_own_addresses(given: &[IpAddr], addresses: &watch::Sender<Ve
                 }
             });
         }
+    }
+}
+
+/// Tells of every address that the host loses, for as long as it is polled.
+pub(crate) async fn follow_lost_addresses(tell: impl Fn(IpAddr)) -> Result<Infallible, NetlinkError> {
+    let mut lost = LostAddresses::listen().await?;
+    loop {
+        lost.next().await?.into_iter().for_each(&tell);
     }
 }
 

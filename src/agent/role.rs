@@ -14,7 +14,7 @@ use k3s_supervise::{Gate, Options, Supervisor, notify::Notifier, status};
 use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::watch,
+    sync::{broadcast, watch},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -30,7 +30,7 @@ use crate::{
     node::{NodeRole, Request},
     reach::{self, Reachable},
     servers,
-    tunnels::Tunnels,
+    tunnels::{self, Tunnels},
 };
 
 /// How long the service manager is asked to bear with a stop.
@@ -84,6 +84,8 @@ struct Agent {
     package: Package,
     /// The node's own addresses; what is gone by is in the membership.
     ips: watch::Sender<Vec<IpAddr>>,
+    /// Tells of addresses that the host loses.
+    lost: broadcast::Sender<IpAddr>,
     balancer: Balancer,
     membership: Membership,
     metrics: Metrics,
@@ -133,7 +135,17 @@ impl Agent {
             supervisor: supervisor.clone(),
         };
         info!(%address, server = %config.server, "The load balancer leads to the servers.");
-        let agent = Self { config, paths, package, ips, balancer, membership, metrics, supervisor };
+        let agent = Self {
+            config,
+            paths,
+            package,
+            ips,
+            lost: broadcast::Sender::new(tunnels::LOST),
+            balancer,
+            membership,
+            metrics,
+            supervisor,
+        };
         Ok((agent, Listeners { balancer: balancer_listener, status }))
     }
 
@@ -164,7 +176,15 @@ impl Agent {
             tokio::try_join!(self.run_node(node, known, shutdown), beside)
         };
         let addresses = network::follow_own_addresses(&self.config.node.ips, &self.ips);
-        let work = async { tokio::try_join!(member, node, addresses).map(drop) };
+        let lost = async {
+            let lost = network::follow_lost_addresses(|address| {
+                self.balancer.lost_address(address);
+                // Without a tunnel nobody hears.
+                let _ = self.lost.send(address);
+            });
+            lost.await.map_err(Error::from)
+        };
+        let work = async { tokio::try_join!(member, node, addresses, lost).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 
@@ -194,6 +214,7 @@ impl Agent {
             servers: self.balancer.servers(),
             balancer: Some(self.balancer.clone()),
             rules: rules.subscribe(),
+            lost: self.lost.clone(),
             supervisor: self.supervisor.clone(),
             dir: self.paths.agent(),
         };

@@ -18,6 +18,7 @@ use k3s_identity::{CaHash, Password, Token};
 use k3s_pki::{
     AnyClientCertificate, CertificateFiles, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest,
 };
+use k3s_tunnel::Tunnels;
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer, sign::SingleCertAndKey};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -55,6 +56,7 @@ struct Shared {
     /// What is answered in place of the truth.
     refusals: Mutex<BTreeMap<&'static str, StatusCode>>,
     seen: Mutex<Vec<Seen>>,
+    tunnels: Tunnels,
 }
 
 /// A request that came.
@@ -95,9 +97,14 @@ impl TestServer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let client_ca = ClientCa::new(pki.client_ca.bundle()).unwrap();
-        let shared =
-            Shared { pki, client_ca, backdated: Mutex::default(), refusals: Mutex::default(), seen: Mutex::default() };
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared {
+            pki,
+            client_ca,
+            backdated: Mutex::default(),
+            refusals: Mutex::default(),
+            seen: Mutex::default(),
+            tunnels: Tunnels::default(),
+        });
         let end = CancellationToken::new();
         tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(tls)), shared.clone(), end.clone()));
         Self { address, disk, shared, _serving: end.drop_guard() }
@@ -151,6 +158,11 @@ impl TestServer {
         *self.shared.backdated.lock().unwrap() = age;
     }
 
+    /// Whether the node holds a tunnel.
+    pub(crate) fn reaches_node(&self) -> bool {
+        self.shared.tunnels.reaches(NODE)
+    }
+
     /// What came since the last look.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.shared.seen.lock().unwrap())
@@ -164,9 +176,21 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end
         connections.spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-            let answer = service_fn(|request| answer(request, &chain, &shared));
-            let served = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            let upgraded = Mutex::new(None);
+            let answer = service_fn(|mut request| {
+                if request.uri().path() == k3s_tunnel::PATH {
+                    *upgraded.lock().unwrap() = Some(hyper::upgrade::on(&mut request));
+                }
+                answer(request, &chain, &shared)
+            });
+            let served = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).with_upgrades();
             let _ = end.run_until_cancelled(served).await;
+            let upgraded = upgraded.into_inner().unwrap();
+            if let Some(upgraded) = upgraded
+                && let Ok(io) = upgraded.await
+            {
+                let _ = shared.tunnels.serve(NODE, TokioIo::new(io), &end).await;
+            }
         });
     }
     connections.close();
@@ -187,6 +211,9 @@ async fn answer(
             .map(|name| format!("{name} {} {}", header("k3s-node-password").unwrap(), header("k3s-node-ip").unwrap())),
         with_certificate: !chain.is_empty(),
     });
+    if path == k3s_tunnel::PATH {
+        return Ok(k3s_tunnel::upgrade(&request, NODE).unwrap().map(|()| Full::default()));
+    }
     let ips = header("k3s-node-ip").unwrap_or_default();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let refusal = shared.refusals.lock().unwrap().get(path.as_str()).copied();

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -16,7 +17,15 @@ use k3s_pki::AgentPki;
 use k3s_supervise::Supervisor;
 use k3s_tunnel::{ConnectError, Rules, Tunnel};
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{
+        broadcast::{self, error::RecvError},
+        watch,
+    },
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,6 +33,7 @@ use tracing::{info, warn};
 use crate::{
     error::chain,
     join::JoinError,
+    network,
     reach::{self, Reachable},
     trust::{Identity, Trust},
 };
@@ -32,6 +42,8 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// How long a server may take to accept and to shake hands.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Lost addresses that a tunnel may leave unheard: more than a host has.
+pub(crate) const LOST: usize = 256;
 
 /// What every tunnel is made with.
 #[derive(Debug, Clone)]
@@ -42,6 +54,8 @@ pub(crate) struct Tunnels {
     pub(crate) balancer: Option<Balancer>,
     /// What servers may reach.
     pub(crate) rules: watch::Receiver<Rules>,
+    /// Tells of addresses that this host loses: tunnels from them would hang until their heartbeat notices.
+    pub(crate) lost: broadcast::Sender<IpAddr>,
     /// Shows servers that cannot be reached.
     pub(crate) supervisor: Supervisor,
     /// `<data>/agent`.
@@ -70,10 +84,18 @@ pub async fn hold_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Re
         servers,
         balancer: None,
         rules: rules.subscribe(),
+        lost: broadcast::Sender::new(LOST),
         supervisor: supervisor.clone(),
         dir: node.paths.agent(),
     };
-    tokio::join!(tunnels.hold(), node.keep(&rules));
+    let follow = async {
+        let Err(error) = network::follow_lost_addresses(|address| drop(tunnels.lost.send(address))).await;
+        warn!(
+            error = chain(&error),
+            "The host's addresses cannot be followed: after a change tunnels may hang for a minute."
+        );
+    };
+    tokio::join!(tunnels.hold(), node.keep(&rules), follow);
 }
 
 impl Tunnels {
@@ -111,18 +133,22 @@ impl Tunnels {
         let warning = format!("tunnel {server}");
         let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
         let mut told = false;
-        while let Some(connected) = end.run_until_cancelled(self.connect(&server)).await {
+        loop {
+            let lost = self.lost.subscribe();
+            let Some(connected) = end.run_until_cancelled(self.connect(&server)).await else { break };
             let why = match connected {
-                Ok(tunnel) => {
+                Ok((tunnel, source)) => {
                     self.tell(&server, Health::Ok);
                     self.supervisor.clear(&warning);
                     info!(%server, "The tunnel to the server stands.");
                     backoff.begin_anew();
                     told = false;
-                    match tunnel.serve(self.rules.clone(), &end).await {
-                        Ok(()) => "the server ended it".to_owned(),
-                        Err(error) => chain(&error),
-                    }
+                    let Some(why) = self.serve(tunnel, until_lost(source, lost), &end).await else {
+                        // The server is as well as before, and reached by another way if there is one.
+                        info!(%server, %source, "This node has lost the address that its tunnel came from; connecting anew.");
+                        continue;
+                    };
+                    why
                 }
                 Err(error) => chain(&error),
             };
@@ -140,13 +166,36 @@ impl Tunnels {
         self.supervisor.clear(&warning);
     }
 
+    /// Serves a tunnel until it ends, and says why; `None` if `lost` came first.
+    async fn serve(
+        &self,
+        tunnel: Tunnel<TlsStream<TcpStream>>,
+        lost: impl Future<Output = ()>,
+        end: &CancellationToken,
+    ) -> Option<String> {
+        let life = end.child_token();
+        let serve = async {
+            let ended = tunnel.serve(self.rules.clone(), &life).await;
+            life.cancel();
+            ended.map_or_else(|error| chain(&error), |()| "the server ended it".to_owned())
+        };
+        let watch = async {
+            let is_lost = life.run_until_cancelled(lost).await.is_some();
+            life.cancel();
+            is_lost
+        };
+        let (why, is_lost) = tokio::join!(serve, watch);
+        (!is_lost).then_some(why)
+    }
+
     fn tell(&self, server: &Address, health: Health) {
         if let Some(balancer) = &self.balancer {
             balancer.set_health(server, health);
         }
     }
 
-    async fn connect(&self, server: &Address) -> Result<Tunnel<TlsStream<TcpStream>>, Broken> {
+    /// A tunnel, and the address of this host's that it comes from.
+    async fn connect(&self, server: &Address) -> Result<(Tunnel<TlsStream<TcpStream>>, IpAddr), Broken> {
         // Read anew each time: certificates are renewed in place.
         let pki = AgentPki::at(&self.dir);
         let authorities = files::read(&pki.server_ca).map_err(JoinError::from)?.map(Bytes::from).unwrap_or_default();
@@ -160,6 +209,65 @@ impl Tunnels {
         };
         let late = |_| Err(Broken::Unreachable(io::ErrorKind::TimedOut.into()));
         let stream = timeout(CONNECT, shaken).await.unwrap_or_else(late)?;
-        Ok(Tunnel::connect(stream, &server.to_string()).await?)
+        let source = stream.get_ref().0.local_addr().map_err(Broken::Unreachable)?.ip().to_canonical();
+        Ok((Tunnel::connect(stream, &server.to_string()).await?, source))
+    }
+}
+
+/// Waits until `source` is told to be lost; for ever if nobody tells.
+async fn until_lost(source: IpAddr, mut lost: broadcast::Receiver<IpAddr>) {
+    loop {
+        match lost.recv().await {
+            Ok(address) if address == source => return,
+            // What was left unheard is settled by the tunnel's heartbeat.
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::testing::TestServer;
+
+    #[tokio::test]
+    async fn a_tunnel_from_an_address_that_is_lost_is_connected_anew() {
+        let server = TestServer::start().await;
+        let applicant = server.applicant(Some(server.token()));
+        applicant.join().await.unwrap();
+        let run_dir = server.disk.path().join("run");
+        let options = Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+        let rules = reach::kubelet_alone();
+        let tunnels = Tunnels {
+            servers: applicant.balancer.servers(),
+            balancer: Some(applicant.balancer.clone()),
+            rules: rules.subscribe(),
+            lost: broadcast::Sender::new(LOST),
+            supervisor: Supervisor::new(options).unwrap(),
+            dir: applicant.dir.clone(),
+        };
+        let connected = async || {
+            while !server.seen().iter().any(|seen| seen.line == "GET /v1-k3s/connect") || !server.reaches_node() {
+                yield_now().await;
+            }
+        };
+        let story = async {
+            connected().await;
+            tunnels.lost.send([192, 0, 2, 7].into()).unwrap();
+            assert!(server.reaches_node());
+            tunnels.lost.send(Ipv4Addr::LOCALHOST.into()).unwrap();
+            connected().await;
+            assert_eq!(server.seen(), [], "once is enough");
+        };
+        tokio::select! {
+            () = tunnels.hold() => unreachable!("it holds them for as long as it is polled"),
+            () = story => {}
+        }
     }
 }

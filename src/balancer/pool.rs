@@ -2,7 +2,7 @@
 //!
 //! Nothing here ticks. What only time changes is settled when somebody asks or something happens.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ pub struct Pool {
 #[derive(Debug, Clone)]
 pub struct Connection {
     address: Address,
+    /// This host's end of it.
+    source: IpAddr,
     over: CancellationToken,
 }
 
@@ -39,7 +41,7 @@ pub struct Snapshot {
 }
 
 impl Connection {
-    /// Falls when the client should look for another server.
+    /// Falls when the client should connect anew.
     pub fn over(&self) -> &CancellationToken {
         &self.over
     }
@@ -94,13 +96,12 @@ impl Pool {
         self.servers.iter().map(|server| server.address.clone()).collect()
     }
 
-    /// A server was dialled; `None` if it has been taken off the list meanwhile.
-    pub fn dialled(&mut self, address: &Address, now: Instant) -> Option<Connection> {
+    /// A server was dialled from one of this host's addresses; `None` if it has been taken off the list meanwhile.
+    pub fn dialled(&mut self, address: &Address, source: IpAddr, now: Instant) -> Option<Connection> {
         let at = self.find(address)?;
-        let server = &mut self.servers[at];
-        server.connections += 1;
         // Before its connections are closed for another server's sake, should that come of it.
-        let connection = Connection { address: address.clone(), over: server.over.clone() };
+        let over = self.servers[at].opened(source);
+        let connection = Connection { address: address.clone(), source, over };
         self.succeed(address, Success::Dial, now);
         self.settle(now);
         Some(connection)
@@ -120,9 +121,17 @@ impl Pool {
         if !connection.over.is_cancelled()
             && let Some(at) = self.find(&connection.address)
         {
-            self.servers[at].connections = self.servers[at].connections.saturating_sub(1);
+            self.servers[at].ended(connection.source);
             self.sort();
         }
+    }
+
+    /// This host has lost an address: connections from it would hang until somebody's patience ends. Returns how many are closed. What is
+    /// known of the servers stays.
+    pub fn lost_address(&mut self, address: IpAddr) -> usize {
+        let closed = self.servers.iter_mut().map(|server| server.close_from(address)).sum();
+        self.sort();
+        closed
     }
 
     /// A server's tunnel connected or broke.
@@ -142,7 +151,7 @@ impl Pool {
         let snapshot = |server: &Server| Snapshot {
             address: server.address.clone(),
             state: server.state,
-            connections: server.connections,
+            connections: server.connections(),
         };
         self.servers.iter().map(snapshot).collect()
     }
@@ -167,8 +176,8 @@ impl Pool {
 
     /// Brings clients together on the server at `at`, or, where another one that is in use has more of them, there.
     fn make_room(&mut self, at: usize, now: Instant) -> State {
-        let connections = self.servers[at].connections;
-        let busier = |server: &Server| server.state == State::Active && server.connections > connections;
+        let connections = self.servers[at].connections();
+        let busier = |server: &Server| server.state == State::Active && server.connections() > connections;
         let stays = self.servers.iter().any(busier);
         for (_, other) in self.servers.iter_mut().enumerate().filter(|(i, _)| *i != at) {
             if other.state.yields() {
@@ -192,17 +201,19 @@ impl Pool {
 
     fn sort(&mut self) {
         // Stable: equals stay as they are, so that clients do not wander.
-        self.servers.sort_by_key(|server| std::cmp::Reverse((server.state, server.connections)));
+        self.servers.sort_by_key(|server| std::cmp::Reverse((server.state, server.connections())));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::Ipv4Addr, time::Duration};
 
     use proptest::{collection, prelude::*, sample};
 
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
 
     fn address(name: &str) -> Address {
         Address::new(name, 6443)
@@ -242,7 +253,7 @@ mod tests {
     fn a_server_in_use_gets_active_by_its_tunnel_and_keeps_its_clients_until_it_breaks() {
         let now = Instant::now();
         let mut pool = pool(&["a", "b"], now);
-        let first = pool.dialled(&address("a"), now).unwrap();
+        let first = pool.dialled(&address("a"), HERE, now).unwrap();
         assert_eq!(state(&mut pool, "a", now), State::Recovering);
         pool.set_health(&address("a"), Health::Ok, now);
         pool.set_health(&address("b"), Health::Ok, now);
@@ -251,7 +262,7 @@ mod tests {
         pool.set_health(&address("a"), Health::Failed, now);
         assert!(first.over().is_cancelled());
         assert_eq!(pool.candidates(now), [address("b"), address("fixed"), address("a")]);
-        let second = pool.dialled(&address("b"), now).unwrap();
+        let second = pool.dialled(&address("b"), HERE, now).unwrap();
         assert_eq!(state(&mut pool, "b", now), State::Active);
 
         pool.set_health(&address("a"), Health::Ok, now + Duration::from_secs(5));
@@ -263,11 +274,11 @@ mod tests {
     fn the_registration_address_lets_its_clients_go_once_a_server_is_in_use() {
         let now = Instant::now();
         let mut pool = pool(&[], now);
-        let early = pool.dialled(&address("fixed"), now).unwrap();
+        let early = pool.dialled(&address("fixed"), HERE, now).unwrap();
         pool.set_servers(listed(&["a"]), now);
         pool.set_health(&address("a"), Health::Ok, now);
         assert!(!early.over().is_cancelled());
-        pool.dialled(&address("a"), now).unwrap();
+        pool.dialled(&address("a"), HERE, now).unwrap();
         assert!(early.over().is_cancelled());
     }
 
@@ -296,11 +307,11 @@ mod tests {
     fn of_two_in_use_the_busier_one_stays() {
         let now = Instant::now();
         let mut pool = pool(&["a", "b"], now);
-        let one = pool.dialled(&address("a"), now).unwrap();
-        let others = [(); 2].map(|()| pool.dialled(&address("b"), now).unwrap());
+        let one = pool.dialled(&address("a"), HERE, now).unwrap();
+        let others = [(); 2].map(|()| pool.dialled(&address("b"), HERE, now).unwrap());
         pool.set_health(&address("b"), Health::Ok, now);
         assert!(one.over().is_cancelled(), "clients come together where the tunnel is");
-        let one = pool.dialled(&address("a"), now).unwrap();
+        let one = pool.dialled(&address("a"), HERE, now).unwrap();
         pool.set_health(&address("a"), Health::Ok, now);
         assert!(one.over().is_cancelled());
         assert!(others.iter().all(|other| !other.over().is_cancelled()));
@@ -311,17 +322,35 @@ mod tests {
     fn a_server_that_is_taken_off_the_list_lets_its_clients_go() {
         let now = Instant::now();
         let mut pool = pool(&["a", "b"], now);
-        let connection = pool.dialled(&address("a"), now).unwrap();
+        let connection = pool.dialled(&address("a"), HERE, now).unwrap();
         pool.set_servers(listed(&["b"]), now);
         assert!(connection.over().is_cancelled());
-        assert!(pool.dialled(&address("a"), now).is_none());
+        assert!(pool.dialled(&address("a"), HERE, now).is_none());
         pool.ended(&connection);
         assert_eq!(pool.candidates(now), [address("b"), address("fixed")]);
     }
 
+    #[test]
+    fn connections_from_a_lost_address_are_over_and_their_server_is_no_worse_for_it() {
+        let now = Instant::now();
+        let mut pool = pool(&["a"], now);
+        pool.set_health(&address("a"), Health::Ok, now);
+        let [gone, stays] = [[127, 0, 0, 2], [127, 0, 0, 3]].map(IpAddr::from);
+        let [lost, kept] = [gone, stays].map(|source| pool.dialled(&address("a"), source, now).unwrap());
+        assert_eq!(pool.lost_address(gone), 1);
+        assert_eq!((lost.over().is_cancelled(), kept.over().is_cancelled()), (true, false));
+        pool.ended(&lost);
+        let shown = pool.snapshot(now).remove(0);
+        assert_eq!((shown.state, shown.connections), (State::Active, 1));
+        assert_eq!(pool.lost_address(gone), 0);
+        let back = pool.dialled(&address("a"), gone, now).unwrap();
+        assert!(!back.over().is_cancelled(), "an address may come back");
+    }
+
     #[derive(Debug, Clone)]
     enum Event {
-        Dial(&'static str),
+        Dial(&'static str, IpAddr),
+        AddressGoes(IpAddr),
         DialFails(&'static str),
         Ends(usize),
         Health(&'static str, Health),
@@ -331,8 +360,10 @@ mod tests {
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
         let name = || sample::select(vec!["a", "b", "c", "fixed"]);
+        let source = || sample::select(vec![HERE, IpAddr::from([192, 0, 2, 8])]);
         let event = prop_oneof![
-            4 => name().prop_map(Event::Dial),
+            4 => (name(), source()).prop_map(|(name, source)| Event::Dial(name, source)),
+            1 => source().prop_map(Event::AddressGoes),
             2 => name().prop_map(Event::DialFails),
             2 => any::<usize>().prop_map(Event::Ends),
             3 => (name(), sample::select(vec![Health::Ok, Health::Failed, Health::Unknown]))
@@ -351,7 +382,12 @@ mod tests {
             let mut open: Vec<Connection> = Vec::new();
             for event in events {
                 match event {
-                    Event::Dial(name) => open.extend(pool.dialled(&address(name), now)),
+                    Event::Dial(name, source) => open.extend(pool.dialled(&address(name), source, now)),
+                    Event::AddressGoes(source) => {
+                        pool.lost_address(source);
+                        let left = open.iter().filter(|one| one.source == source);
+                        prop_assert!(left.into_iter().all(|one| one.over.is_cancelled()));
+                    }
                     Event::DialFails(name) => pool.dial_failed(&address(name), now),
                     Event::Ends(which) if !open.is_empty() => {
                         let ended = open.swap_remove(which % open.len());

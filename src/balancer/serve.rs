@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt, io,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -112,6 +113,14 @@ impl Balancer {
         self.pool(|pool, now| pool.set_health(server, health, now));
     }
 
+    /// This host has lost an address: connections from it end, so that clients connect anew.
+    pub fn lost_address(&self, address: IpAddr) {
+        let connections = self.pool(|pool, _| pool.lost_address(address));
+        if connections > 0 {
+            info!(%address, connections, "This node has lost an address; connections from it to servers are closed.");
+        }
+    }
+
     /// Shows servers, connections and dials in a registry, under k3s' names.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.durations.register(registry);
@@ -146,8 +155,8 @@ impl Balancer {
             let dialled = timeout(DIAL, dial(&address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             self.durations.observe(&self.name, began.elapsed(), dialled.is_ok());
             match dialled {
-                Ok(stream) => {
-                    if let Some(connection) = self.pool(|pool, now| pool.dialled(&address, now)) {
+                Ok((stream, source)) => {
+                    if let Some(connection) = self.pool(|pool, now| pool.dialled(&address, source, now)) {
                         return Ok((stream, Link { balancer: self.clone(), connection }));
                     }
                 }
@@ -177,7 +186,7 @@ impl Balancer {
 }
 
 impl Link {
-    /// Falls when the server is not to be used any more.
+    /// Falls when the connection is not to be used any more.
     pub fn over(&self) -> &CancellationToken {
         self.connection.over()
     }
@@ -201,11 +210,14 @@ impl fmt::Display for NoServer {
 
 impl std::error::Error for NoServer {}
 
-async fn dial(address: &Address) -> io::Result<TcpStream> {
+/// A connection, and the address of this host's that it leaves from.
+async fn dial(address: &Address) -> io::Result<(TcpStream, IpAddr)> {
     let stream = TcpStream::connect((address.host(), address.port())).await?;
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
-    Ok(stream)
+    // As routes and addresses have it, not as sockets for both families write it.
+    let source = stream.local_addr()?.ip().to_canonical();
+    Ok((stream, source))
 }
 
 #[cfg(test)]
@@ -249,22 +261,51 @@ mod tests {
         (String::from_utf8_lossy(&name).into_owned(), stream)
     }
 
+    fn options(default: SocketAddr, folder: &tempfile::TempDir) -> Options {
+        Options {
+            name: "k3s-agent-load-balancer".into(),
+            url: format!("https://{default}"),
+            default: default.into(),
+            state_file: folder.path().join("state.json"),
+        }
+    }
+
+    async fn serve(balancer: &Balancer, shutdown: &CancellationToken) -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (balancer, shutdown) = (balancer.clone(), shutdown.clone());
+        (address, tokio::spawn(async move { balancer.serve(listener, shutdown).await }))
+    }
+
+    #[tokio::test]
+    async fn clients_whose_connection_comes_from_a_lost_address_connect_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let (a, a_served) = server("a", &shutdown).await;
+        let balancer = Balancer::new(options(a, &folder)).unwrap();
+        let (at, served) = serve(&balancer, &shutdown).await;
+
+        let (_, mut client) = dial_in(at).await;
+        balancer.lost_address([192, 0, 2, 7].into());
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 1, "it was another one's");
+        balancer.lost_address(Ipv4Addr::LOCALHOST.into());
+        assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+        assert_eq!(dial_in(at).await.0, "a");
+
+        shutdown.cancel();
+        served.await.unwrap();
+        a_served.await.unwrap();
+    }
+
     #[tokio::test]
     async fn clients_go_to_another_server_when_a_tunnel_breaks_and_the_list_outlives_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let shutdown = CancellationToken::new();
         let [(a, a_served), (b, b_served)] = [server("a", &shutdown).await, server("b", &shutdown).await];
-        let options = Options {
-            name: "k3s-agent-load-balancer".into(),
-            url: format!("https://{a}"),
-            default: a.into(),
-            state_file: folder.path().join("state.json"),
-        };
+        let options = options(a, &folder);
         let balancer = Balancer::new(options.clone()).unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let (serving, end) = (balancer.clone(), shutdown.clone());
-        let served = tokio::spawn(async move { serving.serve(listener, end).await });
+        let (at, served) = serve(&balancer, &shutdown).await;
 
         let (name, mut first) = dial_in(at).await;
         assert_eq!(name, "a");

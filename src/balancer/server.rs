@@ -1,6 +1,10 @@
 //! One server as the balancer sees it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -70,9 +74,16 @@ pub(crate) struct Server {
     /// Since when.
     since: Instant,
     pub(crate) health: Health,
-    pub(crate) connections: usize,
-    /// Falls when this server's connections are to be closed; those that come later have a new one.
-    pub(crate) over: CancellationToken,
+    /// By the address that they leave this host from.
+    sources: BTreeMap<IpAddr, Source>,
+}
+
+/// The connections to one server from one of this host's addresses.
+#[derive(Debug, Default)]
+struct Source {
+    connections: usize,
+    /// Falls when they are to be closed; those that come later have a new one.
+    over: CancellationToken,
 }
 
 impl State {
@@ -89,8 +100,7 @@ impl State {
 
 impl Server {
     pub(crate) fn new(address: Address, state: State, now: Instant) -> Self {
-        let (health, over) = (Health::default(), CancellationToken::new());
-        Self { address, state, since: now, health, connections: 0, over }
+        Self { address, state, since: now, health: Health::default(), sources: BTreeMap::new() }
     }
 
     pub(crate) fn enter(&mut self, state: State, now: Instant) {
@@ -100,11 +110,40 @@ impl Server {
         }
     }
 
+    /// How many connections there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.sources.values().map(|source| source.connections).sum()
+    }
+
+    /// Counts a further connection; what is returned falls when it is to be closed.
+    pub(crate) fn opened(&mut self, source: IpAddr) -> CancellationToken {
+        let source = self.sources.entry(source).or_default();
+        source.connections += 1;
+        source.over.clone()
+    }
+
+    /// A connection has ended that was not closed.
+    pub(crate) fn ended(&mut self, source: IpAddr) {
+        if let Some(one) = self.sources.get_mut(&source) {
+            one.connections = one.connections.saturating_sub(1);
+            if one.connections == 0 {
+                self.sources.remove(&source);
+            }
+        }
+    }
+
     /// Ends every connection there is.
     pub(crate) fn close(&mut self) {
-        self.over.cancel();
-        self.over = CancellationToken::new();
-        self.connections = 0;
+        for source in std::mem::take(&mut self.sources).into_values() {
+            source.over.cancel();
+        }
+    }
+
+    /// Ends those that leave from `source`, and says how many.
+    pub(crate) fn close_from(&mut self, source: IpAddr) -> usize {
+        let Some(source) = self.sources.remove(&source) else { return 0 };
+        source.over.cancel();
+        source.connections
     }
 
     /// Where a success leads, if anywhere.
@@ -113,7 +152,7 @@ impl Server {
         match (self.state, success) {
             (State::Failed, Success::Health) if age < DISTRUST => None,
             (State::Failed | State::Unchecked, _) => Some(State::Recovering),
-            (State::Recovering, Success::Health) if self.connections > 0 => Some(State::Active),
+            (State::Recovering, Success::Health) if !self.sources.is_empty() => Some(State::Active),
             (State::Recovering, Success::Health) => Some(State::Preferred),
             (State::Healthy | State::Preferred, Success::Dial) => Some(State::Active),
             (State::Preferred, Success::Health) if age > PREFERENCE => Some(State::Healthy),

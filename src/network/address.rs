@@ -1,6 +1,9 @@
 //! The node's own address, and the interface it lies on.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
@@ -35,6 +38,15 @@ impl Family {
             Self::V6 => "IPv6",
         }
     }
+}
+
+/// All of the host's addresses, on whatever interface.
+pub(crate) async fn all() -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    converse(async |handle: Handle| {
+        let found = list(&handle).await?;
+        Ok(found.iter().filter_map(address).map(|address| address.ip).collect())
+    })
+    .await
 }
 
 /// What carries traffic between nodes: one of the host's interfaces and the node's address on it.
@@ -144,9 +156,7 @@ impl Host {
             let links = handle.link().get().execute();
             let links: Vec<LinkMessage> =
                 links.try_collect().await.map_err(|error| NetlinkError::new("list interfaces", error))?;
-            let addresses = handle.address().get().execute();
-            let addresses: Vec<AddressMessage> =
-                addresses.try_collect().await.map_err(|error| NetlinkError::new("list addresses", error))?;
+            let addresses = list(&handle).await?;
             let any = match family {
                 Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
                 Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -232,6 +242,11 @@ fn interface(link: &LinkMessage, addresses: &[AddressMessage]) -> Option<Interfa
     let index = link.header.index;
     let own = addresses.iter().filter(|message| message.header.index == index);
     Some(Interface { name: name?, index, mtu, addresses: own.filter_map(address).collect() })
+}
+
+async fn list(handle: &Handle) -> Result<Vec<AddressMessage>, NetlinkError> {
+    let addresses = handle.address().get().execute();
+    addresses.try_collect().await.map_err(|error| NetlinkError::new("list addresses", error))
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
