@@ -5,17 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use k3s_components::Paths;
 use k3s_config::server::EgressMode;
-use k3s_controllers::{OwnPods, follow_own_pods};
+use k3s_controllers::{OwnPods, follow_own_kubelet, follow_own_pods};
 use k3s_tunnel::{Reach, Rules};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     api::{self, Renewed},
     error::chain,
 };
 
-/// Where kubelet listens.
+/// Where kubelet listens unless the Node object tells another port.
 const KUBELET: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10250);
 
 /// A node that servers reach through tunnels.
@@ -41,28 +41,79 @@ pub(crate) fn kubelet_alone() -> watch::Sender<Rules> {
 }
 
 impl Reachable {
-    /// Keeps `rules` right for as long as it is polled: in mode `pod` they follow the node's pods.
+    /// Keeps `rules` right for as long as it is polled: they follow kubelet's port, and in mode `pod` the node's pods.
     pub(crate) async fn keep(&self, rules: &watch::Sender<Rules>) {
-        let set = |reach| drop(rules.send_replace(Rules { kubelet: KUBELET, reach }));
+        let set = |reach| rules.send_modify(|rules| rules.reach = reach);
         match self.egress {
             EgressMode::Agent | EgressMode::Disabled => set(Reach::Kubelet),
             EgressMode::Cluster => {
                 let own = self.ips.iter().copied().map(IpNet::from);
                 set(Reach::Networks(self.pod_cidrs.iter().copied().chain(own).collect()));
             }
-            EgressMode::Pod => {
-                let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
-                match api::lasting_client(&kubeconfig, self.renewed.clone()).await {
-                    Ok(client) => {
+            // Told by the pods themselves.
+            EgressMode::Pod => {}
+        }
+        let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
+        match api::lasting_client(&kubeconfig, self.renewed.clone()).await {
+            Ok(client) => {
+                let kubelet = follow_own_kubelet(client.clone(), &self.name, |port| lead_to_kubelet(rules, port));
+                let pods = async {
+                    if self.egress == EgressMode::Pod {
                         follow_own_pods(client, &self.name, |OwnPods { addresses, host_ports }| {
                             set(Reach::Pods { pods: addresses, node: self.ips.iter().copied().collect(), host_ports });
                         })
                         .await;
                     }
-                    Err(error) => warn!(error = chain(&error), "Servers cannot reach this node's pods."),
-                }
+                };
+                tokio::join!(kubelet, pods);
             }
+            Err(error) => warn!(error = chain(&error), "Servers may not reach this node's kubelet and pods."),
         }
         std::future::pending::<()>().await;
+    }
+}
+
+fn lead_to_kubelet(rules: &watch::Sender<Rules>, port: u16) {
+    let changed = rules.send_if_modified(|rules| {
+        let changed = rules.kubelet.port() != port;
+        rules.kubelet.set_port(port);
+        changed
+    });
+    if changed {
+        info!(port, "Servers reach this node's kubelet on another port.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        join::Applicant,
+        testing::{KUBELET_PORT, TestServer},
+    };
+
+    #[tokio::test]
+    async fn kubelet_is_reached_on_the_port_that_its_node_tells() {
+        let server = TestServer::start().await;
+        let apiserver = format!("https://{}", server.address);
+        Applicant { apiserver, ..server.applicant(Some(server.token())) }.join().await.unwrap();
+        let node = Reachable {
+            name: "edge-1".into(),
+            ips: Vec::new(),
+            pod_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
+            egress: EgressMode::Cluster,
+            paths: Paths::new(server.disk.path(), Paths::RUN),
+            renewed: watch::channel(()).1,
+        };
+        let rules = kubelet_alone();
+        let mut seen = rules.subscribe();
+        assert_eq!(seen.borrow().kubelet, KUBELET);
+        let told = seen.wait_for(|rules| rules.kubelet.port() == KUBELET_PORT);
+        tokio::select! {
+            () = node.keep(&rules) => unreachable!("it is kept for as long as it is polled"),
+            told = told => drop(told.unwrap()),
+        }
+        let reach = Reach::Networks(node.pod_cidrs.clone());
+        assert_eq!(*rules.borrow(), Rules { kubelet: (Ipv4Addr::LOCALHOST, KUBELET_PORT).into(), reach });
     }
 }

@@ -1,4 +1,4 @@
-//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process, and the API's reviews.
+//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process, and what of the API a node asks.
 
 use std::{
     collections::BTreeMap,
@@ -32,6 +32,8 @@ use crate::{cluster_config::tests::CONFIG, join::Applicant};
 
 /// The node that joins.
 const NODE: &str = "edge-1";
+/// Where its kubelet listens, by the API.
+pub(crate) const KUBELET_PORT: u16 = 10_300;
 /// A token of whoever may read metrics.
 pub(crate) const METRICS_READER: &str = "metrics-reader-token";
 /// And the user that it stands for.
@@ -214,6 +216,11 @@ async fn answer(
     if path == k3s_tunnel::PATH {
         return Ok(k3s_tunnel::upgrade(&request, NODE).unwrap().map(|()| Full::default()));
     }
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    if query.contains("watch=true") {
+        // Nothing changes any more.
+        std::future::pending::<()>().await;
+    }
     let ips = header("k3s-node-ip").unwrap_or_default();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let refusal = shared.refusals.lock().unwrap().get(path.as_str()).copied();
@@ -243,12 +250,22 @@ async fn answer(
         }
         "/v1-k3s/client-kubelet.crt" => sign(NodeCertificate::ClientKubelet { node }),
         "/v1-k3s/client-kube-proxy.crt" => sign(NodeCertificate::ClientKubeProxy),
+        "/api/v1/nodes" if query.contains("fieldSelector=metadata.name%3Dedge-1") => nodes(),
         "/apis/authentication.k8s.io/v1/tokenreviews" => token_review(&body),
         "/apis/authorization.k8s.io/v1/subjectaccessreviews" => access_review(&body),
         "/v1-k3s/client-k3s-controller.crt" => sign(NodeCertificate::ClientK3sController),
         _ => return Ok(Response::builder().status(StatusCode::NOT_FOUND).body(Full::default()).unwrap()),
     };
     Ok(Response::new(content.into()))
+}
+
+fn nodes() -> Bytes {
+    let node = json!({
+        "metadata": {"name": NODE, "resourceVersion": "1"},
+        "status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}}},
+    });
+    let list = json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "1"}, "items": [node]});
+    list.to_string().into()
 }
 
 fn token_review(body: &[u8]) -> Bytes {

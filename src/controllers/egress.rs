@@ -110,15 +110,18 @@ fn node(object: &NodeObject) -> Node {
     let of = |kinds: &'static [&str]| {
         addresses.iter().filter(|address| kinds.contains(&address.type_.as_str())).map(|address| &address.address)
     };
-    let port = status
-        .and_then(|status| status.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref())
-        .and_then(|endpoint| u16::try_from(endpoint.port).ok());
     Node {
         addresses: of(&["InternalIP", "ExternalIP"]).filter_map(|address| address.parse().ok()).collect(),
         hostnames: of(&["Hostname"]).cloned().collect(),
-        kubelet_port: port.filter(|port| *port != 0),
+        kubelet_port: kubelet_port(object),
         leads_to_pods: object.labels().contains_key(LEADS_TO_PODS),
     }
+}
+
+/// `None` for a node whose kubelet has not said it.
+pub(crate) fn kubelet_port(object: &NodeObject) -> Option<u16> {
+    let endpoint = object.status.as_ref()?.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref()?;
+    u16::try_from(endpoint.port).ok().filter(|port| *port != 0)
 }
 
 /// `None` for a pod that has no address of its own, or no longer.

@@ -18,6 +18,7 @@ mod node;
 mod node_annotations;
 mod node_hosts;
 mod node_passwords;
+mod own_kubelet;
 mod own_pods;
 
 pub use addons::{Addons, Variables};
@@ -32,4 +33,5 @@ pub use node_passwords::{
     NodePasswordError, ensure_node_password, migrate_node_passwords, node_exists, node_password_secret,
     run_node_password_owners, tell_of_deferred,
 };
+pub use own_kubelet::follow_own_kubelet;
 pub use own_pods::{OwnPods, follow_own_pods};

@@ -44,11 +44,11 @@ fn agents_join_and_are_reached_through_their_own_connections() {
     let server = Node::boot(&network, "server");
     let agents = ["agent-1", "agent-2"].map(|name| Node::boot(&network, name));
     step("three nodes get Ready", || {
-        server.start_k3s("");
-        for agent in &agents {
+        server.start_k3s("--supervisor-metrics");
+        for (agent, flags) in agents.iter().zip(["", "--kubelet-arg=port=10350"]) {
             agent.give_demo_image();
             agent.succeed(WALL);
-            agent.start_k3s_agent(&server, "");
+            agent.start_k3s_agent(&server, flags);
         }
         server.wait_until_ready();
         for agent in &agents {
@@ -71,10 +71,13 @@ fn agents_join_and_are_reached_through_their_own_connections() {
         server.apply(PODS);
         server.wait_until_succeeds("k3s kubectl rollout status daemonset/web --timeout=20s", PATIENCE);
     });
+    step("a kubelet with a port of its own is known by it", || {
+        agents[1].wait_for_log("kubelet on another port");
+    });
     step("exec, logs and port-forward go through the tunnel: nothing else comes in", || {
         for agent in &agents {
             let name = agent.name();
-            server.fail(&format!("curl -sk --max-time 3 https://{}:10250/", agent.address()));
+            server.fail(&format!("curl -sk --max-time 3 https://{0}:10250/ https://{0}:10350/", agent.address()));
             let pod = server.kubectl(&format!(
                 "get pod -l app=web --field-selector=spec.nodeName={name} -o jsonpath={{.items[0].metadata.name}}"
             ));
@@ -91,6 +94,21 @@ fn agents_join_and_are_reached_through_their_own_connections() {
             let stats = server.kubectl(&format!("get --raw /api/v1/nodes/{name}/proxy/stats/summary"));
             assert!(stats.contains("\"nodeName\""), "{stats}");
         }
+    });
+    step("an agent shows what its load balancer counts to those whom the API lets see it", || {
+        server.kubectl("create clusterrole read-metrics --verb=get --non-resource-url=/metrics");
+        server.kubectl(
+            "create clusterrolebinding read-metrics --clusterrole=read-metrics --serviceaccount=default:default",
+        );
+        let token = server.kubectl("create token default");
+        let page = "curl -s --cacert /var/lib/rancher/k3s/agent/server-ca.crt https://127.0.0.1:6443/metrics";
+        let in_use = format!("name=\"k3s-agent-load-balancer\",server=\"{}:6443\"}} 7", server.address());
+        agents[0].wait_until_succeeds(
+            &format!("{page} -H 'Authorization: Bearer {}' | grep -F '{in_use}'", token.trim()),
+            PATIENCE,
+        );
+        let refusal = agents[0].succeed(page);
+        assert!(refusal.contains("\"reason\":\"Unauthorized\""), "{refusal}");
     });
     step("an agent ends when asked to, and leaves its pods running", || {
         agents[0].stop_k3s();
