@@ -74,9 +74,8 @@ impl TestServer {
     pub(crate) async fn start() -> Self {
         let disk = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
-        let pki = ServerPki::ensure(
-            &disk.path().join("server"),
-            &ServerRequest {
+        let ensure = |now| {
+            let request = ServerRequest {
                 tls_sans: Vec::new(),
                 node_name: "server".parse().unwrap(),
                 node_ips: vec![[192, 0, 2, 1].into()],
@@ -85,11 +84,13 @@ impl TestServer {
                 cluster_domain: "cluster.local".parse().unwrap(),
                 apiserver_port: 6444,
                 lifetime: Lifetime::of_days(1.try_into().unwrap()),
-                // Older than what it signs may have to be.
-                now: now - 2 * LIFETIME,
-            },
-        )
-        .unwrap();
+                now,
+            };
+            ServerPki::ensure(&disk.path().join("server"), &request).unwrap()
+        };
+        // Authorities older than what they may have to sign.
+        ensure(now - 2 * LIFETIME);
+        let pki = ensure(now);
         let certificate = Arc::new(SingleCertAndKey::from(pki.front_certificate(&[], now).unwrap().certified_key()));
         let tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
