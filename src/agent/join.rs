@@ -339,6 +339,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_follows_its_servers_to_another_authority() {
+        let server = TestServer::start().await;
+        let old = server.token();
+        server.applicant(Some(old.clone())).join().await.unwrap();
+        let server = server.start_with_another_authority().await;
+        // A whole token pins the root of before.
+        let error = server.applicant(Some(old)).join().await.err().unwrap();
+        assert!(matches!(error, JoinError::OtherAuthority { .. }), "{error}");
+        // What the node trusts has signed the new root.
+        let applicant = server.applicant(None);
+        applicant.join().await.unwrap();
+        let pki = AgentPki::at(&applicant.dir);
+        let in_place = |path| Certificate::first_of(&fs::read(path).unwrap()).unwrap();
+        let authority = in_place(&pki.server_ca);
+        assert_eq!(authority.common_name.as_deref(), Some("server-ca"));
+        assert_eq!(in_place(&pki.serving_kubelet.certificate).issuer, authority.subject);
+        server.applicant(Some(server.token())).join().await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_certificate_that_is_not_taken_gives_way_to_the_token() {
         let server = TestServer::start().await;
         server.applicant(Some(server.token())).join().await.unwrap();

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -19,6 +20,7 @@ use k3s_pki::{
     AnyClientCertificate, CertificateFiles, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest,
 };
 use k3s_tunnel::Tunnels;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer, sign::SingleCertAndKey};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -72,7 +74,34 @@ pub(crate) struct Seen {
 
 impl TestServer {
     pub(crate) async fn start() -> Self {
-        let disk = tempfile::tempdir().unwrap();
+        Self::start_on(tempfile::tempdir().unwrap()).await
+    }
+
+    /// It starts again with another authority for servers, below a root that the one of before has signed.
+    pub(crate) async fn start_with_another_authority(self) -> Self {
+        let Self { disk, _serving: serving, .. } = self;
+        drop(serving);
+        let files = CertificateFiles::at(&disk.path().join("server/tls"), "server-ca");
+        let old = fs::read_to_string(&files.certificate).unwrap();
+        let old_key = KeyPair::from_pem(&fs::read_to_string(&files.key).unwrap()).unwrap();
+        let authority = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.use_authority_key_identifier_extension = true;
+            (params, KeyPair::generate().unwrap())
+        };
+        let [(root, root_key), (new, new_key)] = ["root", "server-ca"].map(authority);
+        let chain = new.signed_by(&new_key, &Issuer::from_params(&root, &root_key)).unwrap().pem()
+            + &root.self_signed(&root_key).unwrap().pem()
+            + &root.signed_by(&root_key, &Issuer::from_ca_cert_pem(&old, old_key).unwrap()).unwrap().pem()
+            + &old;
+        fs::write(files.certificate, chain).unwrap();
+        fs::write(files.key, new_key.serialize_pem()).unwrap();
+        Self::start_on(disk).await
+    }
+
+    async fn start_on(disk: tempfile::TempDir) -> Self {
         let now = SystemTime::now();
         let ensure = |now| {
             let request = ServerRequest {

@@ -123,6 +123,11 @@ impl CertificateAuthority {
         &self.certificate
     }
 
+    /// The certificate that signs, and the rest of its chain.
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
     /// The certificate that signs without the rest of its chain, as PEM: kube-controller-manager's signer wants it so.
     pub fn signing_certificate(&self) -> String {
         pem::encode_certificates(&self.chain[..1])

@@ -79,8 +79,8 @@ impl ServerPki {
             _ if regenerate => Reason::Requested,
             Err(_) => Reason::Missing,
             Ok(stored) => {
-                let key = stored.key.public();
-                match renewal::decision(&stored.certificate, &profile, &self.server_ca, key, now.into()) {
+                let (found, chain, key) = (&stored.certificate, &stored.chain[1..], stored.key.public());
+                match renewal::decision(found, chain, &profile, &self.server_ca, key, now.into()) {
                     Decision::Keep => return Ok(stored),
                     Decision::Renew(reason) => reason,
                 }

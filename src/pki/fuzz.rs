@@ -1,6 +1,8 @@
-//! What nodes send us, as functions of arbitrary bytes. They panic where a promise is broken.
+//! What nodes and servers send us, as functions of arbitrary bytes. They panic where a promise is broken.
 
-use crate::{Certificate, PublicKey};
+use std::time::SystemTime;
+
+use crate::{Certificate, PublicKey, authority_succeeds, service_keys_succeed};
 
 /// Signing requests and certificates: whoever reads one comes to an end, and a key that is proven is one.
 pub fn signing_requests(data: &[u8]) {
@@ -10,8 +12,10 @@ pub fn signing_requests(data: &[u8]) {
     if let Ok(certificate) = Certificate::parse(data) {
         assert!(!certificate.public_key.spki().is_empty());
     }
-    // Of PEM texts, the first certificate is looked into.
+    // Of PEM texts, the first certificate is looked into; of authorities that are to replace others, all.
     let _ = Certificate::first_of(data);
+    let _ = authority_succeeds(data, data, data, SystemTime::UNIX_EPOCH);
+    let _ = service_keys_succeed(data, data);
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use aws_lc_rs::{
 use rustls::{
     SignatureScheme,
     crypto::aws_lc_rs::sign::any_supported_type,
-    pki_types::{AlgorithmIdentifier, PrivateKeyDer, PrivatePkcs1KeyDer, PrivateSec1KeyDer, alg_id, pem::PemObject},
+    pki_types::{
+        AlgorithmIdentifier, PrivateKeyDer, PrivatePkcs1KeyDer, PrivateSec1KeyDer, alg_id,
+        pem::{PemObject, SectionKind},
+    },
     sign::SigningKey,
 };
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer};
@@ -74,6 +77,11 @@ impl PrivateKey {
     /// The first private key of a PEM text; `None` if there is none that can be used.
     pub fn from_pem(pem: &[u8]) -> Option<Self> {
         Self::from_der(PrivateKeyDer::from_pem_slice(pem).ok()?)
+    }
+
+    /// The key in a section of a PEM text; `None` if it holds none that can be used.
+    pub(crate) fn from_section(kind: SectionKind, der: Vec<u8>) -> Option<Self> {
+        Self::from_der(PrivateKeyDer::from_pem(kind, der)?)
     }
 
     /// The first key of a file; `None` if there is no file.

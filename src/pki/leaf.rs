@@ -11,7 +11,7 @@ use tracing::{debug, info};
 
 use crate::{
     authority::CertificateAuthority,
-    certificate::Certificate,
+    certificate::{Certificate, bundle},
     error::Error,
     files::{self, PRIVATE},
     key::PrivateKey,
@@ -125,13 +125,19 @@ impl CertificateFiles {
         now: OffsetDateTime,
     ) -> Result<(), Error> {
         let key = PrivateKey::load_or_generate(&self.key)?;
-        let reason = match files::read(&self.certificate)?.map(|pem| Certificate::first_of(&pem)) {
+        let found = |pem: Vec<u8>| {
+            let chain = bundle(&pem)?;
+            Ok((Certificate::parse(&chain[0])?, chain))
+        };
+        let reason = match files::read(&self.certificate)?.map(found) {
             None => Reason::Missing,
             Some(Err(unreadable)) => Reason::Unreadable(unreadable),
-            Some(Ok(found)) => match renewal::decision(&found, profile, authority, key.public(), now) {
-                Decision::Keep => return Ok(()),
-                Decision::Renew(reason) => reason,
-            },
+            Some(Ok((found, chain))) => {
+                match renewal::decision(&found, &chain[1..], profile, authority, key.public(), now) {
+                    Decision::Keep => return Ok(()),
+                    Decision::Renew(reason) => reason,
+                }
+            }
         };
         let pem = authority.issue(profile, key.public(), now)?;
         files::write(&self.certificate, pem.as_bytes(), PRIVATE)?;

@@ -1,6 +1,6 @@
 //! Certificate authorities, certificates, service-account keys and kubeconfigs, at k3s' paths and in k3s' formats.
 //!
-//! What exists is adopted: authorities are never replaced, keys are kept, certificates are reissued only when [`renewal`]
+//! What exists is adopted: authorities are never replaced here (only [judged](authority_succeeds)), keys are kept, certificates are reissued only when [`renewal`]
 //! finds a reason. Every file is replaced in one step ([`files`]), and only if its contents change.
 //!
 //! Nothing here reads a clock: the time is an argument wherever it matters.
@@ -25,6 +25,7 @@ pub mod renewal;
 mod request;
 mod san;
 mod server;
+mod succession;
 mod tbs;
 mod tls_policy;
 
@@ -44,4 +45,5 @@ pub use leaf::{CertificateFiles, Lifetime, Profile, Usage};
 pub use node::NodeCertificate;
 pub use san::{HostName, InvalidHostName, InvalidSan, San};
 pub use server::{Kubeconfigs, ServerPki, ServerRequest};
+pub use succession::{Unfit, authority_succeeds, service_keys_succeed};
 pub use tls_policy::TlsPolicy;

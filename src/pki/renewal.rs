@@ -1,10 +1,11 @@
 //! Whether a certificate is kept or issued again.
 //!
 //! The rules are k3s', so that a directory that goes back and forth between k3s and us is not rewritten at each turn;
-//! [`Reason::NotYetValid`], [`Reason::OtherKey`] and the comparison of the issuer's name are ours.
+//! [`Reason::NotYetValid`], [`Reason::OtherKey`], [`Reason::OtherChain`] and the comparison of the issuer's name are ours.
 
 use std::{collections::BTreeSet, fmt};
 
+use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 
 use crate::{
@@ -49,21 +50,28 @@ pub enum Reason {
     MissingSan(San),
     /// Another authority signed it.
     OtherAuthority,
+    /// Its authority leads to another root by now.
+    OtherChain,
     /// It is for another key.
     OtherKey,
     /// The user asked for it.
     Requested,
 }
 
-/// Holds what was found against what is wanted from `authority` for `key`. SANs beyond the wanted ones are no reason.
+/// Holds what was found, with the `chain` that follows it, against what is wanted from `authority` for `key`. SANs beyond the wanted ones
+/// are no reason, nor is a certificate that stands alone: releases of k3s before chains wrote it so.
 pub fn decision(
     found: &Certificate,
+    chain: &[CertificateDer<'_>],
     wanted: &Profile,
     authority: &CertificateAuthority,
     key: &PublicKey,
     now: OffsetDateTime,
 ) -> Decision {
-    decide(found, wanted, authority.certificate(), renew_before(authority.lifetime()), key, now)
+    match decide(found, wanted, authority.certificate(), renew_before(authority.lifetime()), key, now) {
+        Decision::Keep if !chain.is_empty() && chain != authority.chain() => Decision::Renew(Reason::OtherChain),
+        decision => decision,
+    }
 }
 
 fn decide(
@@ -105,6 +113,7 @@ impl fmt::Display for Reason {
             Self::Subject => f.write_str("it names another subject"),
             Self::MissingSan(san) => write!(f, "it lacks {san}"),
             Self::OtherAuthority => f.write_str("another authority signed it"),
+            Self::OtherChain => f.write_str("its authority has another chain"),
             Self::OtherKey => f.write_str("it is for another key"),
             Self::Requested => f.write_str("it was asked for"),
         }

@@ -515,6 +515,34 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_authority_that_leads_elsewhere_by_now_has_its_certificates_issued_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pki = ServerPki::ensure(dir.path(), &request()).unwrap();
+        let front = pki.front_certificate(&[], request().now).unwrap();
+        let (root, below) = (KeyPair::generate().unwrap(), pki.server_ca.bundle().to_vec());
+        let root = CertificateParams::default().self_signed(&root).unwrap().pem();
+        fs::write(dir.path().join("tls/server-ca.crt"), [below, root.into_bytes()].concat()).unwrap();
+
+        let before = snapshot(dir.path());
+        pki = ServerPki::ensure(dir.path(), &request()).unwrap();
+        let after = snapshot(dir.path());
+        let changed: Vec<&str> = after
+            .iter()
+            .filter(|(path, file)| before[*path] != **file)
+            .map(|(path, _)| path.to_str().unwrap())
+            .collect();
+        assert_eq!(
+            changed,
+            [
+                "tls/kube-controller-manager/kube-controller-manager.crt",
+                "tls/kube-scheduler/kube-scheduler.crt",
+                "tls/serving-kube-apiserver.crt"
+            ]
+        );
+        assert_eq!(pki.front_certificate(&[], request().now).unwrap().chain().len(), front.chain().len() + 1);
+    }
+
+    #[test]
     fn an_ipv6_cluster_has_an_ipv6_loopback() {
         let request = ServerRequest { service_ip: "fd00:43::1".parse().unwrap(), ..request() };
         assert_eq!(request.apiserver().to_string(), "[::1]:6444");

@@ -1,5 +1,6 @@
 //! The server: datastore, control plane, the front on 6443 and, unless told otherwise, a node.
 
+mod authorities;
 mod bootstrap;
 mod bootstrap_data;
 mod cluster_store;
@@ -15,9 +16,9 @@ mod peers;
 mod renewal;
 mod role;
 pub mod routes;
+mod server_request;
 pub mod snapshots;
 mod token;
-mod token_request;
 
 pub use bootstrap_data::BootstrapError;
 pub use core::{Core, CoreSender};
@@ -25,5 +26,5 @@ pub use error::Error;
 pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};
 pub use role::{Package, run};
+pub use server_request::{PinnedTokens, ServerAccess, ServerRequestError};
 pub use token::ServerToken;
-pub use token_request::{TokenRequestError, request_rotation};

@@ -10,7 +10,7 @@ use std::{
 use k3s_agent::{LastKnownTime, NodeRole};
 use k3s_components::{Components, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
-use k3s_datastore::BoundEndpoint;
+use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
 use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
-    Error, NodeDialer,
+    BootstrapError, Error, NodeDialer,
     bootstrap::{self, Adopted, Credentials, FrontTls, Host},
     bootstrap_data,
     cluster_store::ClusterStore,
@@ -143,11 +143,20 @@ async fn credentials(
     host: &Host,
     store: &ClusterStore,
 ) -> Result<Credentials, Error> {
-    let Adopted { found, token } = bootstrap::adopt(config, paths, store).await?;
-    let credentials = bootstrap::credentials(config, paths, host, &token)?;
-    let data = bootstrap_data::from_disk(&paths.server())?;
-    bootstrap_data::save(&store.client(), &credentials.token, data, found).await?;
-    Ok(credentials)
+    loop {
+        let Adopted { found, token } = bootstrap::adopt(config, paths, store).await?;
+        let credentials = bootstrap::credentials(config, paths, host, &token)?;
+        let data = bootstrap_data::from_disk(&paths.server())?;
+        match bootstrap_data::save(&store.client(), &credentials.token, data, found).await {
+            Err(BootstrapError::Datastore(ClientError::Changed(_))) => {
+                info!("Another server has stored something else of the cluster meanwhile; starting from that.");
+            }
+            saved => {
+                saved?;
+                return Ok(credentials);
+            }
+        }
+    }
 }
 
 /// What is known of nodes before the API tells: this server's own, whose kubelet is reached on loopback.

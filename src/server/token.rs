@@ -13,12 +13,15 @@
 
 use std::path::PathBuf;
 
-use k3s_datastore::Client;
+use k3s_datastore::{Client, ClientError};
 use k3s_identity::{Password, Rotation, Token};
 use tokio::sync::{Mutex, watch};
 use tracing::info;
 
-use crate::{BootstrapError, Error, bootstrap_data};
+use crate::{
+    BootstrapError, Error,
+    bootstrap_data::{self, BootstrapData},
+};
 
 /// The token of a running server.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub struct ServerToken {
     agents_have_their_own: bool,
     datastore: Client,
     password: watch::Sender<Password>,
-    /// Held throughout a rotation.
+    /// Held throughout whatever changes what is stored.
     rotating: Mutex<()>,
 }
 
@@ -72,10 +75,35 @@ impl ServerToken {
         Ok(rotation.token().clone())
     }
 
+    /// Stores what `change` makes of the bootstrap data and of what is on this server's disk; asked once more if another server has stored
+    /// something meanwhile. Rotations are waited for.
+    ///
+    /// # Errors
+    /// Those of `change`, and the datastore's. Nothing has changed then.
+    pub(crate) async fn reseal<E: From<BootstrapError>>(
+        &self,
+        change: impl Fn(BootstrapData, &BootstrapData) -> Result<BootstrapData, E>,
+    ) -> Result<(), E> {
+        let _rotating = self.rotating.lock().await;
+        let password = self.password.borrow().clone();
+        loop {
+            let found = bootstrap_data::load(&self.datastore, Some(&password), None).await?;
+            let on_disk = bootstrap_data::from_disk(&self.server).map_err(BootstrapError::from)?;
+            let data = change(bootstrap_data::stored_or(&on_disk, found.as_ref()), &on_disk)?;
+            match bootstrap_data::save(&self.datastore, &password, data, found).await {
+                Err(BootstrapError::Datastore(ClientError::Changed(_))) => {}
+                saved => return Ok(saved?),
+            }
+        }
+    }
+
     /// Stores the bootstrap data a second time, sealed by the new token, with the accounts that go with it.
     async fn seal(&self, rotation: &Rotation) -> Result<(), Error> {
         let found = bootstrap_data::load(&self.datastore, Some(rotation.old()), None).await?;
-        let data = bootstrap_data::from_disk_with_accounts(&self.server, rotation.accounts())?;
+        let on_disk = bootstrap_data::from_disk(&self.server)?;
+        // Not the other way round: authorities that were replaced since the start are not on the disk yet.
+        let mut data = bootstrap_data::stored_or(&on_disk, found.as_ref());
+        bootstrap_data::set_accounts(&mut data, &on_disk, rotation.accounts());
         Ok(bootstrap_data::save_beside(&self.datastore, rotation.new_password(), data, found).await?)
     }
 

@@ -2,6 +2,7 @@
 
 mod administrator;
 mod agent;
+mod certificate;
 mod check_config;
 mod completion;
 mod crictl;
@@ -13,6 +14,7 @@ mod failure;
 mod kubectl;
 mod node;
 mod output;
+mod running_server;
 mod runtime;
 mod server;
 mod signals;
@@ -67,6 +69,9 @@ enum Verb {
     /// Make, list and delete bootstrap tokens, and exchange the server's token
     #[command(subcommand)]
     Token(token::Verb),
+    /// Replace the cluster's certificate authorities
+    #[command(subcommand)]
+    Certificate(certificate::Verb),
     /// Let the servers forget a node's password
     #[command(subcommand)]
     Node(node::Verb),
@@ -113,6 +118,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::Status(options) => status::run(&options),
         Verb::Snapshot(verb) => snapshot::run(verb),
         Verb::Token(verb) => token::run(verb),
+        Verb::Certificate(verb) => certificate::run(verb),
         Verb::Node(verb) => node::run(verb),
         Verb::CheckConfig(PassedOn { args }) => check_config::run(args),
         Verb::Completion(options) => completion::run(&options),

@@ -4,11 +4,9 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duratio
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
-use k3s_config::agent::ServerUrl;
 use k3s_identity::{
     BootstrapGroup, BootstrapToken, BootstrapTokenSecret, DEFAULT_GROUP, NoBootstrapToken, SECRET_TYPE, Token, Usage,
 };
-use k3s_server::request_rotation;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, ResourceExt as _,
@@ -19,8 +17,9 @@ use super::{
     Failure,
     administrator::Administrator,
     duration,
-    failure::{CANNOT_CREATE, NO_INPUT, SOFTWARE, UNAVAILABLE, USAGE},
+    failure::{CANNOT_CREATE, NO_INPUT, SOFTWARE, USAGE},
     output::{self, print_json, show},
+    running_server::{RunningServer, refused},
     runtime,
 };
 
@@ -58,15 +57,8 @@ pub(super) enum Verb {
 
 #[derive(Debug, Args)]
 pub(super) struct Rotate {
-    /// Where the server keeps its state
-    #[arg(short, long, env = "K3S_DATA_DIR", value_name = "DIR", default_value = "/var/lib/rancher/k3s")]
-    data_dir: PathBuf,
-    /// The server to ask
-    #[arg(short, long, env = "K3S_URL", value_name = "URL", default_value = "https://127.0.0.1:6443")]
-    server: ServerUrl,
-    /// The token in use; the one in the server's own files if not given
-    #[arg(short, long, env = "K3S_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    server: RunningServer,
     /// The token to be; a random one if not given
     #[arg(long, value_name = "TOKEN")]
     new_token: Option<String>,
@@ -115,10 +107,8 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
 
 impl Rotate {
     async fn run(self) -> Result<(), Failure> {
-        let dir = self.data_dir.join("server");
-        let asked = request_rotation(&dir, &self.server, self.token.as_deref(), self.new_token.as_deref()).await;
-        asked.map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
-        println!("The token is exchanged; the new one is in {}.", dir.join("token").display());
+        self.server.access()?.rotate_token(self.new_token.as_deref()).await.map_err(refused)?;
+        println!("The token is exchanged; the new one is in {}.", self.server.token_file().display());
         println!("Start the other servers again with it, and correct --token where it is configured.");
         println!("Keep the old one for the snapshots that were taken under it.");
         Ok(())

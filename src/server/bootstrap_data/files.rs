@@ -38,7 +38,12 @@ const FOLDERS: [&str; 3] = ["cred", "tls", "tls/etcd"];
 
 /// The place of a file in `server`, if its name is known.
 pub(super) fn path_of(server: &Path, name: &str) -> Option<PathBuf> {
-    FILES.iter().find(|(known, _)| *known == name).map(|(_, path)| server.join(path))
+    place_of(name).map(|place| server.join(place))
+}
+
+/// The same below `<data>/server`.
+pub(super) fn place_of(name: &str) -> Option<&'static str> {
+    FILES.into_iter().find(|(known, _)| *known == name).map(|(_, place)| place)
 }
 
 /// Whether nothing of a server is there yet.
@@ -58,14 +63,17 @@ pub(crate) fn from_disk(server: &Path) -> Result<BootstrapData, FileError> {
     Ok(data)
 }
 
-/// The same with other accounts in the place of `cred/passwd`, which is to be written after they are stored.
-pub(crate) fn from_disk_with_accounts(server: &Path, accounts: Vec<u8>) -> Result<BootstrapData, FileError> {
-    let mut data = from_disk(server)?;
-    // Not older than the file that it replaces, whatever the clock says: the stored one is the one that counts.
-    let before = data.files.get(ACCOUNTS).map(|file| file.modified);
-    let modified = before.into_iter().fold(Timestamp::now(), Timestamp::max);
-    data.files.insert(ACCOUNTS.to_owned(), File { modified, content: accounts });
-    Ok(data)
+/// The accounts in the place of those in `data`.
+pub(crate) fn set_accounts(data: &mut BootstrapData, on_disk: &BootstrapData, accounts: Vec<u8>) {
+    supersede(data, on_disk, ACCOUNTS, accounts);
+}
+
+/// Other contents in the place of a file's. Not older than what they replace in `data` and on the disk, whatever the clock says: it is them
+/// that count at the next start.
+pub(super) fn supersede(data: &mut BootstrapData, on_disk: &BootstrapData, name: &str, content: Vec<u8>) {
+    let before = [&*data, on_disk].into_iter().filter_map(|data| data.files.get(name)).map(|file| file.modified);
+    let modified = before.fold(Timestamp::now(), Timestamp::max);
+    data.files.insert(name.to_owned(), File { modified, content });
 }
 
 /// Whether a stored file is missing on the disk, or another one there.

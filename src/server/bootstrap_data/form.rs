@@ -61,6 +61,18 @@ impl BootstrapData {
         serde_json::to_vec(&entries).expect("a map of texts is JSON")
     }
 
+    /// The authority that tokens pin, PEM.
+    pub(crate) fn server_ca(&self) -> Option<&[u8]> {
+        self.files.get("ServerCA").map(|file| file.content.as_slice())
+    }
+
+    /// Takes over the files of `other` that are not here.
+    pub(crate) fn complete_by(&mut self, other: &Self) {
+        for (name, file) in &other.files {
+            self.files.entry(name.clone()).or_insert_with(|| file.clone());
+        }
+    }
+
     /// Whether both hold the same files with the same contents.
     pub(crate) fn same_contents(&self, other: &Self) -> bool {
         self.files.len() == other.files.len()

@@ -9,6 +9,7 @@
 //! ```
 //! Names, form, sealing and rules are k3s' (`pkg/bootstrap`, `pkg/cluster`): either program reads what the other wrote.
 
+mod authorities;
 mod claim;
 mod files;
 mod form;
@@ -21,11 +22,13 @@ use std::path::PathBuf;
 use k3s_datastore::ClientError;
 use k3s_files::FileError;
 
+pub(crate) use authorities::{NotReplaced, from_folder, with_authorities};
 pub(crate) use claim::claim;
-pub(crate) use files::{differs, from_disk, from_disk_with_accounts, set_aside};
+pub(crate) use files::{differs, from_disk, set_accounts, set_aside};
+pub(crate) use form::BootstrapData;
 pub(crate) use reconcile::{Precedence, reconcile};
 pub(crate) use seal::{PREFIX, token_hash};
-pub(crate) use store::{Found, find, keep_only, load, save, save_beside};
+pub(crate) use store::{Found, find, keep_only, load, save, save_beside, stored_or};
 
 /// Why the datastore's bootstrap data and this server do not fit together.
 #[derive(Debug, thiserror::Error)]

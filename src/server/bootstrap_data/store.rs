@@ -64,6 +64,9 @@ pub(crate) fn find(
 
 /// Stores `data`, sealed by `password`, unless the datastore holds the same. What was found under a key of older releases
 /// moves to today's, and what a rotation of the token left behind when the power was cut goes.
+///
+/// # Errors
+/// [`ClientError::Changed`] if somebody else has stored something since it was `found`; nothing is changed then.
 pub(crate) async fn save(
     client: &Client,
     password: &Password,
@@ -72,8 +75,13 @@ pub(crate) async fn save(
 ) -> Result<(), BootstrapError> {
     let key = storage_key(password.expose());
     let data = completed(data, found.as_ref());
-    if found.as_ref().is_none_or(|found| found.key != key || !found.data.same_contents(&data)) {
-        write(client, password, &data, found.is_some()).await?;
+    match &found {
+        Some(found) if found.key == key && found.data.same_contents(&data) => {}
+        Some(found) if found.key == key => {
+            client.update(&key, seal(password.expose(), &data.to_json())?, found.modified).await?;
+            tell_stored(password);
+        }
+        found => write(client, password, &data, found.is_some()).await?,
     }
     let Some(found) = found else { return Ok(()) };
     if found.key != key {
@@ -114,10 +122,17 @@ pub(crate) async fn keep_only(client: &Client, password: &Password) -> Result<()
     Ok(())
 }
 
+/// What the cluster goes by from the next start on: what is stored, and of what is not stored yet what is on the disk.
+pub(crate) fn stored_or(on_disk: &BootstrapData, found: Option<&Found>) -> BootstrapData {
+    let mut data = found.map(|found| found.data.clone()).unwrap_or_default();
+    data.complete_by(on_disk);
+    data
+}
+
 /// Files of another release, or ones that are not on this disk, stay stored.
 fn completed(mut data: BootstrapData, found: Option<&Found>) -> BootstrapData {
-    for (name, file) in found.iter().flat_map(|found| &found.data.files) {
-        data.files.entry(name.clone()).or_insert_with(|| file.clone());
+    if let Some(found) = found {
+        data.complete_by(&found.data);
     }
     data
 }
@@ -131,11 +146,13 @@ async fn write(client: &Client, password: &Password, data: &BootstrapData, over:
         Some(before) => client.update(&key, sealed, before.modified).await?,
         None => client.create(&key, sealed).await?,
     };
-    info!(
-        token_hash = seal::token_hash(password.expose()),
-        "Stored the cluster's authorities in the datastore, sealed by its token."
-    );
+    tell_stored(password);
     Ok(())
+}
+
+fn tell_stored(password: &Password) {
+    let token_hash = seal::token_hash(password.expose());
+    info!(token_hash, "Stored the cluster's authorities in the datastore, sealed by its token.");
 }
 
 /// What tells the tokens apart that sealed these keys.
@@ -182,6 +199,20 @@ mod tests {
         assert_eq!(load().await.unwrap().data, data("two"));
         // What only the datastore has is kept.
         save(&client, &token, BootstrapData::default(), load().await).await.unwrap();
+        assert_eq!(load().await.unwrap().data, data("two"));
+        datastore.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_over_what_somebody_else_has_stored_meanwhile() {
+        let (_directory, datastore) = datastore().await;
+        let (client, token) = (datastore.client(), Password::new("s3cret"));
+        let load = async || load(&client, Some(&token), None).await.unwrap();
+        save(&client, &token, data("one"), None).await.unwrap();
+        let found = load().await;
+        save(&client, &token, data("two"), load().await).await.unwrap();
+        let late = save(&client, &token, data("three"), found).await;
+        assert!(matches!(late, Err(BootstrapError::Datastore(ClientError::Changed(_)))), "{late:?}");
         assert_eq!(load().await.unwrap().data, data("two"));
         datastore.close().await.unwrap();
     }

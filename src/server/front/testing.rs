@@ -91,6 +91,15 @@ impl Ca {
         std::fs::write(server_dir.join(format!("tls/{stem}.key")), &self.key).unwrap();
     }
 
+    /// An authority below this one, with the chain that leads here.
+    pub(crate) fn authority(&self, name: &str) -> Leaf {
+        let mut params = params(name, None);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.use_authority_key_identifier_extension = true;
+        let Leaf { certificate, key } = self.sign(&params);
+        Leaf { certificate: certificate + &self.pem, key }
+    }
+
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Leaf {
         let mut params = params(user, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -442,7 +451,7 @@ pub(crate) struct Setup {
     /// `<data>/server`
     pub(crate) server_dir: tempfile::TempDir,
     _core: CoreSender,
-    _datastore: Datastore,
+    pub(crate) datastore: Datastore,
     _end: DropGuard,
 }
 
@@ -509,7 +518,7 @@ impl Setup {
             serving,
             server_dir,
             _core: core_sender,
-            _datastore: datastore,
+            datastore,
             _end,
         }
     }

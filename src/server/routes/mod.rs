@@ -21,7 +21,7 @@ mod table;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use k3s_identity::Error as IdentityError;
@@ -29,10 +29,12 @@ use k3s_pki::{ClientCa, ServerPki};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     Error,
+    authorities::{self, ReplaceError},
+    bootstrap_data::BootstrapData,
     core::Core,
     front::{Body, Peer, Status, empty, full},
     node_passwords::NodePasswords,
@@ -51,6 +53,8 @@ pub(crate) use table::Route;
 
 /// The longest body that is read: a signing request has some hundred bytes.
 const LONGEST_BODY: usize = 64 << 10;
+/// The longest map of files: five authorities with chains of RSA certificates have some ten thousand bytes each.
+const LONGEST_AUTHORITIES: usize = 512 << 10;
 /// How long a body may take to come.
 const BODY: Duration = Duration::from_secs(10);
 
@@ -165,10 +169,11 @@ impl Routes {
                 self.core.client()?;
                 Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
             }
-            ForServers::RotateToken => self.rotate_token(read(request.into_body()).await?).await,
-            ForServers::ReplaceAuthorities => Err(Status::not_implemented(
-                "this version of the server does not replace its certificate authorities while it runs",
-            )),
+            ForServers::RotateToken => self.rotate_token(read(request.into_body(), LONGEST_BODY).await?).await,
+            ForServers::ReplaceAuthorities => {
+                let force = is_forced(request.uri().query());
+                self.replace_authorities(read(request.into_body(), LONGEST_AUTHORITIES).await?, force).await
+            }
         }
     }
 
@@ -182,7 +187,7 @@ impl Routes {
         match asked {
             ForNodes::Certificate(wanted) => {
                 let (parts, body) = request.into_parts();
-                let body = read(body).await?;
+                let body = read(body, LONGEST_BODY).await?;
                 let (from, method, headers) = (peer.address.ip(), &parts.method, &parts.headers);
                 let asked = Asked { caller, from, method, headers, body: &body };
                 self.certificates.answer(wanted, asked).await.map(text)
@@ -231,6 +236,31 @@ impl Routes {
         }
     }
 
+    /// The body is a map of files in the form of the bootstrap data. k3s answers every failure with 500 and no reason; what is wrong with
+    /// what was sent is told here.
+    async fn replace_authorities(&self, body: Bytes, force: bool) -> Result<Response<Body>, Status> {
+        let offered = BootstrapData::parse(&body).map_err(|why| {
+            Status::bad_request(format!(
+                "the body is not JSON of the form {{\"ServerCA\": {{\"Content\": …}}, …}}: {why}"
+            ))
+        })?;
+        match authorities::replace(&self.token, &offered, force).await {
+            Ok(()) => {
+                info!(
+                    "The cluster's certificate authorities are replaced; each server takes the new ones at its next start."
+                );
+                let mut done = Response::new(empty());
+                *done.status_mut() = StatusCode::NO_CONTENT;
+                Ok(done)
+            }
+            Err(ReplaceError::Unfit(why)) => Err(Status::bad_request(why.to_string())),
+            Err(ReplaceError::Store(error)) => {
+                error!(%error, "The cluster's certificate authorities could not be replaced.");
+                Err(Status::internal("the server could not store the certificate authorities; its log says why"))
+            }
+        }
+    }
+
     /// As k3s answers while Secrets are not encrypted, which is all that this version can be asked for.
     fn encryption_status(&self) -> Result<Response<Body>, Status> {
         if self.server_dir.join("cred/encryption-config.json").exists() {
@@ -242,15 +272,21 @@ impl Routes {
     }
 }
 
+/// As Go reads a boolean of a query.
+fn is_forced(query: Option<&str>) -> bool {
+    let force = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("force="));
+    force.is_some_and(|value| ["1", "t", "T", "true", "TRUE", "True"].contains(&value))
+}
+
 fn allow(methods: &[Method], asked: &Method) -> Result<(), Status> {
     if methods.contains(asked) { Ok(()) } else { Err(Status::method_not_allowed("method not allowed")) }
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Status> {
-    match timeout(BODY, Limited::new(body, LONGEST_BODY).collect()).await {
+async fn read(body: Incoming, longest: usize) -> Result<Bytes, Status> {
+    match timeout(BODY, Limited::new(body, longest).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Status::too_large(format!("a request's body has at most {LONGEST_BODY} bytes")))
+            Err(Status::too_large(format!("a request's body has at most {longest} bytes")))
         }
         Ok(Err(error)) => Err(Status::bad_request(format!("the request's body broke off: {error}"))),
         Err(_) => Err(Status::timeout(format!("the request's body did not come within {} s", BODY.as_secs()))),

@@ -2,12 +2,16 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderName, HeaderValue, Request};
+use k3s_identity::Password;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
-use crate::front::{
-    Body, empty, full,
-    testing::{AGENT_TOKEN, Ca, Leaf, NODE_PASSWORD, Setup, TOKEN, channel, soon, text},
+use crate::{
+    PinnedTokens, ServerAccess, ServerRequestError, bootstrap_data,
+    front::{
+        Body, empty, full,
+        testing::{AGENT_TOKEN, Ca, Leaf, NODE_PASSWORD, Setup, TOKEN, channel, soon, text},
+    },
 };
 
 /// What a request is made of.
@@ -316,10 +320,107 @@ async fn what_servers_ask_each_other() {
     }
     let encrypt = Ask::put("/v1-k3s/encrypt/config", "{}").server().of(&setup).await;
     assert_eq!(encrypt.status(), refusal(503, "runtime core not ready"));
-    assert_eq!(Ask::put("/v1-k3s/cert/cacerts", "{}").server().of(&setup).await.status().0, 501);
     assert_eq!(Ask::put("/v1-k3s/token", "new").server().of(&setup).await.status().0, 400);
     let same = Ask::put("/v1-k3s/token", json!({"newToken": TOKEN}).to_string()).server().of(&setup).await;
     assert_eq!(same.status().0, 400);
+}
+
+/// Files as they are sent: k3s' names, a time and base64.
+fn files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let file = |(name, content): (&str, &str)| {
+        (name.to_owned(), json!({"Timestamp": "2026-01-02T03:04:05Z", "Content": STANDARD.encode(content)}))
+    };
+    Value::Object(files.into_iter().map(file).collect()).to_string()
+}
+
+#[tokio::test]
+async fn authorities_are_replaced_in_the_datastore_alone() {
+    let setup = Setup::start().await;
+    let served = Ask::get("/cacerts").of(&setup).await;
+    let new = setup.server_ca.authority("k3s-server-ca");
+    let body = files([("ServerCA", &*new.certificate), ("ServerCAKey", &new.key), ("PasswdFile", "none of theirs")]);
+    let replaced = Ask::put("/v1-k3s/cert/cacerts", body).server().of(&setup).await;
+    assert_eq!((replaced.code, replaced.text.as_str()), (204, ""));
+    assert_eq!(Ask::get("/cacerts").of(&setup).await, served, "until the server starts again");
+    let found = bootstrap_data::load(&setup.datastore.client(), Some(&Password::new(TOKEN)), None).await;
+    let stored = found.unwrap().unwrap().data.files;
+    assert_eq!(stored["ServerCA"].content, new.certificate.as_bytes());
+    assert_eq!(stored["ServerCAKey"].content, new.key.as_bytes());
+    assert_eq!(stored["ClientCA"].content, setup.client_ca.pem.as_bytes(), "what was left out stays");
+    assert!(stored["PasswdFile"].content.starts_with(AGENT_TOKEN.as_bytes()), "only authorities are taken");
+}
+
+#[tokio::test]
+async fn authorities_that_will_not_do_are_refused_in_words() {
+    let setup = Setup::start().await;
+    let (ca, stranger) = (&setup.server_ca, Ca::new("stranger"));
+    let unrelated = stranger.authority("k3s-server-ca");
+    let [unrelated_pair, single, no_key] = [
+        files([("ServerCA", &*unrelated.certificate), ("ServerCAKey", &unrelated.key)]),
+        files([("ServerCA", &*stranger.pem), ("ServerCAKey", &stranger.server().key)]),
+        files([("ServerCA", &*ca.authority("k3s-server-ca").certificate)]),
+    ];
+    for (path, body, why) in [
+        ("/v1-k3s/cert/cacerts", "{}", "there is neither an authority nor a key among the files"),
+        ("/v1-k3s/cert/cacerts?force=true", "{}", "there is neither an authority nor a key among the files"),
+        ("/v1-k3s/cert/cacerts", "[]", "the body is not JSON of the form"),
+        (
+            "/v1-k3s/cert/cacerts",
+            &unrelated_pair,
+            "tls/server-ca.crt: the old authority has signed neither its first certificate nor one that leads there; --force",
+        ),
+        (
+            "/v1-k3s/cert/cacerts?force=false",
+            &unrelated_pair,
+            "tls/server-ca.crt: the old authority has signed neither",
+        ),
+        ("/v1-k3s/cert/cacerts?force=true", &single, "tls/server-ca.crt: its first certificate is not for its key"),
+        ("/v1-k3s/cert/cacerts?force=true", &no_key, "tls/server-ca.crt: its first certificate is not for its key"),
+    ] {
+        let (code, message) = Ask::put(path, body).server().of(&setup).await.status();
+        assert!(code == 400 && message.starts_with(why), "{path}: {code} {message}");
+    }
+    let none = bootstrap_data::load(&setup.datastore.client(), Some(&Password::new(TOKEN)), None).await.unwrap();
+    assert!(none.is_none(), "nothing is stored");
+    for ask in [Ask::put("/v1-k3s/cert/cacerts", "{}"), Ask::put("/v1-k3s/cert/cacerts", "{}").agent()] {
+        assert_eq!(ask.of(&setup).await.status(), refusal(403, "forbidden"));
+    }
+    let forced = Ask::put("/v1-k3s/cert/cacerts?force=true", unrelated_pair.as_str()).server().of(&setup).await;
+    assert_eq!(forced.code, 204);
+}
+
+#[tokio::test]
+async fn a_server_is_asked_by_its_neighbour() {
+    let setup = Setup::start().await;
+    let url = format!("https://{}", setup.address).parse().unwrap();
+    let access = |token: Option<&str>| ServerAccess::new(setup.server_dir.path(), &url, token);
+    let folder = tempfile::tempdir().unwrap();
+    let nothing = access(None).unwrap().replace_authorities(folder.path(), false).await.unwrap_err();
+    assert!(matches!(nothing, ServerRequestError::NoAuthorities { .. }), "{nothing}");
+
+    let tls = folder.path().join("tls");
+    std::fs::create_dir(&tls).unwrap();
+    let new = setup.server_ca.authority("k3s-server-ca");
+    std::fs::write(tls.join("server-ca.crt"), new.certificate).unwrap();
+    let refused = access(None).unwrap().replace_authorities(folder.path(), false).await.unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("did not replace its certificate authorities (400 Bad Request): tls/server-ca.crt:"),
+        "{refused}"
+    );
+    assert_eq!(refused.exit_code(), 65);
+    std::fs::write(tls.join("server-ca.key"), new.key).unwrap();
+    std::fs::write(tls.join("client-ca.crt"), "").unwrap();
+    let tokens = access(Some(TOKEN)).unwrap().replace_authorities(folder.path(), false).await.unwrap();
+    assert_eq!(tokens, PinnedTokens::Change, "one certificate is pinned as a file, a chain by its root");
+
+    let wrong = access(Some("guess")).unwrap().replace_authorities(folder.path(), false).await.unwrap_err();
+    assert_eq!(wrong.exit_code(), 77, "{wrong}");
+    let elsewhere = access(Some(&format!("K10{}::server:{TOKEN}", "0".repeat(64)))).unwrap_err();
+    assert!(matches!(elsewhere, ServerRequestError::OtherCluster));
+    access(None).unwrap().rotate_token(Some("new")).await.unwrap();
+    assert_eq!(Ask::get("/v1-k3s/encrypt/status").basic("server", "new").of(&setup).await.code, 200);
 }
 
 #[tokio::test]

@@ -1,0 +1,241 @@
+//! What a server is asked for with the rights of a server: another token (`PUT /v1-k3s/token`), other authorities
+//! (`PUT /v1-k3s/cert/cacerts`). `k3s token rotate` and `k3s certificate rotate-ca` ask so.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use k3s_config::agent::ServerUrl;
+use k3s_identity::{CaHash, Token, TokenError, TokenFiles};
+use k3s_pki::Unreadable;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
+};
+use serde_json::json;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::bootstrap_data;
+
+/// What is asked for waits for the datastore, which may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More than any answer has.
+const LARGEST: usize = 64 << 10;
+
+/// Why a server was not asked, or did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerRequestError {
+    /// Only a server knows the authorities and the token.
+    #[error("{path} is not there: run this on a server, and name its directory with --data-dir")]
+    NotAServer {
+        /// The authority's file.
+        path: String,
+    },
+    /// The authority's file.
+    #[error("{path} cannot be read: {source}")]
+    Authority {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: Unreadable,
+    },
+    /// Files of the server.
+    #[error(transparent)]
+    Identity(#[from] k3s_identity::Error),
+    /// Files that cannot be read.
+    #[error(transparent)]
+    File(#[from] k3s_files::FileError),
+    /// There is nothing to ask for.
+    #[error("none of k3s' certificate authorities and keys is below {}: the files are expected as tls/server-ca.crt, tls/server-ca.key and so on there", path.display())]
+    NoAuthorities {
+        /// The folder that was named.
+        path: PathBuf,
+    },
+    /// What was given as the token in use.
+    #[error("--token is not usable: {0}")]
+    Token(#[from] TokenError),
+    /// It is the token of another cluster.
+    #[error("--token belongs to another cluster: its hash is not that of this server's authority")]
+    OtherCluster,
+    /// The server's name can be on no certificate.
+    #[error("{0}")]
+    Name(#[from] InvalidDnsNameError),
+    /// Nobody answers.
+    #[error("{server} does not answer ({source}): is the server running? `k3s status` tells")]
+    Unreachable {
+        /// Who was asked.
+        server: ServerUrl,
+        /// Why there is no answer.
+        source: io::Error,
+    },
+    /// The server said no.
+    #[error("{server} did not {wanted} ({status}): {message}")]
+    Refused {
+        /// Who was asked.
+        server: ServerUrl,
+        /// For what.
+        wanted: &'static str,
+        /// HTTP's code.
+        status: StatusCode,
+        /// Its own words.
+        message: String,
+    },
+}
+
+impl ServerRequestError {
+    /// The process's exit code, after sysexits.h.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotAServer { .. } | Self::NoAuthorities { .. } => 66,
+            Self::Token(_) | Self::OtherCluster | Self::Name(_) => 64,
+            Self::Authority { .. } | Self::Identity(_) => 78,
+            Self::File(_) => 74,
+            Self::Refused { status, .. } => match *status {
+                StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => 65,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 77,
+                _ => 69,
+            },
+            Self::Unreachable { .. } => 69,
+        }
+    }
+}
+
+/// A server, and what proves to it that we may ask.
+#[derive(Debug)]
+pub struct ServerAccess {
+    server: ServerUrl,
+    name: ServerName<'static>,
+    /// What checks the server, PEM.
+    authority: Vec<u8>,
+    login: HeaderValue,
+}
+
+/// How the tokens of a cluster fare when its authorities are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinnedTokens {
+    /// They pin the same root as before.
+    Hold,
+    /// Whole tokens (`K10…`) of before are of another cluster, as it were.
+    Change,
+}
+
+impl ServerAccess {
+    /// To the server at `server`. What is needed for that lies in `dir` (`<data>/server`) of this server: the authority, and the token in
+    /// use unless it is `given`.
+    ///
+    /// # Errors
+    /// Whatever is missing, or does not fit.
+    pub fn new(dir: &Path, server: &ServerUrl, given: Option<&str>) -> Result<Self, ServerRequestError> {
+        let path = dir.join("tls/server-ca.crt");
+        let shown = || path.display().to_string();
+        let authority = k3s_files::read(&path)?.ok_or_else(|| ServerRequestError::NotAServer { path: shown() })?;
+        let password = match given {
+            Some(text) => {
+                let token: Token = text.parse()?;
+                let own =
+                    CaHash::of(&authority).map_err(|source| ServerRequestError::Authority { path: shown(), source })?;
+                if token.ca_hash.as_ref().is_some_and(|pinned| *pinned != own) {
+                    return Err(ServerRequestError::OtherCluster);
+                }
+                token.password()?.clone()
+            }
+            None => {
+                let missing = || ServerRequestError::NotAServer { path: dir.join("token").display().to_string() };
+                TokenFiles::password(dir)?.ok_or_else(missing)?
+            }
+        };
+        let login = BASE64_STANDARD.encode(format!("server:{}", password.expose()));
+        let mut login = HeaderValue::try_from(format!("Basic {login}")).expect("base64 is ASCII");
+        login.set_sensitive(true);
+        let name = ServerName::try_from(server.host.clone())?;
+        Ok(Self { server: server.clone(), name, authority, login })
+    }
+
+    /// Asks it to exchange its token for `new`, or for a random one.
+    ///
+    /// # Errors
+    /// Unless the server's own words say otherwise, the old token is in force.
+    pub async fn rotate_token(&self, new: Option<&str>) -> Result<(), ServerRequestError> {
+        let body = json!({"newToken": new.unwrap_or_default()}).to_string();
+        self.put("/v1-k3s/token", body, "exchange its token").await
+    }
+
+    /// Asks it to replace the cluster's authorities and service-account keys by those below `folder`, which is laid out as
+    /// `<data>/server`; what is not there stays. `force` puts up with authorities that the old ones do not vouch for.
+    ///
+    /// # Errors
+    /// Unless the server did not answer to the end, nothing has changed.
+    pub async fn replace_authorities(&self, folder: &Path, force: bool) -> Result<PinnedTokens, ServerRequestError> {
+        let offered = bootstrap_data::from_folder(folder)?;
+        if offered.files.is_empty() {
+            return Err(ServerRequestError::NoAuthorities { path: folder.to_owned() });
+        }
+        let path = format!("/v1-k3s/cert/cacerts?force={force}");
+        self.put(&path, offered.to_json(), "replace its certificate authorities").await?;
+        // The server has found it readable.
+        let pinned_by = |bundle: &[u8]| CaHash::of(bundle).ok();
+        let hold = offered.server_ca().is_none_or(|new| pinned_by(new) == pinned_by(&self.authority));
+        Ok(if hold { PinnedTokens::Hold } else { PinnedTokens::Change })
+    }
+
+    async fn put(&self, path: &str, body: impl Into<Bytes>, wanted: &'static str) -> Result<(), ServerRequestError> {
+        let request = Request::put(path)
+            .header(header::HOST, self.server.host.as_str())
+            .header(header::AUTHORIZATION, &self.login)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body.into()))
+            .expect("the path is one, and a host is a header's value");
+        let server = || self.server.clone();
+        let unreachable = |source| ServerRequestError::Unreachable { server: server(), source };
+        let answered = timeout(PATIENCE, self.ask(request)).await;
+        let (status, body) = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(unreachable)?;
+        if status.is_success() {
+            return Ok(());
+        }
+        // A Kubernetes `Status`.
+        let message = serde_json::from_slice(&body)
+            .ok()
+            .and_then(|it: serde_json::Value| Some(it["message"].as_str()?.to_owned()));
+        let message = message.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
+        Err(ServerRequestError::Refused { server: server(), wanted, status, message })
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> io::Result<(StatusCode, Bytes)> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&self.authority).flatten());
+        let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for TLS 1.2 and 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect((self.server.host.as_str(), self.server.port)).await?;
+        let stream = TlsConnector::from(Arc::new(tls)).connect(self.name.clone(), stream).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(io::Error::other)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(io::Error::other)?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::pin!(connection, answer);
+        tokio::select! {
+            answer = &mut answer => answer,
+            // It has been read to its end; what was read is the answer.
+            ended = &mut connection => match ended {
+                Ok(()) => answer.await,
+                Err(error) => Err(io::Error::other(error)),
+            },
+        }
+    }
+}
