@@ -69,7 +69,7 @@ enum Verb {
     /// Make, list and delete bootstrap tokens, and exchange the server's token
     #[command(subcommand)]
     Token(token::Verb),
-    /// Replace the cluster's certificate authorities
+    /// Show certificates, have them made anew, and replace the cluster's certificate authorities
     #[command(subcommand)]
     Certificate(certificate::Verb),
     /// Let the servers forget a node's password
