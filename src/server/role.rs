@@ -275,7 +275,7 @@ impl Server {
             version: self.package.version,
         };
         let ((), (), (), stored) = tokio::join!(
-            front::serve(front, front_settings, ends.front.clone()),
+            front::serve_on_thread(front, front_settings, ends.front.clone()),
             snapshots.serve(asked, ends.snapshots.clone()),
             snapshots.follow_schedule(ends.snapshots.clone()),
             self.store.serve(datastore, ends.datastore.clone()),

@@ -26,6 +26,7 @@ use tracing::debug;
 use super::{
     body::{self, Body},
     gateway::Gateway,
+    gathered::Gathered,
     peer::Peer,
     status::Status,
     tasks::Tasks,
@@ -79,28 +80,29 @@ pub(super) async fn serve(stream: TcpStream, address: SocketAddr, context: Arc<C
         drain: context.shutdown.child_token(),
     });
 
-    let io = TokioIo::new(stream);
     let service = {
         let (context, client) = (context.clone(), client.clone());
         // Boxed: the task of a watch is as large as this future, and outlives it by hours.
         service_fn(move |request| Box::pin(answer(request, context.clone(), Running::begin(&client))))
     };
     let ended = if is_http2 {
-        let connection = http2::Builder::new(context.tasks.clone())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(STREAMS * STREAM_WINDOW)
-            .max_concurrent_streams(STREAMS)
-            .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(HEADERS)
-            .serve_connection(io, service);
-        drive(pin!(connection), http2::Connection::graceful_shutdown, &client).await
+        let connection = Gathered::new(stream).drive(|io| {
+            http2::Builder::new(context.tasks.clone())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(STREAMS * STREAM_WINDOW)
+                .max_concurrent_streams(STREAMS)
+                .max_send_buf_size(SEND_BUFFER)
+                .max_header_list_size(HEADERS)
+                .serve_connection(TokioIo::new(io), service)
+        });
+        drive(pin!(connection), |turns| turns.get_mut().connection().graceful_shutdown(), &client).await
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST_HEADERS)
             .max_buf_size(HEADERS as usize)
-            .serve_connection(io, service)
+            .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, &client).await
     };

@@ -6,6 +6,8 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use super::paced::Paced;
+
 /// How long kube-apiserver may take to accept and shake hands: it is on loopback.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,7 +43,7 @@ impl Connector {
     }
 
     /// A connection that speaks HTTP/2.
-    pub(super) async fn http2(&self) -> Result<TlsStream<TcpStream>, Unreachable> {
+    pub(super) async fn http2(&self) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
         let stream = self.connect(b"h2").await?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Ok(stream),
@@ -50,11 +52,11 @@ impl Connector {
     }
 
     /// A connection that speaks HTTP/1.1.
-    pub(super) async fn http1(&self) -> Result<TlsStream<TcpStream>, Unreachable> {
+    pub(super) async fn http1(&self) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
         self.connect(b"http/1.1").await
     }
 
-    async fn connect(&self, protocol: &[u8]) -> Result<TlsStream<TcpStream>, Unreachable> {
+    async fn connect(&self, protocol: &[u8]) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
         let address = self.address;
         let connect = async {
             let connect_error = |source| Unreachable::Connect { address, source };
@@ -62,7 +64,7 @@ impl Connector {
             stream.set_nodelay(true).map_err(connect_error)?;
             let tls = self.tls.with_alpn(vec![protocol.to_vec()]);
             let name = ServerName::IpAddress(address.ip().into());
-            tls.connect(name, stream).await.map_err(|source| Unreachable::Handshake { address, source })
+            tls.connect(name, Paced::new(stream)).await.map_err(|source| Unreachable::Handshake { address, source })
         };
         tokio::time::timeout(TIMEOUT, connect).await.unwrap_or(Err(Unreachable::Timeout { address }))
     }

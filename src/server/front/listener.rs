@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves clients until `shutdown`, then drains: clients are told to go, requests in flight get 2 s, the rest is cut.
 /// Returns when nothing of it is left.
-pub async fn serve(listener: TcpListener, front: Front, shutdown: CancellationToken) {
+pub(super) async fn serve(listener: TcpListener, front: Front, shutdown: CancellationToken) {
     let tasks = Tasks::default();
     // Nothing runs on unseen when the caller gives this future up.
     let _cut = tasks.cut_on_drop();

@@ -10,14 +10,17 @@ mod connect;
 mod connection;
 mod connector;
 mod gateway;
+mod gathered;
 mod headers;
 mod listener;
 mod metrics;
+mod paced;
 mod peer;
 mod pool;
 mod slots;
 mod status;
 mod tasks;
+mod thread;
 mod upgrade;
 mod upstream;
 
@@ -33,13 +36,15 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 pub use body::{Body, BodyError};
-pub use listener::{serve, serve_starting};
+pub use listener::serve_starting;
 pub use status::Status;
+pub use thread::serve_on_thread;
 pub use upstream::Upstream;
 
 pub(crate) use body::{empty, full};
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use headers::remove_forged_identity;
+use listener::serve;
 pub(crate) use peer::Peer;
 
 use crate::{NodeDialer, routes::Routes};

@@ -34,12 +34,13 @@ use tracing::{debug, info, warn};
 use super::{
     body::{self, Body},
     connector::{Connector, Unreachable},
+    paced::Paced,
     slots::{Id, LIMIT, Slots},
     tasks::Tasks,
 };
 
 /// What kube-apiserver may send on a stream ahead of its client's reading, bytes.
-const STREAM_WINDOW: u32 = 64 << 10;
+const STREAM_WINDOW: u32 = 256 << 10;
 /// What kube-apiserver may send on a connection: all its streams' windows, those included that have ended here only.
 const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 /// What of a request waits here until kube-apiserver reads it, bytes.
@@ -230,7 +231,7 @@ impl Shared {
 
     async fn open(
         &self,
-    ) -> Result<(SendRequest<Body>, Connection<TokioIo<TlsStream<TcpStream>>, Body, Tasks>), Unreachable> {
+    ) -> Result<(SendRequest<Body>, Connection<TokioIo<TlsStream<Paced<TcpStream>>>, Body, Tasks>), Unreachable> {
         let stream = self.connector.http2().await?;
         http2::Builder::new(self.tasks.clone())
             .initial_stream_window_size(STREAM_WINDOW)

@@ -1,0 +1,242 @@
+//! A connection whose small writes leave together.
+//!
+//! An HTTP/2 connection writes frame by frame, and its answers come from as many tasks as it has requests. Each frame alone would be a
+//! TLS record and a system call here, and both again at the client.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What is written before the end of a turn, once it is so much, bytes.
+const BUFFER: usize = 64 << 10;
+
+/// What a connection reads and writes. What it writes leaves at the end of a turn of its [`Turns`].
+pub(super) struct Gathered<S>(Arc<Mutex<Outbox<S>>>);
+
+/// Drives a connection on a [`Gathered`] turn by turn.
+///
+/// A turn begins when all the tasks have run that were ready when it was asked for: what they answer is part of it.
+pub(super) struct Turns<S, C> {
+    outbox: Arc<Mutex<Outbox<S>>>,
+    connection: Pin<Box<C>>,
+    asked_for: bool,
+}
+
+struct Outbox<S> {
+    stream: S,
+    /// What has not been written is what follows `written`.
+    buffer: Vec<u8>,
+    written: usize,
+    /// Why writing failed, until the connection hears of it.
+    failure: Option<io::Error>,
+}
+
+impl<S> Gathered<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self(Arc::new(Mutex::new(Outbox { stream, buffer: Vec::new(), written: 0, failure: None })))
+    }
+
+    /// Drives what `connect` makes of this.
+    pub(super) fn drive<C>(self, connect: impl FnOnce(Self) -> C) -> Turns<S, C> {
+        Turns { outbox: self.0.clone(), connection: Box::pin(connect(self)), asked_for: false }
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox<S>> {
+        lock(&self.0)
+    }
+}
+
+impl<S, C> Turns<S, C> {
+    /// What is driven.
+    pub(super) fn connection(&mut self) -> Pin<&mut C> {
+        self.connection.as_mut()
+    }
+}
+
+impl<S: AsyncWrite + Unpin, C: Future> Future for Turns<S, C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        self.asked_for = !self.asked_for;
+        if self.asked_for {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let ended = self.connection.as_mut().poll(cx);
+        let mut outbox = lock(&self.outbox);
+        if let Poll::Ready(Err(error)) = outbox.poll_write_out(cx) {
+            outbox.failure = Some(error);
+            cx.waker().wake_by_ref();
+        }
+        ended
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Outbox<S> {
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.buffer.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.buffer[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.written += count,
+            }
+        }
+        // Most connections are silent for most of their life.
+        self.buffer = Vec::new();
+        self.written = 0;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Err(failure));
+        }
+        if self.buffer.len() >= BUFFER { self.poll_write_out(cx) } else { Poll::Ready(Ok(())) }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut outbox = self.outbox();
+        match outbox.failure.take() {
+            Some(failure) => Poll::Ready(Err(failure)),
+            None => Pin::new(&mut outbox.stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut outbox = self.outbox();
+        ready!(outbox.poll_room(cx))?;
+        outbox.buffer.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut outbox = self.outbox();
+        ready!(outbox.poll_room(cx))?;
+        slices.iter().for_each(|slice| outbox.buffer.extend_from_slice(slice));
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Nothing is done now: what is written leaves at the end of the turn.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outbox = self.outbox();
+        ready!(outbox.poll_write_out(cx))?;
+        Pin::new(&mut outbox.stream).poll_shutdown(cx)
+    }
+}
+
+fn lock<S>(outbox: &Mutex<Outbox<S>>) -> MutexGuard<'_, Outbox<S>> {
+    outbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// What was written, a piece for each write; broken after so many.
+    struct Pieces {
+        seen: Vec<usize>,
+        limit: usize,
+    }
+
+    impl AsyncWrite for Pieces {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            if self.seen.len() == self.limit {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            self.seen.push(bytes.len());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncRead for Pieces {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    /// A turn, and the poll before it that asks for it.
+    fn turn<C: Future>(turns: &mut Turns<Pieces, C>) -> Poll<C::Output> {
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut *turns).poll(&mut cx).is_pending());
+        Pin::new(turns).poll(&mut cx)
+    }
+
+    /// The task's next turn.
+    async fn next_turn() {
+        let mut waited = false;
+        poll_fn(|_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// What was written since the last look.
+    fn seen<C>(turns: &Turns<Pieces, C>) -> Vec<usize> {
+        std::mem::take(&mut lock(&turns.outbox).stream.seen)
+    }
+
+    #[test]
+    fn what_is_written_in_a_turn_leaves_in_one_piece() {
+        let io = Gathered::new(Pieces { seen: Vec::new(), limit: usize::MAX });
+        let mut turns = io.drive(|mut io| async move {
+            for _ in 0..3 {
+                io.write_all(b"frame").await.unwrap();
+                io.flush().await.unwrap();
+            }
+            next_turn().await;
+            io.write_all(&[7; BUFFER]).await.unwrap();
+            io.write_all(b"more than is kept").await.unwrap();
+            next_turn().await;
+            io.write_all(b"the end").await.unwrap();
+            io.shutdown().await.unwrap();
+        });
+        assert!(turn(&mut turns).is_pending());
+        assert_eq!(seen(&turns), [15]);
+        assert!(turn(&mut turns).is_pending());
+        assert_eq!(seen(&turns), [BUFFER, 17]);
+        assert!(turn(&mut turns).is_ready());
+        assert_eq!(seen(&turns), [7]);
+    }
+
+    #[test]
+    fn a_connection_hears_that_its_writes_failed() {
+        let io = Gathered::new(Pieces { seen: Vec::new(), limit: 0 });
+        let mut turns = io.drive(|mut io| async move {
+            io.write_all(b"frame").await.unwrap();
+            next_turn().await;
+            io.read_u8().await.unwrap_err().kind()
+        });
+        assert!(turn(&mut turns).is_pending());
+        assert_eq!(turn(&mut turns), Poll::Ready(io::ErrorKind::BrokenPipe));
+    }
+}
