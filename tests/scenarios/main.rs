@@ -8,6 +8,7 @@ mod agent_failover;
 mod agent_identity;
 mod agentless;
 mod agents;
+mod authorities;
 mod bad_input;
 mod pod_network;
 mod restarts;
