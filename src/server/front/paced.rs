@@ -128,13 +128,13 @@ mod tests {
         let mut here = Paced::new(here);
         let start = Instant::now();
         let mut read = [0; 16];
-        for piece in [b"a", b"b", b"c"] {
-            there.write_all(piece).await.unwrap();
+        for _ in 0..READS {
+            there.write_all(b"x").await.unwrap();
             assert_eq!(here.read(&mut read).await.unwrap(), 1);
         }
         assert_eq!(start.elapsed(), Duration::ZERO);
-        there.write_all(b"d").await.unwrap();
-        there.write_all(b"e").await.unwrap();
+        there.write_all(b"y").await.unwrap();
+        there.write_all(b"z").await.unwrap();
         assert_eq!(here.read(&mut read).await.unwrap(), 2);
         assert!(start.elapsed() >= PERIOD);
     }
