@@ -3,7 +3,10 @@
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::paced::Paced;
@@ -42,9 +45,9 @@ impl Connector {
         self.address
     }
 
-    /// A connection that speaks HTTP/2.
+    /// A connection that speaks HTTP/2, which many requests are to share.
     pub(super) async fn http2(&self) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
-        let stream = self.connect(b"h2").await?;
+        let stream = self.connect(b"h2", Paced::new).await?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Ok(stream),
             _ => Err(Unreachable::Protocol { address: self.address }),
@@ -52,11 +55,14 @@ impl Connector {
     }
 
     /// A connection that speaks HTTP/1.1.
-    pub(super) async fn http1(&self) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
-        self.connect(b"http/1.1").await
+    pub(super) async fn http1(&self) -> Result<TlsStream<TcpStream>, Unreachable> {
+        self.connect(b"http/1.1", |stream| stream).await
     }
 
-    async fn connect(&self, protocol: &[u8]) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
+    async fn connect<S>(&self, protocol: &[u8], wrap: impl FnOnce(TcpStream) -> S) -> Result<TlsStream<S>, Unreachable>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let address = self.address;
         let connect = async {
             let connect_error = |source| Unreachable::Connect { address, source };
@@ -64,7 +70,7 @@ impl Connector {
             stream.set_nodelay(true).map_err(connect_error)?;
             let tls = self.tls.with_alpn(vec![protocol.to_vec()]);
             let name = ServerName::IpAddress(address.ip().into());
-            tls.connect(name, Paced::new(stream)).await.map_err(|source| Unreachable::Handshake { address, source })
+            tls.connect(name, wrap(stream)).await.map_err(|source| Unreachable::Handshake { address, source })
         };
         tokio::time::timeout(TIMEOUT, connect).await.unwrap_or(Err(Unreachable::Timeout { address }))
     }

@@ -23,7 +23,7 @@ pub(super) struct Gathered<S>(Arc<Mutex<Outbox<S>>>);
 ///
 /// A turn begins when all the tasks have run that were ready when it was asked for: what they answer is part of it.
 pub(super) struct Turns<S, C> {
-    outbox: Arc<Mutex<Outbox<S>>>,
+    io: Gathered<S>,
     connection: Pin<Box<C>>,
     asked_for: bool,
 }
@@ -44,11 +44,11 @@ impl<S> Gathered<S> {
 
     /// Drives what `connect` makes of this.
     pub(super) fn drive<C>(self, connect: impl FnOnce(Self) -> C) -> Turns<S, C> {
-        Turns { outbox: self.0.clone(), connection: Box::pin(connect(self)), asked_for: false }
+        Turns { io: Self(self.0.clone()), connection: Box::pin(connect(self)), asked_for: false }
     }
 
     fn outbox(&self) -> MutexGuard<'_, Outbox<S>> {
-        lock(&self.0)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -69,7 +69,7 @@ impl<S: AsyncWrite + Unpin, C: Future> Future for Turns<S, C> {
             return Poll::Pending;
         }
         let ended = self.connection.as_mut().poll(cx);
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.io.outbox();
         if let Poll::Ready(Err(error)) = outbox.poll_write_out(cx) {
             outbox.failure = Some(error);
             cx.waker().wake_by_ref();
@@ -145,10 +145,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     }
 }
 
-fn lock<S>(outbox: &Mutex<Outbox<S>>) -> MutexGuard<'_, Outbox<S>> {
-    outbox.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{future::poll_fn, task::Waker};
@@ -202,7 +198,7 @@ mod tests {
 
     /// What was written since the last look.
     fn seen<C>(turns: &Turns<Pieces, C>) -> Vec<usize> {
-        std::mem::take(&mut lock(&turns.outbox).stream.seen)
+        std::mem::take(&mut turns.io.outbox().stream.seen)
     }
 
     #[test]
