@@ -42,9 +42,7 @@ pub async fn follow_own_addresses(given: &[IpAddr], addresses: &watch::Sender<Ve
     }
     let mut changes = AddressChanges::listen()?;
     loop {
-        if changes.next().await.is_err() {
-            changes = AddressChanges::listen()?;
-        }
+        changes.next().await?;
         if let Ok(found) = own_addresses(given).await {
             addresses.send_if_modified(|known| {
                 *known != found && {

@@ -71,7 +71,7 @@ pub(crate) async fn run(node: &Node, paths: &Paths, renewed: &Renewed, superviso
         let pause = backoff.advance();
         select! {
             Some(members) = members.next() => network.learn(members, &own),
-            changed = changes.next() => if changed.is_err() { changes = AddressChanges::listen()? },
+            changed = changes.next() => changed?,
             () = sleep(pause), if !complete => {}
         }
         if complete {

@@ -2,13 +2,17 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt::Debug,
     net::IpAddr,
     pin::pin,
 };
 
 use futures_util::{StreamExt as _, future::Either, stream};
 use k3s_tunnel::{Egress, Node};
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod as PodObject};
+use k8s_openapi::{
+    api::core::v1::{Node as NodeObject, Pod as PodObject},
+    serde::de::DeserializeOwned,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::{
@@ -70,6 +74,30 @@ struct Pod {
 impl<T: PartialEq> Known<T> {
     pub(crate) fn new() -> Self {
         Self { items: HashMap::new(), listing: HashMap::new() }
+    }
+
+    /// Tells all that `read` makes of the objects of `api` that `of` selects, whenever that changes, for as long as it is polled.
+    pub(crate) async fn watch<K>(
+        api: Api<K>,
+        of: watcher::Config,
+        what: &'static str,
+        read: impl Fn(&K) -> Option<T>,
+        mut changed: impl FnMut(&Self),
+    ) where
+        K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let mut events = pin!(watcher(api, of).backoff(Backoff::default()));
+        let mut known = Self::new();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    if known.follow(event, &read) {
+                        changed(&known);
+                    }
+                }
+                Err(error) => log_broken_watch(what, &error),
+            }
+        }
     }
 
     /// Takes an event, of which `read` makes what counts. Returns whether that changed.

@@ -1,21 +1,11 @@
 //! The pods of one node, as far as servers may reach them through its tunnel.
 
-use std::{collections::BTreeSet, net::IpAddr, pin::pin};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, watcher},
-    },
-};
+use kube::{Api, Client, runtime::watcher};
 
-use crate::{
-    backoff::{Backoff, log_broken_watch},
-    egress::Known,
-};
+use crate::egress::Known;
 
 /// Where a node's pods are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,18 +19,8 @@ pub struct OwnPods {
 /// Tells where the pods of the node called `node` are, whenever that changes, for as long as it is polled. Kubelet's own credentials suffice.
 pub async fn follow_own_pods(client: Client, node: &str, mut changed: impl FnMut(OwnPods)) {
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let mut events = pin!(watcher(Api::<Pod>::all(client), own).backoff(Backoff::default()));
-    let mut pods = Known::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                if pods.follow(event, reached) {
-                    changed(pods.items.values().fold(OwnPods::default(), OwnPods::with));
-                }
-            }
-            Err(error) => log_broken_watch("this node's pods", &error),
-        }
-    }
+    let tell = |pods: &Known<OwnPods>| changed(pods.items.values().fold(OwnPods::default(), OwnPods::with));
+    Known::watch(Api::<Pod>::all(client), own, "this node's pods", reached, tell).await;
 }
 
 impl OwnPods {

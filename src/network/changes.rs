@@ -35,10 +35,16 @@ impl AddressChanges {
         Ok(Self { connection: Some(Box::pin(connection)), messages: messages.map(drop).boxed() })
     }
 
-    /// Waits for a change; several in a short time are one. Nothing is missed between two calls. After an error, listen anew: what changed
-    /// meanwhile is not told.
+    /// Waits for a change; several in a short time are one. Nothing is missed between two calls. A socket that breaks is replaced, and counts
+    /// as a change: what changed meanwhile is not told.
+    ///
+    /// # Errors
+    /// The kernel cannot be listened to any more.
     pub async fn next(&mut self) -> Result<(), NetlinkError> {
-        self.heard().await?;
+        if self.heard().await.is_err() {
+            *self = Self::listen()?;
+            return Ok(());
+        }
         let rest = async { while self.heard().await.is_ok() {} };
         // A socket that breaks meanwhile is told by the next call.
         let _ = timeout(BURST, rest).await;

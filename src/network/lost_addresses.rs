@@ -25,9 +25,7 @@ impl LostAddresses {
     /// The kernel cannot be listened to any more.
     pub async fn next(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
         loop {
-            if self.changes.next().await.is_err() {
-                self.changes = AddressChanges::listen()?;
-            }
+            self.changes.next().await?;
             // Out of descriptors, most likely: the next change tells of this one too.
             let Ok(now) = address::all().await else { continue };
             let lost = lost(&mut self.known, now);
