@@ -122,16 +122,12 @@ mod tests {
     use k3s_pki::AgentPki;
 
     use super::*;
-    use crate::{
-        join::Applicant,
-        testing::{LIFETIME, TestServer},
-    };
+    use crate::testing::{LIFETIME, TestServer};
 
     #[tokio::test]
     async fn a_renewed_certificate_that_cannot_be_used_leaves_the_old_one_until_it_can() {
         let server = TestServer::start().await;
-        let apiserver = format!("https://{}", server.address);
-        let applicant = Applicant { apiserver, ..server.applicant(Some(server.token())) };
+        let applicant = server.direct_applicant();
         applicant.join().await.unwrap();
         let pki = AgentPki::at(&applicant.dir);
         let told = watch::Sender::new(());

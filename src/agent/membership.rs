@@ -247,7 +247,6 @@ fn time_left(certificate: &Path, now: SystemTime) -> Duration {
 #[cfg(test)]
 mod tests {
     use http::StatusCode;
-    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
@@ -256,14 +255,9 @@ mod tests {
         testing::{LIFETIME, TestServer},
     };
 
-    fn supervisor(server: &TestServer) -> Supervisor {
-        let run_dir = server.disk.path().join("run");
-        Supervisor::new(Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
-    }
-
     /// Runs a membership until the node knows its cluster, and longer if `and` says so.
     async fn hold<T>(server: &TestServer, membership: &Membership, and: impl AsyncFnOnce(&Supervisor) -> T) -> T {
-        let supervisor = supervisor(server);
+        let supervisor = server.supervisor();
         let gate = supervisor.gate("server").unwrap();
         let looked = async {
             membership.known().wait_for(Option::is_some).await.unwrap();
@@ -311,8 +305,7 @@ mod tests {
         let server = TestServer::start().await;
         server.backdate(2 * LIFETIME);
         let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
-        let apiserver = format!("https://{}", server.address);
-        let applicant = Applicant { ips: ips.subscribe(), apiserver, ..server.applicant(Some(server.token())) };
+        let applicant = Applicant { ips: ips.subscribe(), ..server.direct_applicant() };
         let membership = Membership::new(applicant);
         hold(&server, &membership, async |_| {
             let mut renewed = membership.renewed();
@@ -355,7 +348,7 @@ mod tests {
         server.applicant(Some(server.token())).join().await.unwrap();
         server.answer("/v1-k3s/serving-kubelet.crt", StatusCode::FORBIDDEN);
         let membership = Membership::new(server.applicant(None));
-        let supervisor = supervisor(&server);
+        let supervisor = server.supervisor();
         let gate = supervisor.gate("server").unwrap();
         let mut headlines = supervisor.subscribe();
         tokio::select! {

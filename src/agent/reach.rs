@@ -87,16 +87,12 @@ fn lead_to_kubelet(rules: &watch::Sender<Rules>, port: u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        join::Applicant,
-        testing::{KUBELET_PORT, TestServer},
-    };
+    use crate::testing::{KUBELET_PORT, TestServer};
 
     #[tokio::test]
     async fn kubelet_is_reached_on_the_port_that_its_node_tells() {
         let server = TestServer::start().await;
-        let apiserver = format!("https://{}", server.address);
-        Applicant { apiserver, ..server.applicant(Some(server.token())) }.join().await.unwrap();
+        server.direct_applicant().join().await.unwrap();
         let node = Reachable {
             name: "edge-1".into(),
             ips: Vec::new(),

@@ -1,4 +1,5 @@
-//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process, and what of the API a node asks.
+//! A server that lets nodes in, for the tests of this room: k3s' routes with real certificates, in this process, and what of the API a node
+//! asks.
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ use k3s_identity::{CaHash, Password, Token};
 use k3s_pki::{
     AnyClientCertificate, CertificateFiles, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest,
 };
+use k3s_supervise::{Options as SupervisorOptions, Supervisor, cgroup::CgroupPlace, log::Target};
 use k3s_tunnel::Tunnels;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer, sign::SingleCertAndKey};
@@ -168,6 +170,17 @@ impl TestServer {
     pub(crate) fn token(&self) -> Token {
         let hash = CaHash::of(self.shared.pki.server_ca.bundle()).unwrap();
         Token::basic(hash, "node", Password::new("joining"))
+    }
+
+    /// The same with the right token; its kubeconfigs lead to the server itself.
+    pub(crate) fn direct_applicant(&self) -> Applicant {
+        Applicant { apiserver: format!("https://{}", self.address), ..self.applicant(Some(self.token())) }
+    }
+
+    /// What would run the node's programs.
+    pub(crate) fn supervisor(&self) -> Supervisor {
+        let run_dir = self.disk.path().join("run");
+        Supervisor::new(SupervisorOptions { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
     }
 
     /// A client that may do everything.

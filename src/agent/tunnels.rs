@@ -230,7 +230,6 @@ async fn until_lost(source: IpAddr, mut lost: broadcast::Receiver<IpAddr>) {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
     use tokio::task::yield_now;
 
     use super::*;
@@ -241,15 +240,13 @@ mod tests {
         let server = TestServer::start().await;
         let applicant = server.applicant(Some(server.token()));
         applicant.join().await.unwrap();
-        let run_dir = server.disk.path().join("run");
-        let options = Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
         let rules = reach::kubelet_alone();
         let tunnels = Tunnels {
             servers: applicant.balancer.servers(),
             balancer: Some(applicant.balancer.clone()),
             rules: rules.subscribe(),
             lost: broadcast::Sender::new(LOST),
-            supervisor: Supervisor::new(options).unwrap(),
+            supervisor: server.supervisor(),
             dir: applicant.dir.clone(),
         };
         let connected = async || {

@@ -1,7 +1,8 @@
 //! Servers of etcd's API elsewhere, asked for single keys.
 //!
 //! A connection lives for one request: what is asked here is asked at a server's start and when its token changes, and which of the
-//! servers answers may have changed by then. Its certificates are read for it: they are renewed in place. The transactions are those of kine's client, the only ones that kine understands.
+//! servers answers may have changed by then. Its certificates are read for it: they are renewed in place. The transactions are those of
+//! kine's client, the only ones that kine understands.
 
 use std::fmt;
 use std::future::ready;

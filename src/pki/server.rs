@@ -358,7 +358,17 @@ pub(crate) mod tests {
     }
 
     /// Every file below `dir` by its relative path, with its contents and modification time.
-    fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    /// Contents and time of every file.
+    type Snapshot = BTreeMap<PathBuf, (Vec<u8>, SystemTime)>;
+
+    /// The files that are not as they were.
+    fn changed(dir: &Path, before: &Snapshot) -> Vec<String> {
+        let after = snapshot(dir);
+        let changed = after.iter().filter(|(path, file)| before[*path] != **file);
+        changed.map(|(path, _)| path.to_str().unwrap().to_owned()).collect()
+    }
+
+    fn snapshot(dir: &Path) -> Snapshot {
         let (mut files, mut dirs) = (BTreeMap::new(), vec![dir.to_owned()]);
         while let Some(next) = dirs.pop() {
             for entry in fs::read_dir(next).unwrap() {
@@ -475,14 +485,8 @@ pub(crate) mod tests {
         let before = snapshot(dir.path());
         let moved = ServerRequest { node_ips: vec![[192, 0, 2, 11].into()], ..request() };
         ServerPki::ensure(dir.path(), &moved).unwrap();
-        let after = snapshot(dir.path());
-        let changed: Vec<&str> = after
-            .iter()
-            .filter(|(path, file)| before[*path] != **file)
-            .map(|(path, _)| path.to_str().unwrap())
-            .collect();
         assert_eq!(
-            changed,
+            changed(dir.path(), &before),
             ["tls/etcd/peer-server-client.crt", "tls/etcd/server-client.crt", "tls/serving-kube-apiserver.crt"]
         );
     }
@@ -525,14 +529,8 @@ pub(crate) mod tests {
 
         let before = snapshot(dir.path());
         pki = ServerPki::ensure(dir.path(), &request()).unwrap();
-        let after = snapshot(dir.path());
-        let changed: Vec<&str> = after
-            .iter()
-            .filter(|(path, file)| before[*path] != **file)
-            .map(|(path, _)| path.to_str().unwrap())
-            .collect();
         assert_eq!(
-            changed,
+            changed(dir.path(), &before),
             [
                 "tls/kube-controller-manager/kube-controller-manager.crt",
                 "tls/kube-scheduler/kube-scheduler.crt",

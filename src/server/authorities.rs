@@ -41,10 +41,10 @@ pub(crate) async fn replace(token: &ServerToken, offered: &BootstrapData, force:
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, fs, path::PathBuf, sync::Arc};
+    use std::{fs, sync::Arc};
 
     use k3s_components::Paths;
-    use k3s_config::{Environment, server::ServerConfig};
+    use k3s_config::server::ServerConfig;
     use k3s_datastore::{Datastore, Options};
     use k3s_identity::TokenFiles;
     use k3s_pki::{Certificate, ClientCa, ServerPki};
@@ -61,6 +61,7 @@ mod tests {
     use crate::{
         bootstrap::{self, Adopted, Host},
         cluster_store::ClusterStore,
+        testing::config,
     };
 
     /// A server and what it starts from; several may share a datastore.
@@ -73,16 +74,9 @@ mod tests {
     impl Server {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let environment = Environment {
-                variables: HashMap::new(),
-                hostname: "edge".into(),
-                directory: PathBuf::from("/"),
-                config_file: PathBuf::from("/nonexistent/config.yaml"),
-            };
             let args = [format!("--data-dir={}", dir.path().display()), "--token=s3cret".to_owned()];
-            let (config, _) = k3s_config::parse_server(args.map(Into::into), &environment).unwrap();
             let paths = Paths::new(dir.path(), dir.path().join("run"));
-            Self { dir, config, paths }
+            Self { config: config("edge", args), paths, dir }
         }
 
         /// What a start does up to the first program.

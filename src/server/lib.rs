@@ -18,6 +18,8 @@ mod role;
 pub mod routes;
 mod server_request;
 pub mod snapshots;
+#[cfg(test)]
+mod testing;
 mod token;
 
 pub use bootstrap_data::BootstrapError;

@@ -149,12 +149,11 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, convert::Infallible, fs, net::Ipv4Addr, path::PathBuf};
+    use std::{convert::Infallible, fs, net::Ipv4Addr};
 
     use http::{Request, Response, StatusCode};
     use hyper::{body::Incoming, server::conn::http1, service::service_fn};
     use hyper_util::rt::TokioIo;
-    use k3s_config::Environment;
     use k3s_pki::{
         AgentRequest, AnyClientCertificate, Certificate, ClientCa, FrontCertificate, Lifetime, San, ServerRequest,
     };
@@ -164,6 +163,7 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::testing::config;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -181,17 +181,10 @@ mod tests {
     impl Server {
         fn new(flags: &[&str]) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let environment = Environment {
-                variables: HashMap::new(),
-                hostname: "edge".into(),
-                directory: PathBuf::from("/"),
-                config_file: PathBuf::from("/nonexistent/config.yaml"),
-            };
             let data_dir = format!("--data-dir={}", dir.path().display());
             let args = flags.iter().copied().chain([data_dir.as_str()]);
-            let (config, _) = k3s_config::parse_server(args.map(Into::into), &environment).unwrap();
             Self {
-                config,
+                config: config("edge", args),
                 paths: Paths::new(dir.path(), dir.path().join("run")),
                 host: Host { name: "edge".into(), ips: vec![ADDRESS], hostname: "edge".into() },
                 supervisor: Supervisor::new(Options::at(dir.path())).unwrap(),

@@ -2,6 +2,8 @@
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
+use crate::worker::POD;
+
 const STATIC_POD: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -10,17 +12,6 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
   - {name: beacon, image: "docker.io/k3s-rs/demo:0.1.0", command: [httpd, -f, -p, "7070", -h, /]}
-"#;
-
-const POD: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: worker}
-spec:
-  nodeName: agent
-  terminationGracePeriodSeconds: 1
-  containers:
-  - {name: worker, image: "docker.io/k3s-rs/demo:0.1.0", command: [sleep, "100000"]}
 "#;
 
 #[test]

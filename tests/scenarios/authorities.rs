@@ -2,16 +2,7 @@
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
-const POD: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: worker}
-spec:
-  nodeName: agent
-  terminationGracePeriodSeconds: 1
-  containers:
-  - {name: worker, image: "docker.io/k3s-rs/demo:0.1.0", command: [sh, -c, "echo hello; exec sleep 100000"]}
-"#;
+use crate::worker::POD;
 
 /// New authorities below a new root, which each old one has signed too: what k3s' `rotate-default-ca-certs.sh` makes.
 const SUCCESSORS: &str = r#"

@@ -2,6 +2,7 @@
 
 mod api;
 mod refusal;
+mod worker;
 
 mod agent_autonomy;
 mod agent_failover;

@@ -6,7 +6,6 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use k3s_pki::CertificateFiles;
-use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
 use rustls::{ClientConfig, pki_types::ServerName, version::TLS12};
 use serde_json::Value;
 use tokio::{
@@ -18,7 +17,6 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::{
     cluster_config::{ClusterConfig, tests::CONFIG},
-    join::Applicant,
     testing::{METRICS_READER, TestServer},
     trust::{Identity, Trust},
 };
@@ -45,18 +43,16 @@ struct Answer {
 impl TestNode {
     async fn join() -> Self {
         let server = TestServer::start().await;
-        let applicant = applicant(&server);
+        let applicant = server.direct_applicant();
         applicant.join().await.unwrap();
         server.seen();
-        let run_dir = server.disk.path().join("run");
-        let options = Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
         let mut registry = Registry::default();
         applicant.balancer.register_metrics(&mut registry);
         let metrics = Metrics {
             registry: Arc::new(registry),
             address: [127, 0, 0, 1].into(),
             dir: applicant.dir,
-            supervisor: Supervisor::new(options).unwrap(),
+            supervisor: server.supervisor(),
         };
         let (known, renewed) = (watch::Sender::new(None), watch::Sender::new(()));
         Self { server, metrics: Arc::new(metrics), known, renewed, end: CancellationToken::new() }
@@ -136,11 +132,6 @@ impl Answer {
         let text = |field: &str| status[field].as_str().unwrap().to_owned();
         (self.status.as_u16(), text("reason"), text("message"))
     }
-}
-
-/// A node whose kubeconfigs lead to the server itself.
-fn applicant(server: &TestServer) -> Applicant {
-    Applicant { apiserver: format!("https://{}", server.address), ..server.applicant(Some(server.token())) }
 }
 
 fn wanted(port: u16) -> Wanted {
@@ -239,7 +230,7 @@ async fn a_renewed_certificate_is_shown_to_the_next_client() {
         stream.get_ref().1.peer_certificates().unwrap()[0].clone()
     };
     let before = shown().await;
-    applicant(&node.server).join().await.unwrap();
+    node.server.direct_applicant().join().await.unwrap();
     assert_eq!(shown().await, before);
     node.renewed.send_replace(());
     while shown().await == before {}

@@ -12,6 +12,7 @@ use super::{
     runtime, signals,
     upstream::libexec,
 };
+
 pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let Some((config, warnings)) = asked(k3s_config::parse_agent(args, &environment()?))? else {
         return Ok(ExitCode::SUCCESS);

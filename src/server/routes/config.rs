@@ -129,20 +129,11 @@ fn args(args: &ComponentArgs) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, ffi::OsString};
-
-    use k3s_config::Environment;
-
     use super::*;
+    use crate::testing::config;
 
     fn published(args: &[&str]) -> Value {
-        let environment = Environment {
-            variables: HashMap::new(),
-            hostname: "pi".into(),
-            directory: "/".into(),
-            config_file: "/none.yaml".into(),
-        };
-        let (config, _) = k3s_config::parse_server(args.iter().map(OsString::from), &environment).unwrap();
+        let config = config("pi", args);
         document(&config, "pi", [192, 0, 2, 1].into(), "psk")
     }
 
