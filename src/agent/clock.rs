@@ -153,9 +153,8 @@ fn shown(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
-
     use super::*;
+    use crate::testing::supervisor;
 
     const LAST: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -180,12 +179,7 @@ mod tests {
     async fn a_clock_behind_is_waited_for_and_told_but_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let clock = LastKnownTime::new(dir.path());
-        let supervisor = Supervisor::new(Options {
-            run_dir: dir.path().to_owned(),
-            log: Target::detect(),
-            cgroups: CgroupPlace::default(),
-        })
-        .unwrap();
+        let supervisor = supervisor(dir.path());
         let shutdown = CancellationToken::new();
         let headline = || supervisor.subscribe().borrow().clone();
 

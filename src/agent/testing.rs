@@ -6,6 +6,7 @@ use std::{
     convert::Infallible,
     fs,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -179,8 +180,7 @@ impl TestServer {
 
     /// What would run the node's programs.
     pub(crate) fn supervisor(&self) -> Supervisor {
-        let run_dir = self.disk.path().join("run");
-        Supervisor::new(SupervisorOptions { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
+        supervisor(&self.disk.path().join("run"))
     }
 
     /// A client that may do everything.
@@ -212,6 +212,12 @@ impl TestServer {
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.shared.seen.lock().unwrap())
     }
+}
+
+/// What would run a node's programs. It leaves the machine's cgroups alone.
+pub(crate) fn supervisor(run_dir: &Path) -> Supervisor {
+    let run_dir = run_dir.to_owned();
+    Supervisor::new(SupervisorOptions { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
 }
 
 async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end: CancellationToken) {

@@ -157,13 +157,12 @@ mod tests {
     use k3s_pki::{
         AgentRequest, AnyClientCertificate, Certificate, ClientCa, FrontCertificate, Lifetime, San, ServerRequest,
     };
-    use k3s_supervise::Options;
     use rustls::{ServerConfig as TlsConfig, crypto::aws_lc_rs::default_provider, sign::SingleCertAndKey};
     use tokio::{net::TcpListener, task::JoinSet};
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use crate::testing::config;
+    use crate::testing::{config, supervisor};
 
     const HOUR: Duration = Duration::from_secs(3600);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -187,7 +186,7 @@ mod tests {
                 config: config("edge", args),
                 paths: Paths::new(dir.path(), dir.path().join("run")),
                 host: Host { name: "edge".into(), ips: vec![ADDRESS], hostname: "edge".into() },
-                supervisor: Supervisor::new(Options::at(dir.path())).unwrap(),
+                supervisor: supervisor(dir.path()),
                 _dir: dir,
             }
         }

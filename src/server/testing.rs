@@ -1,8 +1,9 @@
-//! What a server is told at its start, for the tests of this room.
+//! What a server begins with, for the tests of this room.
 
-use std::{collections::HashMap, ffi::OsString};
+use std::{collections::HashMap, ffi::OsString, path::Path};
 
 use k3s_config::{Environment, server::ServerConfig};
+use k3s_supervise::{Options, Supervisor, cgroup::CgroupPlace, log::Target};
 
 /// The configuration of a machine called `hostname` that has no configuration file.
 pub(crate) fn config(hostname: &str, args: impl IntoIterator<Item = impl Into<OsString>>) -> ServerConfig {
@@ -13,4 +14,10 @@ pub(crate) fn config(hostname: &str, args: impl IntoIterator<Item = impl Into<Os
         config_file: "/nonexistent/config.yaml".into(),
     };
     k3s_config::parse_server(args.into_iter().map(Into::into), &environment).unwrap().0
+}
+
+/// What would run its programs. It leaves the machine's cgroups alone.
+pub(crate) fn supervisor(run_dir: &Path) -> Supervisor {
+    let options = Options { run_dir: run_dir.to_owned(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+    Supervisor::new(options).unwrap()
 }
