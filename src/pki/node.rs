@@ -41,7 +41,7 @@ impl NodeCertificate {
     pub fn profile(&self) -> Profile {
         match self {
             Self::ServingKubelet { node, ips } => {
-                let mut sans: BTreeSet<San> = ips.iter().copied().map(San::Ip).collect();
+                let mut sans: BTreeSet<San> = ips.iter().copied().map(San::from).collect();
                 sans.insert(San::Ip(Ipv4Addr::LOCALHOST.into()));
                 sans.insert(HostName::known("localhost").into());
                 sans.insert(node.clone().into());

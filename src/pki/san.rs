@@ -18,7 +18,7 @@ pub enum San {
     Dns(HostName),
     /// Every name one label below: `*.` in front of this.
     Wildcard(HostName),
-    /// An address.
+    /// An address, canonical when it comes by [`From`] or [`FromStr`].
     Ip(IpAddr),
 }
 
@@ -74,14 +74,27 @@ impl FromStr for San {
 
     /// An address if it is one, else a name in the characters that k3s lets into its certificates.
     fn from_str(text: &str) -> Result<Self, InvalidSan> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Ip(address));
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(address.into());
         }
         let name = match text.strip_prefix("*.") {
             Some(parent) => parent.parse().map(Self::Wildcard),
             None => text.parse().map(Self::Dns),
         };
         name.map_err(|_| InvalidSan(text.to_owned()))
+    }
+}
+
+impl San {
+    /// Whether a certificate with this name is one for `name` too. Names are compared as DNS does, and a wildcard stands for one label.
+    pub fn covers_name(&self, name: &HostName) -> bool {
+        match self {
+            Self::Dns(own) => own.0.eq_ignore_ascii_case(&name.0),
+            Self::Wildcard(parent) => {
+                name.0.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(&parent.0))
+            }
+            Self::Ip(_) => false,
+        }
     }
 }
 
@@ -96,8 +109,9 @@ impl fmt::Display for San {
 }
 
 impl From<IpAddr> for San {
+    /// An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is the IPv4 address: clients take the one for the other.
     fn from(address: IpAddr) -> Self {
-        Self::Ip(address)
+        Self::Ip(address.to_canonical())
     }
 }
 
@@ -131,6 +145,7 @@ mod tests {
     #[test]
     fn addresses_names_and_wildcards() {
         assert_eq!("10.0.0.1".parse(), Ok(San::Ip([10, 0, 0, 1].into())));
+        assert_eq!("::ffff:10.0.0.1".parse(), Ok(San::Ip([10, 0, 0, 1].into())));
         assert!(matches!("fd00::1".parse(), Ok(San::Ip(IpAddr::V6(_)))));
         assert!(matches!("*.example.com".parse(), Ok(San::Wildcard(_))));
         for name in ["a", "edge-1.example.com", "node_1", "K3S"] {
@@ -138,6 +153,20 @@ mod tests {
         }
         for bad in ["", "*", "*.", "*.*.a", "-a", "a.", "a b", "a:b", "exämple", "a\0b"] {
             assert!(bad.parse::<San>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_covered_in_any_case_and_by_one_label_of_a_wildcard() {
+        let covers = |san: &str, name: &str| san.parse::<San>().unwrap().covers_name(&name.parse().unwrap());
+        assert!(covers("API.example.com", "api.Example.com") && covers("*.Example.com", "api.example.com"));
+        for (san, name) in [
+            ("api.example.com", "example.com"),
+            ("*.example.com", "example.com"),
+            ("*.example.com", "a.b.example.com"),
+            ("10.0.0.1", "10.0.0.1"),
+        ] {
+            assert!(!covers(san, name), "{san} {name}");
         }
     }
 

@@ -15,7 +15,6 @@ use crate::{
     key::PrivateKey,
     kubeconfig::ComponentKubeconfig,
     leaf::{CertificateFiles, Lifetime, Profile},
-    node::NodeCertificate,
     san::{self, HostName, San},
 };
 
@@ -107,8 +106,6 @@ pub struct ServerPki {
     pub kubeconfigs: Kubeconfigs,
 
     apiserver: SocketAddr,
-    /// What pods reach the API by: no node may be called so.
-    service_sans: BTreeSet<San>,
     /// What the front and kube-apiserver are reached by.
     pub(crate) serving_sans: BTreeSet<San>,
     pub(crate) tls: PathBuf,
@@ -165,9 +162,7 @@ impl ServerPki {
             const MASTERS: Option<&str> = Some("system:masters");
 
             let reached_by = request.sans();
-            let mut service_sans = san::kubernetes(&request.cluster_domain);
-            service_sans.insert(request.service_ip.into());
-            let serving_sans = &reached_by | &service_sans;
+            let serving_sans = &reached_by | &san::kubernetes(&request.cluster_domain);
             let mut etcd_sans = reached_by;
             // k3s' datastore presents etcd's certificate on a socket of this name.
             etcd_sans.insert(HostName::known("kine.sock").into());
@@ -235,7 +230,6 @@ impl ServerPki {
                 etcd_server_ca,
                 etcd_peer_ca,
                 apiserver: request.apiserver(),
-                service_sans,
                 serving_sans,
                 tls,
             };
@@ -250,10 +244,9 @@ impl ServerPki {
         format!("https://{}", self.apiserver)
     }
 
-    /// The first of a certificate's names and addresses by which pods reach the API: whoever had such a certificate could answer them in
-    /// the API's place. Nodes' certificates are signed by the same authority.
-    pub fn name_of_the_api(&self, certificate: &NodeCertificate) -> Option<San> {
-        certificate.profile().sans.into_iter().find(|san| self.service_sans.contains(san))
+    /// Every name and address by which clients know this server, and by which pods know the API.
+    pub fn serving_sans(&self) -> &BTreeSet<San> {
+        &self.serving_sans
     }
 
     fn write_kubeconfigs(&self) -> Result<(), Error> {
@@ -287,7 +280,7 @@ impl ServerRequest {
         let mut sans = san::loopback();
         sans.extend(self.tls_sans.iter().cloned());
         sans.insert(self.node_name.clone().into());
-        sans.extend(self.node_ips.iter().chain(&self.advertise_address).copied().map(San::Ip));
+        sans.extend(self.node_ips.iter().chain(&self.advertise_address).copied().map(San::from));
         sans.insert(self.service_ip.into());
         sans
     }

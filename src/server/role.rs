@@ -31,7 +31,7 @@ use crate::{
     front::{self, Front},
     node_passwords::NodePasswords,
     renewal::Renewal,
-    routes::{Cluster, Routes},
+    routes::{Cluster, Reserved, Routes},
     snapshots::Snapshots,
     token::ServerToken,
 };
@@ -203,12 +203,14 @@ impl Server {
             let (core_sender, core) = Core::pending();
             let own_node = bootstrap::own_node(&config, &paths, &host)?;
             let node_passwords = Arc::new(NodePasswords::new(core.clone(), own_node));
+            let reserved = Reserved::of(&config, &host, &pki);
             let routes = Routes::new(Cluster {
                 server_dir: paths.server(),
                 pki,
                 client_ca: client_ca.clone(),
                 core,
                 node_passwords: node_passwords.clone(),
+                reserved,
                 token: token.clone(),
                 config: bootstrap::published_config(&config, &paths, &host)?,
             });

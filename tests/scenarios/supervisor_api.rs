@@ -94,6 +94,23 @@ fn a_server_takes_nodes_in_and_keeps_their_names_for_them() {
         let (code, text) = ask(&server, "/v1-k3s/client-kubelet.crt", &other);
         assert!(code == 400 && text.contains("header node name does not match auth node name"), "{code} {text}");
     });
+    step("no machine gets a certificate for an address that is another's", || {
+        let addresses = "{status: {addresses: [{type: InternalIP, address: 10.99.0.78}]}}";
+        server.kubectl(&format!("patch node edge-1 --subresource=status --type=merge -p '{addresses}'"));
+        let own = server.address();
+        for (ips, code) in [
+            ("::ffff:10.43.0.1".to_owned(), 400),
+            (format!("10.99.0.66,{own}"), 400),
+            (format!("::ffff:{own}"), 400),
+            ("::ffff:10.99.0.78".to_owned(), 409),
+            ("10.99.0.66".to_owned(), 200),
+        ] {
+            let headers = "--header 'k3s-Node-Name: evil' --header 'k3s-Node-Password: x'";
+            let asked = format!("{} {headers} --header 'k3s-Node-IP: {ips}'", agent());
+            let (found, text) = ask(&server, "/v1-k3s/serving-kubelet.crt", &asked);
+            assert_eq!(found, code, "{ips}: {text}");
+        }
+    });
     step("the password goes with the node", || {
         let owner = "k3s kubectl -n kube-system get secret edge-1.node-password.k3s -o jsonpath='{.metadata.ownerReferences[0].uid}'";
         server.wait_until_succeeds(

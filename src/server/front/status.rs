@@ -45,6 +45,11 @@ impl Status {
         Self::new(StatusCode::REQUEST_TIMEOUT, Some("Timeout"), message)
     }
 
+    /// 409: what the request asks for is somebody else's.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, Some("Conflict"), message)
+    }
+
     /// 413: the request's body is longer than any that is right.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("RequestEntityTooLarge"), message)

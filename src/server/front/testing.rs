@@ -58,7 +58,7 @@ use crate::{
     NodeDialer,
     core::{Core, CoreSender},
     node_passwords::{NodePasswords, OwnNode},
-    routes::{Cluster, Routes},
+    routes::{Cluster, Reserved, Routes},
     token::ServerToken,
 };
 
@@ -481,6 +481,12 @@ impl Setup {
             client_ca: Arc::new(client_ca.client_ca()),
             node_passwords: Arc::new(NodePasswords::new(core.clone(), Some(own_node))),
             core,
+            reserved: Reserved {
+                own_node: Some("server".into()),
+                server: ["192.0.2.1", "api.example.com", "*.api.example.com"].map(|san| san.parse().unwrap()).into(),
+                services: vec!["10.43.0.0/16".parse().unwrap()],
+                cluster_domain: "cluster.local".into(),
+            },
             token: Arc::new(ServerToken::new(
                 server_dir.path().to_owned(),
                 pki.server_ca.bundle().to_vec(),

@@ -7,14 +7,17 @@ use k3s_pki::{NodeCertificate, PublicKey, RequestError, ServerPki};
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use super::{caller::Caller, node_claim::NodeClaim, table::Wanted};
-use crate::{front::Status, node_passwords::NodePasswords};
+use super::{caller::Caller, neighbours::Neighbours, node_claim::NodeClaim, reserved::Reserved, table::Wanted};
+use crate::{core::Core, front::Status, node_passwords::NodePasswords};
 
 /// Signs for nodes whose claims hold.
 #[derive(Debug)]
 pub(super) struct Certificates {
     pub(super) pki: Arc<ServerPki>,
+    pub(super) core: Core,
     pub(super) node_passwords: Arc<NodePasswords>,
+    pub(super) reserved: Reserved,
+    pub(super) neighbours: Neighbours,
 }
 
 /// Who asks for a certificate, and with what.
@@ -44,12 +47,12 @@ impl Certificates {
             Wanted::ClientKubeProxy => (NodeCertificate::ClientKubeProxy, None),
             Wanted::ClientK3sController => (NodeCertificate::ClientK3sController, None),
         };
-        if let Some(name) = self.pki.name_of_the_api(&certificate) {
-            return Err(Status::bad_request(format!(
-                "{name} is a name of the cluster's API, which no node can have; choose another one with --node-name or --node-ip"
-            )));
-        }
         if let Some(claim) = &claim {
+            self.reserved.check(claim)?;
+            // Without the API only the server's own node is admitted.
+            if let Ok(client) = self.core.client() {
+                self.neighbours.check(&client, claim, asked.from).await?;
+            }
             self.node_passwords.admit(asked.caller, claim, asked.from).await?;
         }
         self.sign(certificate, key, asked.from).await

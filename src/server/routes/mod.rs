@@ -14,7 +14,9 @@ mod caller;
 mod certificates;
 pub(crate) mod config;
 mod in_flight;
+mod neighbours;
 mod node_claim;
+mod reserved;
 mod static_files;
 mod table;
 
@@ -43,12 +45,14 @@ use crate::{
 use authenticator::Authenticator;
 use certificates::{Asked, Certificates};
 use in_flight::InFlight;
+use neighbours::Neighbours;
 use table::{Door, ForNodes, ForServers, NODES, Open, SERVERS};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use authorization::Authorization;
 pub(crate) use caller::{Caller, Group};
 pub(crate) use node_claim::NodeClaim;
+pub(crate) use reserved::Reserved;
 pub(crate) use table::Route;
 
 /// The longest body that is read: a signing request has some hundred bytes.
@@ -71,6 +75,8 @@ pub struct Cluster {
     pub core: Core,
     /// Checks nodes' names.
     pub node_passwords: Arc<NodePasswords>,
+    /// What no node can have.
+    pub(crate) reserved: Reserved,
     /// The server token.
     pub token: Arc<ServerToken>,
     /// `/v1-k3s/config`
@@ -92,11 +98,17 @@ pub struct Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, client_ca, core, node_passwords, token, config } = cluster;
+        let Cluster { server_dir, pki, client_ca, core, node_passwords, reserved, token, config } = cluster;
         Self {
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), client_ca, core.clone()),
             in_flight: InFlight::new(),
-            certificates: Certificates { pki, node_passwords },
+            certificates: Certificates {
+                pki,
+                core: core.clone(),
+                node_passwords,
+                reserved,
+                neighbours: Neighbours::default(),
+            },
             core,
             token,
             config: line(&config),

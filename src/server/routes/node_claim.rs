@@ -22,6 +22,7 @@ pub(crate) struct NodeClaim {
     /// In lower case.
     pub(crate) name: HostName,
     pub(crate) password: Password,
+    /// In canonical form: an IPv4 address is one in the spelling of IPv6 too.
     pub(crate) ips: Vec<IpAddr>,
 }
 
@@ -62,7 +63,8 @@ fn node_name(text: &str) -> Result<HostName, Status> {
 }
 
 fn ip(text: &str) -> Result<IpAddr, Status> {
-    text.parse().map_err(|_| Status::bad_request(format!("invalid node IP address {text:?}")))
+    let ip: IpAddr = text.parse().map_err(|_| Status::bad_request(format!("invalid node IP address {text:?}")))?;
+    Ok(ip.to_canonical())
 }
 
 #[cfg(test)]
@@ -84,6 +86,10 @@ mod tests {
         assert_eq!(claim.name.as_str(), "edge-1.example");
         assert_eq!(claim.password.expose(), "s3cret");
         assert_eq!(claim.ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.7", "2001:db8::7"]);
+        for spelling in ["::ffff:192.0.2.7", "::FFFF:c000:207", "0:0:0:0:0:ffff:192.0.2.7"] {
+            let claim = of(&[(NAME, "a"), (PASSWORD, "b"), (IPS, spelling)]).unwrap();
+            assert_eq!(claim.ips, [IpAddr::from([192, 0, 2, 7])], "{spelling}");
+        }
         assert!(of(&[(NAME, "a"), (PASSWORD, "b")]).unwrap().ips.is_empty());
     }
 
@@ -102,7 +108,9 @@ mod tests {
             }));
             assert!(NodeClaim::of(&headers).is_err(), "{name}");
         }
-        for ips in ["", ",", "192.0.2.7,", "192.0.2.7;192.0.2.8", "192.0.2.7/24", "edge-1"] {
+        for ips in
+            ["", ",", "192.0.2.7,", "192.0.2.7;192.0.2.8", "192.0.2.7/24", "edge-1", "192.0.2.07", "fe80::1%eth0"]
+        {
             let claim = of(&[(NAME, "a"), (PASSWORD, "b"), (IPS, ips)]);
             assert_eq!(claim.is_ok(), ips.is_empty(), "{ips}");
         }

@@ -300,13 +300,35 @@ async fn a_node_gets_no_certificate_for_another_one() {
 }
 
 #[tokio::test]
-async fn no_node_gets_a_certificate_that_says_it_is_the_api() {
+async fn no_node_gets_a_certificate_for_the_api_or_a_service() {
     let setup = Setup::start().await;
-    let ask = || Ask::get("/v1-k3s/serving-kubelet.crt").agent().node("server", NODE_PASSWORD);
-    let (code, message) = ask().header("k3s-node-ip", "192.0.2.7,10.43.0.1").of(&setup).await.status();
-    assert_eq!(code, 400);
-    assert!(message.starts_with("10.43.0.1 is a name of the cluster's API"), "{message}");
-    assert_eq!(ask().header("k3s-node-ip", "10.43.0.2").of(&setup).await.code, 200);
+    let services = [
+        ("server", "192.0.2.7,10.43.0.1", "10.43.0.1 is an address of the cluster's Services"),
+        ("edge-1", "::ffff:10.43.0.1", "10.43.0.1 is an address of the cluster's Services"),
+        ("edge-1", "::FFFF:0a2b:ff02", "10.43.255.2 is an address of the cluster's Services"),
+        ("kubernetes", "192.0.2.7", "kubernetes is a name of the cluster's Services"),
+        ("Kubernetes.Default.SVC", "192.0.2.7", "kubernetes.default.svc is a name of the cluster's Services"),
+        (
+            "metrics.kube-system.svc.cluster.local",
+            "192.0.2.7",
+            "metrics.kube-system.svc.cluster.local is a name of the",
+        ),
+    ];
+    let servers = [
+        ("edge-1", "192.0.2.1", "192.0.2.1 is an address of the server"),
+        ("edge-1", "192.0.2.7,::ffff:192.0.2.1", "192.0.2.1 is an address of the server"),
+        ("API.Example.COM", "192.0.2.7", "api.example.com is a name of the server"),
+        ("eu.api.example.com", "192.0.2.7", "eu.api.example.com is a name of the server"),
+    ];
+    for path in &FOR_NODES[..2] {
+        for (name, ips, why) in services.into_iter().chain(servers) {
+            let ask = Ask::get(path).agent().node(name, NODE_PASSWORD).header("k3s-node-ip", ips);
+            let (code, message) = ask.of(&setup).await.status();
+            assert!(code == 400 && message.starts_with(why), "{name} {ips}: {code} {message}");
+        }
+    }
+    let own = Ask::get(FOR_NODES[0]).agent().node("server", NODE_PASSWORD).header("k3s-node-ip", "192.0.2.1,10.44.0.1");
+    assert_eq!(own.of(&setup).await.code, 200, "the server's own node has the server's address");
 }
 
 #[tokio::test]
