@@ -231,8 +231,7 @@ pub(crate) fn own_node(config: &ServerConfig, paths: &Paths, host: &Host) -> Res
     }
     let files = NodeFiles::new(Path::new(k3s_agent::ETC));
     let password = files.password(&paths.agent().join("node-password.txt"))?;
-    let address = Some(config.bind_address).filter(|address| !address.is_unspecified());
-    Ok(Some(OwnNode { name: host.name.clone(), password, address }))
+    Ok(Some(OwnNode { name: host.name.clone(), password }))
 }
 
 /// Which TLS clients may speak with this server.

@@ -52,6 +52,7 @@ impl Controllers<'_> {
         let client = k3s_agent::lasting_client(&paths.cred("supervisor.kubeconfig"), renewed.clone()).await?;
         // Before anybody can ask for a name: none of those that are taken may seem to be free.
         migrate_node_passwords(&client, &paths.cred("node-passwd")).await;
+        node_passwords.remember_own(&client).await;
         core.send(client.clone());
         let nodes = NodeController {
             initialises: !config.disabled.cloud_controller,

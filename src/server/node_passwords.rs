@@ -1,15 +1,14 @@
 //! Which node a request for a certificate comes from: nobody gets one for a name that another has taken.
 //!
 //! ```text
-//! the API is there ─► by the node's Secret ─► admitted, or refused
-//!                       └─ the Secret cannot be made ─► admitted, checked later
-//! it is not yet    ─► the server's own node, from this machine ─► by its own file
-//!                     all others ─► to come again
+//! the server's own node ─► by its own file, from the first moment to the last
+//! all others            ─► before the API is there ─► to come again
+//!                          by the node's Secret ─► admitted, or refused
+//!                            └─ it cannot be made ─► admitted, checked later
 //! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -58,13 +57,11 @@ pub struct OwnNode {
     pub name: String,
     /// What is in its file.
     pub password: Password,
-    /// Where the server listens, unless everywhere: the node asks from there, or from loopback.
-    pub address: Option<IpAddr>,
 }
 
 impl NodePasswords {
-    /// The server's `own` node never asks, since its certificates are made in its process; its password is remembered nevertheless, so
-    /// that nobody else has its name.
+    /// The server's `own` node never asks, since its certificates are made in its process. Nobody else has its name: here by its file,
+    /// from other servers by its Secret.
     pub fn new(core: Core, own: Option<OwnNode>) -> Self {
         let deferred = own.iter().map(|own| (own.name.clone(), own.password.clone())).collect();
         Self {
@@ -77,17 +74,29 @@ impl NodePasswords {
     }
 
     /// Lets a node have certificates for its name, or says why not.
-    pub(crate) async fn admit(&self, caller: &Caller, claim: &NodeClaim, from: IpAddr) -> Result<(), Status> {
+    pub(crate) async fn admit(&self, caller: &Caller, claim: &NodeClaim) -> Result<(), Status> {
         let name = claim.name.as_str();
         if caller.node().is_some_and(|own| own != name) {
             return Err(Status::bad_request("header node name does not match auth node name"));
         }
-        let Ok(client) = self.core.client() else { return self.admit_early(claim, from) };
+        if let Some(own) = self.own.as_ref().filter(|own| own.name == name) {
+            let mismatch = || NodePasswordError::Mismatch { node: name.to_owned() };
+            return if own.password == claim.password { Ok(()) } else { Err(self.refuse(name, &mismatch())) };
+        }
+        let client = self.core.client()?;
         let checked = async {
             let _turn = self.turns.acquire().await;
             self.check(&client, caller, claim).await
         };
         timeout(TIMEOUT, checked).await.unwrap_or_else(|_| Err(Status::unavailable("apiserver not ready")))
+    }
+
+    /// Makes the Secret of the server's own node. To be done before [`Core`] is there: from then on others can ask for names. Where the
+    /// API does not take it now, [`Self::check_deferred`] tries on.
+    pub async fn remember_own(&self, client: &Client) {
+        if let Some(own) = &self.own {
+            let _ = timeout(TIMEOUT, self.settle(client, &own.name, &own.password)).await;
+        }
     }
 
     /// Checks what was put off as soon as the API is there, until `shutdown`. A node that turns out to have another's name is told of,
@@ -143,20 +152,6 @@ impl NodePasswords {
         }
     }
 
-    /// Without the API, only the server's own node is known.
-    fn admit_early(&self, claim: &NodeClaim, from: IpAddr) -> Result<(), Status> {
-        let from = from.to_canonical();
-        match &self.own {
-            Some(own) if own.name == claim.name.as_str() && (from.is_loopback() || Some(from) == own.address) => {
-                if own.password == claim.password {
-                    return Ok(());
-                }
-                Err(self.refuse(&own.name, &NodePasswordError::Mismatch { node: own.name.clone() }))
-            }
-            _ => Err(Status::unavailable("runtime core not ready")),
-        }
-    }
-
     fn refuse(&self, name: &str, error: &NodePasswordError) -> Status {
         if self.lock_refused().insert(name.to_owned()) {
             warn!(node = name, %error, "Refused a node.");
@@ -205,6 +200,8 @@ impl NodePasswords {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::core::Core;
 
@@ -220,34 +217,54 @@ mod tests {
         Caller::new(format!("system:node:{name}"), &["system:nodes".to_owned()])
     }
 
+    fn passwords(core: Core) -> NodePasswords {
+        NodePasswords::new(core, Some(OwnNode { name: "server".into(), password: Password::new("s3cret") }))
+    }
+
     #[tokio::test]
-    async fn before_the_api_only_the_own_node_is_known_and_only_from_here() {
-        let own = OwnNode {
-            name: "server".into(),
-            password: Password::new("s3cret"),
-            address: Some("192.0.2.100".parse().unwrap()),
-        };
+    async fn before_the_api_only_the_own_node_is_known() {
         let (_sender, core) = Core::pending();
-        let passwords = NodePasswords::new(core, Some(own));
-        let ask = async |caller: Caller, name: &str, password: &str, from: &str| {
-            passwords.admit(&caller, &claim(name, password), from.parse().unwrap()).await
-        };
-        for from in ["127.0.0.1", "::1", "192.0.2.100", "::ffff:192.0.2.100"] {
-            assert_eq!(ask(agent(), "server", "s3cret", from).await, Ok(()), "{from}");
+        let passwords = passwords(core);
+        for caller in [agent(), node("server")] {
+            assert_eq!(passwords.admit(&caller, &claim("server", "s3cret")).await, Ok(()));
         }
-        assert_eq!(ask(node("server"), "server", "s3cret", "127.0.0.1").await, Ok(()));
         let not_ready = Err(Status::unavailable("runtime core not ready"));
-        assert_eq!(ask(agent(), "server", "s3cret", "192.0.2.7").await, not_ready);
-        assert_eq!(ask(agent(), "edge-1", "s3cret", "127.0.0.1").await, not_ready);
+        assert_eq!(passwords.admit(&agent(), &claim("edge-1", "s3cret")).await, not_ready);
+    }
+
+    /// An API that has no Secret yet, as at the first start, and takes whatever is first.
+    fn forgetful_api() -> Client {
+        let answer = |request: http::Request<kube::client::Body>| async move {
+            let (code, body) = match *request.method() {
+                http::Method::GET => {
+                    (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}))
+                }
+                _ => (201, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "made"}})),
+            };
+            let response =
+                http::Response::builder().status(code).body(kube::client::Body::from(body.to_string().into_bytes()));
+            Ok::<_, std::convert::Infallible>(response.unwrap())
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test]
+    async fn the_own_name_is_nobody_elses_before_its_secret_is_there() {
         let mismatch = NodePasswordError::Mismatch { node: "server".into() };
-        assert_eq!(ask(agent(), "server", "wrong", "127.0.0.1").await, Err(Status::forbidden(mismatch.to_string())));
+        let refused = Err(Status::forbidden(mismatch.to_string()));
+        let (sender, core) = Core::pending();
+        let passwords = passwords(core);
+        assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
+        sender.send(forgetful_api());
+        assert_eq!(passwords.admit(&agent(), &claim("edge-1", "guess")).await, Ok(()), "whose name is free");
+        assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
     }
 
     #[tokio::test]
     async fn a_node_has_no_other_nodes_name() {
         let (_sender, core) = Core::pending();
         let passwords = NodePasswords::new(core, None);
-        let refused = passwords.admit(&node("edge-1"), &claim("edge-2", "s3cret"), [127, 0, 0, 1].into()).await;
+        let refused = passwords.admit(&node("edge-1"), &claim("edge-2", "s3cret")).await;
         assert_eq!(refused, Err(Status::bad_request("header node name does not match auth node name")));
     }
 

@@ -49,11 +49,11 @@ impl Certificates {
         };
         if let Some(claim) = &claim {
             self.reserved.check(claim)?;
-            // Without the API only the server's own node is admitted.
+            // Without the API only the server's own node is admitted below.
             if let Ok(client) = self.core.client() {
                 self.neighbours.check(&client, claim, asked.from).await?;
             }
-            self.node_passwords.admit(asked.caller, claim, asked.from).await?;
+            self.node_passwords.admit(asked.caller, claim).await?;
         }
         self.sign(certificate, key, asked.from).await
     }
