@@ -55,6 +55,11 @@ impl Removals {
     }
 }
 
+/// How long the writer waits for watchers before it gives up on those that took nothing meanwhile, and how often for one
+/// batch. A tenth of a second in all, so that writes are late and never lost to their clients' time-outs.
+const PATIENCE: Duration = Duration::from_millis(20);
+const WAITS: u32 = 5;
+
 /// See the module's text. Locks are taken in the order of the fields, and never held over an await.
 pub(crate) struct Store {
     state: RwLock<State>,
@@ -118,6 +123,20 @@ impl Store {
 
     pub(crate) fn hub(&self) -> MutexGuard<'_, Hub> {
         self.hub.lock().expect("no method of the hub panics")
+    }
+
+    /// Blocks the writer while watchers that keep up have much to take, for [`WAITS`] times [`PATIENCE`] at most.
+    pub(crate) fn wait_for_watchers(&self) {
+        for _ in 0..WAITS {
+            let mut hub = self.hub();
+            let Some(drained) = hub.begin_wait() else { return };
+            let waited = drained.wait_timeout_while(hub, PATIENCE, |hub| hub.is_ahead());
+            let (mut hub, waited) = waited.expect("no method of the hub panics");
+            if !waited.timed_out() {
+                return;
+            }
+            hub.end_wait();
+        }
     }
 
     pub(crate) fn lessor(&self) -> MutexGuard<'_, Lessor> {

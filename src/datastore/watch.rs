@@ -10,9 +10,13 @@
 //!    ▲                                 │ reads to the end                     │ reads to the ring, or
 //!    └─────────────────────────────────┴──────────────────────────────────────┘ is compacted: cancelled
 //! ```
+//!
+//! Writers that never wait would run ahead of many watchers by as much as the ring holds, and every event would come
+//! late. So the hub counts the deliveries that watchers who keep up still have to take, and the writer waits while
+//! there are more than a few. Who takes nothing while the writer waits is not waited for again before it is synced.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -50,6 +54,10 @@ impl Interest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WatcherId(u64);
 
+/// Deliveries to watchers that may be outstanding when the writer goes on: enough for a batch of writes to some
+/// watchers each, little enough to be taken in some milliseconds.
+const OUTSTANDING: usize = 256;
+
 /// What a watcher has to do next.
 #[derive(Debug)]
 pub(crate) enum Due {
@@ -82,6 +90,12 @@ pub(crate) struct Hub {
     published: Revision,
     watchers: BTreeMap<WatcherId, Watcher>,
     next: u64,
+    /// Deliveries that are owed to the watchers that are waited for.
+    outstanding: usize,
+    /// Counts the writer's waits.
+    wait: u64,
+    /// Wakes the writer when few enough deliveries are outstanding.
+    drained: Arc<Condvar>,
 }
 
 #[derive(Debug)]
@@ -91,7 +105,29 @@ struct Watcher {
     start: Revision,
     /// First revision that it wants and has not got; `None` when it is synced.
     behind: Option<Revision>,
+    pace: Pace,
     wake: Arc<Notify>,
+}
+
+/// Whether writers wait for a watcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// It takes what comes: this many events of the ring are owed to it. `taken` is the writer's wait in which it took
+    /// the last one.
+    Counted { owed: usize, taken: u64 },
+    /// It is left behind until it is synced.
+    Lagging,
+}
+
+impl Pace {
+    const SYNCED: Self = Self::Counted { owed: 0, taken: 0 };
+
+    fn owed(self) -> usize {
+        match self {
+            Self::Counted { owed, .. } => owed,
+            Self::Lagging => 0,
+        }
+    }
 }
 
 impl Hub {
@@ -105,6 +141,9 @@ impl Hub {
             published,
             watchers: BTreeMap::new(),
             next: 0,
+            outstanding: 0,
+            wait: 0,
+            drained: Arc::default(),
         }
     }
 
@@ -115,12 +154,15 @@ impl Hub {
         self.next += 1;
         let behind = (start > Revision::ZERO && start <= self.published).then_some(start);
         let start = if start > Revision::ZERO { start } else { self.published.next() };
-        self.watchers.insert(id, Watcher { interest, start, behind, wake });
+        let pace = if behind.is_some() { Pace::Lagging } else { Pace::SYNCED };
+        self.watchers.insert(id, Watcher { interest, start, behind, pace, wake });
         (id, self.published)
     }
 
     pub(crate) fn unwatch(&mut self, id: WatcherId) {
-        self.watchers.remove(&id);
+        if let Some(gone) = self.watchers.remove(&id) {
+            self.deliver(gone.pace.owed());
+        }
     }
 
     /// Publishes events, oldest first.
@@ -128,10 +170,13 @@ impl Hub {
         for event in events {
             let revision = event.entry.modified;
             for watcher in self.watchers.values_mut() {
-                if watcher.behind.is_none()
-                    && revision >= watcher.start
-                    && watcher.interest.matches(&event.key, &event.entry)
-                {
+                let Pace::Counted { owed, .. } = &mut watcher.pace else { continue };
+                if revision < watcher.start || !watcher.interest.matches(&event.key, &event.entry) {
+                    continue;
+                }
+                *owed += 1;
+                self.outstanding += 1;
+                if watcher.behind.is_none() {
                     watcher.behind = Some(revision);
                     watcher.wake.notify_one();
                 }
@@ -151,34 +196,89 @@ impl Hub {
     /// What a watcher has to do next; events that it returns count as handed on. At most `limit` of them, and about
     /// `bytes` of values.
     pub(crate) fn next(&mut self, id: WatcherId, limit: usize, bytes: usize) -> Due {
-        let Some(Watcher { interest, behind, .. }) = self.watchers.get_mut(&id) else { return Due::Nothing };
-        let Some(from) = *behind else { return Due::Nothing };
+        let Some(watcher) = self.watchers.get_mut(&id) else { return Due::Nothing };
+        let Some(from) = watcher.behind else { return Due::Nothing };
+        let owed = watcher.pace.owed();
         if from < self.oldest {
+            watcher.pace = Pace::Lagging;
+            self.deliver(owed);
             return Due::Log { from };
         }
         let mut events = Vec::new();
         let mut size = 0;
-        *behind = None;
-        for event in matching(&self.ring, interest, from) {
+        watcher.behind = None;
+        for event in matching(&self.ring, &watcher.interest, from) {
             if events.len() >= limit || size >= bytes {
-                *behind = Some(event.entry.modified);
+                watcher.behind = Some(event.entry.modified);
                 break;
             }
             size += event.value.len();
             events.push(event.clone());
         }
+        watcher.pace = match watcher.pace {
+            _ if watcher.behind.is_none() => Pace::SYNCED,
+            Pace::Counted { owed, .. } => Pace::Counted { owed: owed - events.len(), taken: self.wait },
+            Pace::Lagging => Pace::Lagging,
+        };
+        let left = watcher.pace.owed();
+        self.deliver(owed - left);
         if events.is_empty() { Due::Nothing } else { Due::Events(events) }
     }
 
-    /// Notes that a watcher got everything up to and including `through` from the log.
+    /// Notes that a watcher has got everything up to and including `through`, from the log or of what [`Hub::next`] gave it.
     pub(crate) fn advance(&mut self, id: WatcherId, through: Revision) {
-        let Some(Watcher { interest, behind, .. }) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else { return };
         let next = through.next();
-        *behind = if next < self.oldest {
-            Some(next)
+        let owed = watcher.pace.owed();
+        let (behind, left) = if next < self.oldest {
+            (Some(next), None)
         } else {
-            matching(&self.ring, interest, next).next().map(|event| event.entry.modified)
+            let mut events = matching(&self.ring, &watcher.interest, next);
+            (events.next().map(|event| event.entry.modified), Some(1 + events.count()))
         };
+        watcher.pace = match (watcher.pace, left) {
+            _ if behind.is_none() => Pace::SYNCED,
+            (Pace::Counted { .. }, Some(owed)) => Pace::Counted { owed, taken: self.wait },
+            _ => Pace::Lagging,
+        };
+        watcher.behind = behind;
+        self.outstanding += watcher.pace.owed();
+        self.deliver(owed);
+    }
+
+    /// Begins a wait of the writer, if there is something to wait for; see [`Hub::is_ahead`].
+    pub(crate) fn begin_wait(&mut self) -> Option<Arc<Condvar>> {
+        self.wait += 1;
+        self.is_ahead().then(|| Arc::clone(&self.drained))
+    }
+
+    /// Whether more deliveries are outstanding than the writer may run ahead.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.outstanding > OUTSTANDING
+    }
+
+    /// Gives up on watchers that took nothing since the wait began.
+    pub(crate) fn end_wait(&mut self) {
+        let wait = self.wait;
+        let mut given_up = 0;
+        for watcher in self.watchers.values_mut() {
+            if let Pace::Counted { owed: owed @ 1.., taken } = watcher.pace
+                && taken != wait
+            {
+                watcher.pace = Pace::Lagging;
+                given_up += owed;
+            }
+        }
+        self.outstanding -= given_up;
+    }
+
+    /// Takes deliveries from the count, and lets the writer go on.
+    fn deliver(&mut self, count: usize) {
+        let was_ahead = self.is_ahead();
+        self.outstanding -= count;
+        if was_ahead && !self.is_ahead() {
+            self.drained.notify_one();
+        }
     }
 
     /// The published revision, if all these watchers have seen everything up to it. A watcher that starts in the
@@ -292,6 +392,71 @@ mod tests {
         assert_eq!(revisions(hub.next(id, 9, usize::MAX)), [7]);
         assert_eq!(hub.progress([id].into_iter()), Some(Revision(7)));
         assert_eq!(hub.lag(), Lag { watchers: 1, behind: 0, revisions: 0 });
+    }
+
+    /// Publishes one event more than the writer may be ahead with `watchers`, from `first` on.
+    fn run_ahead(hub: &mut Hub, watchers: usize, first: i64) {
+        let events = i64::try_from(OUTSTANDING / watchers + 1).unwrap();
+        hub.publish((first..first + events).map(|revision| put("a", revision)));
+    }
+
+    #[test]
+    fn the_writer_waits_until_watchers_have_taken_most_of_what_is_published() {
+        let mut hub = Hub::new(Revision(1), 1 << 20);
+        let [one, other] = [(); 2].map(|()| hub.watch(prefix_a(), Revision::ZERO, Arc::default()).0);
+        hub.publish([put("a", 2)]);
+        assert!(hub.begin_wait().is_none());
+        run_ahead(&mut hub, 2, 3);
+        assert!(hub.begin_wait().is_some());
+        hub.next(one, 9, usize::MAX);
+        assert!(!hub.is_ahead());
+        hub.unwatch(other);
+        hub.next(one, usize::MAX, usize::MAX);
+        assert_eq!(hub.outstanding, 0);
+    }
+
+    #[test]
+    fn a_watcher_that_takes_nothing_is_waited_for_once() {
+        let mut hub = Hub::new(Revision(1), 1 << 20);
+        let (id, _) = hub.watch(prefix_a(), Revision::ZERO, Arc::default());
+        run_ahead(&mut hub, 1, 2);
+        assert!(hub.begin_wait().is_some());
+        hub.end_wait();
+        assert!(!hub.is_ahead());
+        run_ahead(&mut hub, 1, 1000);
+        assert!(hub.begin_wait().is_none());
+        // Once it has caught up, it is waited for again.
+        hub.next(id, usize::MAX, usize::MAX);
+        run_ahead(&mut hub, 1, 2000);
+        assert!(hub.begin_wait().is_some());
+    }
+
+    #[test]
+    fn a_watcher_that_takes_some_is_waited_for_again() {
+        let mut hub = Hub::new(Revision(1), 1 << 20);
+        let (id, _) = hub.watch(prefix_a(), Revision::ZERO, Arc::default());
+        run_ahead(&mut hub, 1, 2);
+        run_ahead(&mut hub, 1, 1000);
+        assert!(hub.begin_wait().is_some());
+        hub.next(id, 1, usize::MAX);
+        hub.end_wait();
+        assert!(hub.begin_wait().is_some());
+    }
+
+    #[test]
+    fn watchers_of_the_past_and_those_that_the_ring_has_passed_hold_up_no_writer() {
+        let mut hub = Hub::new(Revision(1), 20 * cost(&put("a", 0)));
+        let (slow, _) = hub.watch(prefix_a(), Revision::ZERO, Arc::default());
+        run_ahead(&mut hub, 1, 2);
+        let (past, _) = hub.watch(prefix_a(), Revision(2), Arc::default());
+        assert!(matches!(hub.next(slow, 9, usize::MAX), Due::Log { .. }));
+        assert!(hub.begin_wait().is_none());
+        let published = hub.published();
+        for id in [slow, past] {
+            hub.advance(id, published);
+        }
+        assert_eq!(hub.progress([slow, past].into_iter()), Some(published));
+        assert_eq!(hub.outstanding, 0);
     }
 
     #[test]

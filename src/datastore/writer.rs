@@ -2,7 +2,8 @@
 //!
 //! It takes all commands that wait, does them one after the other in one transaction of the log, commits once, and
 //! then publishes: revision, events and attached leases change in one step. Only then are the commands answered.
-//! Between commits it goes on with a compaction, a bounded step at a time.
+//! Between commits it goes on with a compaction, a bounded step at a time, and before a batch it waits for watchers who
+//! have much to take.
 //!
 //! ```text
 //! commands ─► decide on the index, append ─► commit (fsync) ─► publish ─► answer
@@ -166,6 +167,7 @@ impl Writer {
     fn run_command(&mut self, command: Command) -> Result<(), Error> {
         match command {
             Command::Txn { txn, reply } => {
+                self.store.wait_for_watchers();
                 let mut batch = vec![(txn, reply)];
                 while batch.len() < BATCH {
                     match self.commands.try_recv() {

@@ -32,9 +32,14 @@ impl Values {
 
     /// A value made now.
     pub fn make(&self) -> Vec<u8> {
+        self.made_at(Instant::now())
+    }
+
+    /// A value whose age counts from a moment, such as the one at which it was due.
+    pub fn made_at(&self, moment: Instant) -> Vec<u8> {
         let mut value = self.filler.clone();
-        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        value[..size_of::<u64>()].copy_from_slice(&now.to_le_bytes());
+        let made = u64::try_from(moment.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX);
+        value[..size_of::<u64>()].copy_from_slice(&made.to_le_bytes());
         value
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct Args {
 /// A phase of the load: its title in the tables, as the client spells it, and its operations in percent of the objects.
 struct Phase(&'static str, &'static str, u32);
 
-const PHASES: [Phase; 10] = [
+const PHASES: [Phase; 11] = [
     Phase("create, 1 client", "create", 25),
     Phase("create", "create --clients 32", 100),
     Phase("guarded update", "update --clients 32", 200),
@@ -47,6 +47,8 @@ const PHASES: [Phase; 10] = [
     Phase("count", "count --clients 32", 200),
     Phase("events to 8 watchers", "watch --watchers 8 --clients 8", 100),
     Phase("events to 100 watchers", "watch --watchers 100 --clients 8", 25),
+    // Slow enough for each store to keep up, so that their delays are of the same load.
+    Phase("events to 100 watchers, 200 changes/s", "watch --watchers 100 --clients 32 --rate 200", 25),
     Phase("as of an API server", "mixed --clients 32", 200),
     Phase("guarded delete", "delete --clients 32", 100),
 ];

@@ -1,10 +1,11 @@
 //! The phases: what is asked, by how many clients at once, how often.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Subcommand;
 use load::{Log, Outcome, Size, dealt};
+use tokio::time::sleep_until;
 
 use crate::client::PAGE;
 use crate::registry::{OBJECTS, Registry};
@@ -28,6 +29,9 @@ pub(crate) enum Phase {
         /// How many watchers, each on a connection of its own.
         #[arg(long)]
         watchers: usize,
+        /// Changes that are due a second, whether those before are done or not; without it each writer changes one object after the other.
+        #[arg(long)]
+        rate: Option<u32>,
         #[command(flatten)]
         size: Size,
     },
@@ -43,11 +47,11 @@ impl Phase {
     pub(crate) async fn run(self, registry: &mut Registry) -> Result<Outcome> {
         match self {
             Self::Create(size) => create(registry, size).await,
-            Self::Update(size) => update(registry, size).await,
+            Self::Update(size) => update(registry, size, None).await,
             Self::Get(size) => get(registry, size).await,
             Self::List(size) => list(registry, size).await,
             Self::Count(size) => count(registry, size).await,
-            Self::Watch { watchers, size } => watch::run(registry, watchers, size).await,
+            Self::Watch { watchers, rate, size } => watch::run(registry, watchers, rate, size).await,
             Self::Mixed(size) => mixed::run(registry, size).await,
             Self::Delete(size) => delete(registry, size).await,
             Self::Compact => compact(registry).await,
@@ -75,18 +79,29 @@ async fn create(registry: &mut Registry, size: Size) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Also the writers of [`watch`].
-pub(crate) async fn update(registry: &mut Registry, size: Size) -> Result<Outcome> {
+/// Also the writers of [`watch`]. With a `rate`, an object's change is due at its own time of a schedule, and its age counts from then, also
+/// when its writer is late.
+pub(crate) async fn update(registry: &mut Registry, size: Size, rate: Option<u32>) -> Result<Outcome> {
     let hands = registry.deal(size.clients())?.into_iter().zip(size.dealt()).collect();
     let values = registry.values().clone();
+    // The clients have connected until then.
+    let started = Instant::now() + Duration::from_millis(200);
     let (outcome, hands) = registry
         .together(hands, move |mut client, (mut objects, numbers)| {
             let values = values.clone();
             async move {
                 let mut log = Log::default();
-                for turn in 0..numbers.len() {
+                for (turn, number) in numbers.iter().enumerate() {
                     let object = turn % objects.len();
-                    log.write(client.update(&mut objects[object], values.make())).await?;
+                    let value = match rate {
+                        Some(rate) => {
+                            let due = started + Duration::from_secs(1).mul_f64(*number as f64 / f64::from(rate));
+                            sleep_until(due.into()).await;
+                            values.made_at(due)
+                        }
+                        None => values.make(),
+                    };
+                    log.write(client.update(&mut objects[object], value)).await?;
                 }
                 Ok((log, (objects, numbers)))
             }

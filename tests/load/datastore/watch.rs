@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use crate::phase;
 use crate::registry::{OBJECTS, Registry};
 
-/// Every change has to reach every watcher, with the value before it.
-pub(crate) async fn run(registry: &mut Registry, watchers: usize, size: Size) -> Result<Outcome> {
+/// Every change has to reach every watcher, with the value before it. For `rate` see [`phase::update`].
+pub(crate) async fn run(registry: &mut Registry, watchers: usize, rate: Option<u32>, size: Size) -> Result<Outcome> {
     let revision = registry.connect().await?.revision().await?;
     let mut watching = JoinSet::new();
     for _ in 0..watchers {
@@ -25,7 +25,7 @@ pub(crate) async fn run(registry: &mut Registry, watchers: usize, size: Size) ->
         });
     }
     let started = Instant::now();
-    phase::update(registry, size).await?;
+    phase::update(registry, size, rate).await?;
     let mut logs = Vec::new();
     while let Some(watcher) = watching.join_next().await {
         logs.push(watcher.context("a watcher panicked")??);
