@@ -3,6 +3,7 @@
 //!
 //! Names, letters, variables and defaults are those of k3s.
 
+mod catalogue;
 mod table;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use clap::{
 
 use crate::error::Error;
 
+pub use catalogue::{CatalogueEntry, catalogue};
 use table::SECTIONS;
 pub(crate) use table::{EXTERNAL_SQL, SELINUX, SEVERAL_SERVERS};
 

@@ -28,7 +28,7 @@ mod wrong_configurations;
 
 pub use environment::Environment;
 pub use error::{Error, Origin, Place, UnknownKey, Warning};
-pub use flags::{Refusal, Role, command};
+pub use flags::{CatalogueEntry, Refusal, Role, catalogue, command};
 pub use provenance::{MASK, Provenance, node_args};
 
 use std::ffi::OsString;

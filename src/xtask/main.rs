@@ -12,6 +12,7 @@ mod fuzz;
 mod go_test;
 mod image;
 mod images;
+mod nix;
 mod process;
 mod reproducible;
 mod storage_tests;
@@ -51,6 +52,8 @@ enum Verb {
     StorageTests(storage_tests::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
+    /// Evaluate the flake and the NixOS module, and write what is made of them.
+    Nix(nix::Args),
     /// Measure: `start`, `datastore`, `growth`, `idle`, `crash`, `reproducible`.
     Bench(bench::Args),
     /// Build components twice, in different folders and from an empty cache, and compare the bytes.
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::StorageTests(args) => storage_tests::run(&args),
         Verb::Dist(args) => dist::run(&args),
+        Verb::Nix(args) => nix::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),
     };

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     component::Component,
     counts::Counts,
-    dist, fuzz,
+    dist, fuzz, nix,
     process::{cargo, succeed},
     reproducible,
     storage_tests::{self, Datastore},
@@ -73,6 +73,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     let later = format!("package({SCENARIOS}) or package({DATASTORES}) or package({TUNNELS})");
     let later = if args.unit { later } else { format!("{later} or ({CONTRACT})") };
     step("unit tests", || count(&mut nextest(&format!("not ({later})")), counts))?;
+    step("NixOS module", || add(nix::check()?, counts))?;
     step("fuzz", || fuzz::run(&fuzz::Args { targets: Vec::new(), seconds: FUZZ_SECONDS }))?;
     if args.unit {
         return Ok(());

@@ -1,0 +1,64 @@
+# The systemd unit. What is in it agrees with the units that packages for other systems hold.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.k3s;
+  credential = name: file: lib.optional (file != null) "${name}:${toString file}";
+in
+{
+  config = lib.mkIf cfg.enable {
+    environment.systemPackages = [ cfg.package ];
+
+    systemd.services.k3s = {
+      description = "k3s service";
+      after = [
+        "firewall.service"
+        "network-online.target"
+        "dbus.socket"
+      ];
+      wants = [
+        "firewall.service"
+        "network-online.target"
+      ];
+      wantedBy = [ "multi-user.target" ];
+      # Programs of the host that k3s and its components start.
+      path = [
+        pkgs.kmod
+        pkgs.util-linux
+        pkgs.nftables
+        pkgs.iptables
+        pkgs.iproute2
+        pkgs.conntrack-tools
+      ]
+      ++ lib.optional config.boot.zfs.enabled config.boot.zfs.package;
+
+      # A node that nobody can reach is tried for ever.
+      unitConfig.StartLimitIntervalSec = 0;
+
+      serviceConfig = {
+        Type = "notify";
+        ExecStart = lib.concatStringsSep " \\\n " cfg.command;
+        EnvironmentFile = lib.mkIf (cfg.environmentFile != null) cfg.environmentFile;
+        LoadCredential = credential "token-file" cfg.tokenFile ++ credential "agent-token-file" cfg.agentTokenFile;
+        # The first start makes keys, and a machine without a clock waits for the time.
+        TimeoutStartSec = 0;
+        WatchdogSec = "30s";
+        Restart = "always";
+        RestartSec = "5s";
+        # Pods outlive the service; k3s itself ends its components.
+        KillMode = "process";
+        Delegate = "yes";
+        DelegateSubgroup = "supervisor";
+        OOMScoreAdjust = -999;
+        LimitNOFILE = 1048576;
+        LimitNPROC = "infinity";
+        LimitCORE = "infinity";
+        TasksMax = "infinity";
+      };
+    };
+  };
+}
