@@ -22,13 +22,13 @@ pub struct Client {
 
 #[derive(Clone, Debug)]
 enum Backing {
-    Own(Own),
+    Embedded(Embedded),
     Remote(Arc<Remote>),
 }
 
 /// The store of this process.
 #[derive(Clone)]
-struct Own(Arc<Store>);
+struct Embedded(Arc<Store>);
 
 /// What has to be so for a change to happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl From<RequestError> for ClientError {
 
 impl Client {
     pub(crate) fn new(store: Arc<Store>) -> Self {
-        Self { backing: Backing::Own(Own(store)) }
+        Self { backing: Backing::Embedded(Embedded(store)) }
     }
 
     /// Asks a store elsewhere; connections are made when they are needed.
@@ -144,7 +144,7 @@ impl Client {
 
     async fn range(&self, keys: KeyRange) -> Result<Vec<Stored>, ClientError> {
         match &self.backing {
-            Backing::Own(own) => own.range(keys).await,
+            Backing::Embedded(own) => own.range(keys).await,
             Backing::Remote(remote) => remote.range(keys).await,
         }
     }
@@ -153,13 +153,13 @@ impl Client {
     async fn change(&self, key: &str, guard: Guard, change: Change) -> Result<Option<Revision>, ClientError> {
         let key = Key::copy_from_slice(key.as_bytes());
         match &self.backing {
-            Backing::Own(own) => own.change(key, guard, change).await,
+            Backing::Embedded(own) => own.change(key, guard, change).await,
             Backing::Remote(remote) => remote.change(&key, guard, change).await,
         }
     }
 }
 
-impl Own {
+impl Embedded {
     async fn range(&self, keys: KeyRange) -> Result<Vec<Stored>, ClientError> {
         let page = self.0.range(&Range::newest(keys)).await?;
         let stored =
@@ -185,9 +185,9 @@ impl Own {
     }
 }
 
-impl std::fmt::Debug for Own {
+impl std::fmt::Debug for Embedded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Own").field(&self.0.path).finish()
+        f.debug_tuple("Embedded").field(&self.0.path).finish()
     }
 }
 

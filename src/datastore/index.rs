@@ -65,7 +65,7 @@ impl Index {
     }
 
     /// Takes back the rows of a key above `published`: their transaction failed.
-    pub(crate) fn retract(&mut self, key: &Key, published: Revision) {
+    pub(crate) fn rollback(&mut self, key: &Key, published: Revision) {
         if let Some(history) = self.keys.get_mut(key) {
             history.retain(|entry| entry.modified <= published);
             if history.is_empty() {
@@ -270,8 +270,8 @@ mod tests {
         let mut index = sample();
         index.push(&key("c"), put(8, 8, 1));
         index.push(&key("a"), put(9, 7, 2));
-        index.retract(&key("c"), Revision(7));
-        index.retract(&key("a"), Revision(7));
+        index.rollback(&key("c"), Revision(7));
+        index.rollback(&key("a"), Revision(7));
         assert_eq!(index.newest(b"c"), None);
         assert_eq!(index.newest(b"a"), Some(put(7, 7, 1)));
     }

@@ -88,12 +88,12 @@ pub(crate) struct Selection {
     head: Revision,
     count: usize,
     more: bool,
-    values: Wanted,
+    values: Values,
 }
 
 /// What is still to be done about values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+enum Values {
     /// None are returned.
     No,
     Yes,
@@ -136,7 +136,7 @@ impl Range {
     pub(crate) fn select(&self, index: &Index, head: Revision, compacted: Revision) -> Result<Selection, RequestError> {
         self.check(head, compacted)?;
         let at = if self.revision > Revision::ZERO { self.revision } else { head };
-        let empty = |count| Selection { entries: Vec::new(), head, count, more: false, values: Wanted::No };
+        let empty = |count| Selection { entries: Vec::new(), head, count, more: false, values: Values::No };
         if self.count_only {
             return Ok(empty(index.range(&self.keys, at).count()));
         }
@@ -164,10 +164,10 @@ impl Range {
         }
 
         let keep = !self.keys_only;
-        let mut values = if keep { Wanted::Yes } else { Wanted::No };
+        let mut values = if keep { Values::Yes } else { Values::No };
         match (order, self.target) {
             (None, _) => {}
-            (Some(order), SortTarget::Value) => values = Wanted::ToSort { order, limit: self.limit, keep },
+            (Some(order), SortTarget::Value) => values = Values::ToSort { order, limit: self.limit, keep },
             (Some(order), target) => {
                 sort(&mut entries, order, |(a_key, a), (b_key, b)| match target {
                     SortTarget::Key | SortTarget::Value => a_key.cmp(b_key),
@@ -185,7 +185,7 @@ impl Range {
 impl Selection {
     /// Whether [`Selection::finish`] needs the values of the entries.
     pub(crate) fn needs_values(&self) -> bool {
-        self.values != Wanted::No && !self.entries.is_empty()
+        self.values != Values::No && !self.entries.is_empty()
     }
 
     /// Puts the values in. `values` are those of the entries, in their order; empty if none are needed.
@@ -194,7 +194,7 @@ impl Selection {
         let mut kvs: Vec<_> =
             self.entries.into_iter().zip(values).map(|((key, entry), value)| KeyValue { key, entry, value }).collect();
         let mut more = self.more;
-        if let Wanted::ToSort { order, limit, keep } = self.values {
+        if let Values::ToSort { order, limit, keep } = self.values {
             sort(&mut kvs, order, |a, b| a.value.cmp(&b.value));
             more = truncate(&mut kvs, limit);
             if !keep {

@@ -134,7 +134,7 @@ impl Writer {
                 Next::Idle => Ok(()),
                 Next::Gone => break None,
             };
-            if let Err(failure) = step.and_then(|()| self.housekeep()) {
+            if let Err(failure) = step.and_then(|()| self.compaction_step()) {
                 error!(path = %self.store.path.display(), error = %failure, "The datastore has stopped writing.");
                 self.store.stop(Some(failure));
                 self.log.rollback();
@@ -196,7 +196,7 @@ impl Writer {
             Ok(value) => (Ok(value), Ok(())),
             Err(Failure::Request(error)) => (Err(error), Ok(())),
             Err(Failure::Store(error)) => {
-                let (refusal, outcome) = self.absorb(error);
+                let (refusal, outcome) = self.classify_error(error);
                 (Err(refusal), outcome)
             }
         };
@@ -224,8 +224,8 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                self.retract(&pending);
-                let (refusal, outcome) = self.absorb(error);
+                self.rollback_index(&pending);
+                let (refusal, outcome) = self.classify_error(error);
                 replies.into_iter().for_each(|reply| drop(reply.send(Err(refusal.clone()))));
                 outcome
             }
@@ -311,18 +311,18 @@ impl Writer {
     }
 
     /// Takes rows back whose transaction failed.
-    fn retract(&mut self, pending: &[Pending]) {
+    fn rollback_index(&mut self, pending: &[Pending]) {
         self.log.rollback();
         let mut state = self.store.state_mut();
         let published = state.published;
         for Pending { row, .. } in pending {
-            state.index.retract(&row.key, published);
+            state.index.rollback(&row.key, published);
         }
         self.head = published;
     }
 
     /// What a failure of the log means: the answer to whoever asked, and whether writing can go on.
-    fn absorb(&mut self, error: Error) -> (RequestError, Result<(), Error>) {
+    fn classify_error(&mut self, error: Error) -> (RequestError, Result<(), Error>) {
         self.log.rollback();
         if sqlite::is_busy(&error) {
             warn!(path = %self.store.path.display(), "Another program locks the database; a write was refused.");
@@ -368,7 +368,7 @@ impl Writer {
             self.commit(&pending)
         };
         if let Err(error) = run() {
-            self.retract(&pending);
+            self.rollback_index(&pending);
             return Err(error.into());
         }
         self.publish(pending);
@@ -418,7 +418,7 @@ impl Writer {
     }
 
     /// One step of whatever is not for anybody in particular.
-    fn housekeep(&mut self) -> Result<(), Error> {
+    fn compaction_step(&mut self) -> Result<(), Error> {
         self.compaction = match std::mem::replace(&mut self.compaction, Compaction::Done) {
             Compaction::Done => Compaction::Done,
             Compaction::Searching { resume, mut found, waiting } => {
@@ -441,7 +441,7 @@ impl Writer {
                 }
                 Ok(()) => Compaction::Deleting { rows, waiting },
                 Err(error) => {
-                    let (refusal, outcome) = self.absorb(error);
+                    let (refusal, outcome) = self.classify_error(error);
                     // That would say that nothing is compacted.
                     let refusal = match refusal {
                         RequestError::NoSpace => RequestError::Storage(NOT_DELETED.to_owned()),

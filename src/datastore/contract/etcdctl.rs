@@ -115,8 +115,8 @@ async fn etcdctl_is_told_what_is_not_served() {
             ("del a --from-key", "more than one key"),
         ] {
             let output = etcdctl.run(line, "").await;
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(!output.status.success() && told.contains(reason), "{line}: {told}");
+            let outcome = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && outcome.contains(reason), "{line}: {outcome}");
         }
     })
     .await;

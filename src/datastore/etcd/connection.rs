@@ -56,7 +56,7 @@ pub(super) async fn serve(service: Service, stream: impl AsyncRead + AsyncWrite 
             connection.as_mut().graceful_shutdown();
             match timeout(DRAIN, poll_fn(|cx| poll(connection.as_mut(), &begun, &mut calls, cx))).await {
                 Ok(result) => result,
-                // A client that does not read cannot be told goodbye.
+                // A client that does not read gets no GOAWAY.
                 Err(_) => return debug!("A client did not close its connection in time."),
             }
         }

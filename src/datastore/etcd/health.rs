@@ -27,14 +27,14 @@ pub(super) fn watch(
     service: Service,
     requests: Streaming<HealthCheckRequest>,
 ) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static {
-    try_unfold((service, requests, None), |(service, mut requests, told)| async move {
-        let status = match told {
+    try_unfold((service, requests, None), |(service, mut requests, reported)| async move {
+        let status = match reported {
             None => match requests.message().await? {
                 Some(request) => status(&service, &request),
                 None => return Ok(None),
             },
-            Some(told) => tokio::select! {
-                _ = service.store.stopped(), if told == SERVING => NOT_SERVING,
+            Some(reported) => tokio::select! {
+                _ = service.store.stopped(), if reported == SERVING => NOT_SERVING,
                 () = service.shutdown.cancelled() => {
                     return Err(RequestError::Stopped("the datastore is closing".to_owned()).into());
                 }

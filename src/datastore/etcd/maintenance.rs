@@ -46,7 +46,7 @@ pub(super) fn alarm(service: &Service, request: AlarmRequest) -> Result<AlarmRes
     let before = service.store.has_no_space();
     let raised = service.store.space.look();
     let asked = request.alarm == ANY || request.alarm == NO_SPACE;
-    let told = match request.action {
+    let listed = match request.action {
         ACTIVATE => return Err(Status::unimplemented("alarms follow the file system and cannot be set")),
         DEACTIVATE if asked && raised => {
             return Err(Status::failed_precondition(
@@ -57,7 +57,7 @@ pub(super) fn alarm(service: &Service, request: AlarmRequest) -> Result<AlarmRes
         DEACTIVATE => asked && before,
         _ => asked && raised,
     };
-    let alarms = told.then_some(AlarmMember { member_id: MEMBER_ID, alarm: NO_SPACE });
+    let alarms = listed.then_some(AlarmMember { member_id: MEMBER_ID, alarm: NO_SPACE });
     Ok(AlarmResponse { header: service.header_now(), alarms: alarms.into_iter().collect() })
 }
 

@@ -52,7 +52,7 @@ struct Watcher {
     id: WatcherId,
     interest: Interest,
     prev_kv: bool,
-    /// Whether it asked for notifications, and the last revision that it was told.
+    /// Whether it asked for notifications, and the last revision that it was reported.
     progress: Option<Revision>,
 }
 
@@ -193,8 +193,8 @@ impl WatchStream {
                 Step::Compacted(revision) => compacted.push((watch_id, revision)),
                 Step::Changes { changes, .. } if changes.is_empty() => {}
                 Step::Changes { changes, through } => {
-                    if let Some(told) = &mut watcher.progress {
-                        *told = through;
+                    if let Some(reported) = &mut watcher.progress {
+                        *reported = through;
                     }
                     let header = self.service.header(through);
                     let events = changes.into_iter().map(Into::into).collect();
@@ -239,12 +239,12 @@ impl WatchStream {
         let hub = self.service.store.hub();
         let mut asking = false;
         for (&watch_id, watcher) in &mut self.watchers {
-            let Some(told) = &mut watcher.progress else { continue };
+            let Some(reported) = &mut watcher.progress else { continue };
             asking = true;
             if let Some(revision) = hub.progress(std::iter::once(watcher.id))
-                && revision > *told
+                && revision > *reported
             {
-                *told = revision;
+                *reported = revision;
                 let header = self.service.header(revision);
                 self.ready.push_back(WatchResponse { header, watch_id, ..WatchResponse::default() });
             }

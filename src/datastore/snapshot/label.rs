@@ -176,10 +176,10 @@ pub(super) mod tests {
             let mut damaged = sound.clone();
             damaged[at] ^= 1;
             fs::write(&path, &damaged).unwrap();
-            let told = Snapshot::open(&path).and_then(|snapshot| snapshot.check());
+            let outcome = Snapshot::open(&path).and_then(|snapshot| snapshot.check());
             assert!(
-                matches!(told, Err(SnapshotError::Damaged { .. } | SnapshotError::NotASnapshot(_))),
-                "{at}: {told:?}"
+                matches!(outcome, Err(SnapshotError::Damaged { .. } | SnapshotError::NotASnapshot(_))),
+                "{at}: {outcome:?}"
             );
         }
         for length in [0, 5, 8, 10, sound.len() - 1] {

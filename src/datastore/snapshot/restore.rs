@@ -66,7 +66,7 @@ impl Snapshot {
             }
             error => error.into(),
         };
-        copy::settle(&unpacked.0).map_err(damaged)?;
+        copy::finish_copy(&unpacked.0).map_err(damaged)?;
         let (log, recovered) = SqliteLog::open(&unpacked.0).map_err(damaged)?;
         Ok(Staged { log, recovered, database, _unpacked: unpacked })
     }

@@ -49,7 +49,7 @@ pub(crate) fn save(database: &Path, save: &Save, cancel: &CancellationToken) -> 
     let (created, path) = unused_name(&save.folder, &base, save.compress);
     let plain = Part::create(&save.folder, "plain")?;
     copy::copy(database, &plain.0, cancel)?;
-    let contents = copy::settle(&plain.0)?;
+    let contents = copy::finish_copy(&plain.0)?;
     let failed = || SnapshotError::file("write", &path);
     let part = if save.compress {
         let packed = Part::create(&save.folder, "packed")?;

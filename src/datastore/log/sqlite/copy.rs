@@ -55,7 +55,7 @@ pub(crate) fn copy(database: &Path, to: &Path, cancel: &CancellationToken) -> Re
 }
 
 /// Makes a copy a file that needs no other beside it, and checks all of it: structure, history, format.
-pub(crate) fn settle(path: &Path) -> Result<Contents, Error> {
+pub(crate) fn finish_copy(path: &Path) -> Result<Contents, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let copy = Connection::open_with_flags(path, flags).map_err(at("open", path))?;
     let read = || {
