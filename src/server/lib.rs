@@ -3,6 +3,7 @@
 mod authorities;
 mod bootstrap;
 mod bootstrap_data;
+mod budget;
 mod cluster_store;
 mod controllers;
 mod core;

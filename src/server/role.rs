@@ -28,7 +28,7 @@ use crate::{
     cluster_store::ClusterStore,
     controllers::Controllers,
     core::{Core, CoreSender},
-    front::{self, Front},
+    front::{self, Front, Unauthenticated},
     node_passwords::NodePasswords,
     renewal::Renewal,
     routes::{Cluster, Reserved, Routes},
@@ -220,7 +220,9 @@ impl Server {
                 registry
             });
             let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
-            let front_settings = Front { certificate, tls, client_ca, upstream, ready, routes, nodes, metrics };
+            let unauthenticated = Unauthenticated::with(&config.args.kube_apiserver);
+            let front_settings =
+                Front { certificate, tls, client_ca, upstream, unauthenticated, ready, routes, nodes, metrics };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
             Ok((token, api_ready, core_sender, node_passwords, renewal, listeners))
         };

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
+    abuse::Abuse,
     body::{self, Body},
     gateway::Gateway,
     gathered::Gathered,
@@ -38,6 +39,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const REQUEST_HEADERS: Duration = Duration::from_secs(32);
 /// Without requests, a connection ends after this: as kube-apiserver's.
 const IDLE: Duration = Duration::from_secs(90);
+/// For a client that is sent away to hear it.
+const GOAWAY: Duration = Duration::from_secs(1);
 /// All headers of a request, bytes.
 const HEADERS: u32 = 128 << 10;
 /// Streams of one connection; kube-apiserver's limit.
@@ -63,6 +66,7 @@ struct Client {
     running: watch::Sender<usize>,
     /// Asks for what runs to end and nothing new to begin.
     drain: CancellationToken,
+    abuse: Arc<Abuse>,
 }
 
 /// A request until its answer has ended.
@@ -78,6 +82,7 @@ pub(super) async fn serve(stream: TcpStream, address: SocketAddr, context: Arc<C
         peer: Peer::new(address, chain),
         running: watch::Sender::new(0),
         drain: context.shutdown.child_token(),
+        abuse: Abuse::new(),
     });
 
     let service = {
@@ -96,7 +101,16 @@ pub(super) async fn serve(stream: TcpStream, address: SocketAddr, context: Arc<C
                 .max_header_list_size(HEADERS)
                 .serve_connection(TokioIo::new(io), service)
         });
-        drive(pin!(connection), |turns| turns.get_mut().connection().graceful_shutdown(), &client).await
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = drive(connection.as_mut(), |turns| turns.get_mut().connection().graceful_shutdown(), &client) => ended,
+            () = client.abuse.exceeded() => {
+                debug!(%address, "A client that gave up too many requests is sent away.");
+                // It is given up whether it hears that or not.
+                let _ = tokio::time::timeout(GOAWAY, connection.enhance_your_calm()).await;
+                return;
+            }
+        }
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -130,11 +144,12 @@ async fn answer(
     context: Arc<Context>,
     running: Running,
 ) -> Result<Response<Body>, Infallible> {
-    let version = request.version();
+    let (version, unanswered) = (request.version(), running.0.abuse.begin());
     let response = match &context.gateway {
         Some(gateway) => gateway.answer(request, &running.0.peer, &context.tasks).await,
         None => Status::unavailable("starting").into(),
     };
+    unanswered.answered();
     // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
     // kube-apiserver, which cannot tell them from others on our connections to it.
     if version == Version::HTTP_2 && response.status() == StatusCode::UNAUTHORIZED {

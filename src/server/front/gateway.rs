@@ -6,11 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Method, Request, Response, Uri, Version, header, uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use hyper::body::Incoming;
 use k3s_pki::ClientCa;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -20,10 +20,13 @@ use super::{
     connect::Nodes,
     connector::Connector,
     headers, metrics,
+    party::{Party, TokenDigest},
     peer::{Caller, Peer},
-    pool::{Pool, PoolError},
+    pool::{Connectors, Pool, PoolError},
     status::Status,
     tasks::Tasks,
+    tokens::{Tokens, Trial},
+    unauthenticated::{self, Unauthenticated},
     upgrade,
 };
 use crate::routes::{Route, Routes};
@@ -31,26 +34,41 @@ use crate::routes::{Route, Routes};
 /// How long a connection to kube-apiserver is kept without requests; it keeps its side for 90 s.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Answers requests. kube-apiserver is reached in two ways that share nothing: one where our client certificate makes it
-/// believe the `X-Remote-*` headers, and one where nothing does.
+/// Requests without credentials that kube-apiserver is asked at the same time.
+const ANONYMOUS: usize = 256;
+
+/// Answers requests.
 #[derive(Debug)]
 pub(super) struct Gateway {
     client_ca: Arc<ClientCa>,
     ready: watch::Receiver<bool>,
     routes: Routes,
     nodes: Nodes,
-    trusted: Pool,
-    plain: Pool,
+    pool: Pool,
+    tokens: Tokens,
+    unauthenticated: Unauthenticated,
+    anonymous: Arc<Semaphore>,
     metrics: Option<Registry>,
+}
+
+/// A request's party, and what its answer tells of it.
+struct Asking<'a> {
+    party: Arc<Party>,
+    trial: Option<Trial<'a>>,
+    /// Held until the answer has ended.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Gateway {
     pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
-        let Front { certificate: _, tls: _, client_ca, upstream, ready, routes, nodes, metrics } = front;
+        let Front { certificate: _, tls: _, client_ca, upstream, unauthenticated, ready, routes, nodes, metrics } =
+            front;
         let nodes = Nodes::new(nodes, shutdown);
-        let pool = |tls| Pool::new(Connector::new(upstream.address, tls), IDLE);
-        let (trusted, plain) = (pool(upstream.trusted_tls()), pool(upstream.plain_tls()));
-        Self { client_ca, ready, routes, nodes, trusted, plain, metrics }
+        let [trusted, plain] =
+            [upstream.trusted_tls(), upstream.plain_tls()].map(|tls| Connector::new(upstream.address, tls));
+        let pool = Pool::new(Connectors { trusted, plain }, IDLE);
+        let (tokens, anonymous) = (Tokens::new(), Arc::new(Semaphore::new(ANONYMOUS)));
+        Self { client_ca, ready, routes, nodes, pool, tokens, unauthenticated, anonymous, metrics }
     }
 
     /// Answers one request of `peer`. `tasks` run upgraded connections.
@@ -83,7 +101,7 @@ impl Gateway {
 
     /// Ends all connections to kube-apiserver.
     pub(super) async fn close(&self) {
-        tokio::join!(self.trusted.close(), self.plain.close());
+        self.pool.close().await;
     }
 
     async fn forward(
@@ -96,6 +114,12 @@ impl Gateway {
             debug!(peer = %peer.address, %rejection, "Refused a client certificate.");
             Status::unauthorized(rejection.to_string())
         })?;
+        if !is_escaped(request.uri().path()) {
+            return Err(Status::bad_request("the request's path has a % that no two hexadecimal digits follow"));
+        }
+        let Some(asking) = self.asking(&caller, request.headers(), peer)? else {
+            return Ok(unauthenticated::answer(request.uri(), request.headers()));
+        };
         let upgrade = headers::upgrade(request.version(), request.headers()).cloned();
 
         let map = request.headers_mut();
@@ -104,19 +128,53 @@ impl Gateway {
         // The client's `100 Continue` comes from us, when we begin to read the body.
         map.remove(header::EXPECT);
         headers::append_forwarded_for(map, peer.address.ip());
-        let pool = match caller {
-            Caller::Vouched(identity) => {
-                headers::set_identity(map, identity).map_err(|why| Status::unauthorized(why.to_string()))?;
-                &self.trusted
-            }
-            Caller::Own => &self.plain,
-        };
+        if let Caller::Vouched(identity) = caller {
+            headers::set_identity(map, identity).map_err(|why| Status::unauthorized(why.to_string()))?;
+        }
+        let Asking { party, trial, place } = asking;
+        let answer = self.ask(&party, request, upgrade, tasks).await;
+        match (trial, &answer) {
+            (Some(trial), Ok(response)) if response.status() == StatusCode::UNAUTHORIZED => trial.refused(),
+            (Some(trial), Ok(_)) => trial.accepted(),
+            (Some(trial), Err(_)) => trial.unanswered(),
+            (None, _) => {}
+        }
+        match place {
+            Some(place) => answer.map(|response| response.map(|answer| body::keep(answer, place))),
+            None => answer,
+        }
+    }
 
+    /// For whom kube-apiserver is asked; `None` if it is not.
+    fn asking(&self, caller: &Caller<'_>, headers: &HeaderMap, peer: &Peer) -> Result<Option<Asking<'_>>, Status> {
+        let (party, trial, place) = match (caller, TokenDigest::of(headers)) {
+            (Caller::Vouched(identity), _) => (Party::of(identity), None, None),
+            (Caller::Own, Some(token)) => {
+                (Party::Token(token), Some(self.tokens.try_out(token, peer.address.ip())?), None)
+            }
+            (Caller::Own, None) if self.unauthenticated == Unauthenticated::Refused => return Ok(None),
+            (Caller::Own, None) => {
+                let place = self.anonymous.clone().try_acquire_owned();
+                let place =
+                    place.map_err(|_| Status::too_many_requests("Too many requests, please try again later."))?;
+                (Party::Anonymous(peer.address), None, Some(place))
+            }
+        };
+        Ok(Some(Asking { party: Arc::new(party), trial, place }))
+    }
+
+    async fn ask(
+        &self,
+        party: &Arc<Party>,
+        request: Request<Incoming>,
+        upgrade: Option<HeaderValue>,
+        tasks: &Tasks,
+    ) -> Result<Response<Body>, Status> {
+        let connector = self.pool.connector(party);
         let mut response = match upgrade {
-            Some(protocol) => upgrade::forward(request, protocol, pool.connector(), tasks).await?,
+            Some(protocol) => upgrade::forward(request, protocol, connector, tasks).await?,
             None => {
-                let request = to_http2(request, pool.connector())?;
-                let mut response = pool.send(request).await?;
+                let mut response = self.pool.send(party, to_http2(request, connector)?).await?;
                 headers::remove_hop_by_hop(response.headers_mut());
                 response
             }
@@ -124,6 +182,13 @@ impl Gateway {
         *response.version_mut() = Version::default();
         Ok(response)
     }
+}
+
+/// Whether each `%` begins an escape: Go's servers take no other path, and over HTTP/2 do not even answer.
+fn is_escaped(path: &str) -> bool {
+    let mut parts = path.split('%');
+    parts.next();
+    parts.all(|part| part.len() >= 2 && part.bytes().take(2).all(|digit| digit.is_ascii_hexdigit()))
 }
 
 /// The request for an HTTP/2 connection: its host is the authority.
@@ -154,6 +219,7 @@ impl From<PoolError> for Status {
         match error {
             PoolError::Unreachable(_) | PoolError::Untouched(_) => Self::unavailable("apiserver not ready"),
             PoolError::Stopping => Self::unavailable(error.to_string()),
+            PoolError::Exhausted(why) => Self::too_many_requests(why.to_string()),
             PoolError::Unanswered(_) => Self::bad_gateway(error.to_string()),
         }
     }

@@ -11,10 +11,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// What is written before the end of a turn, once it is so much, bytes.
 const BUFFER: usize = 64 << 10;
+
+/// GOAWAY with ENHANCE_YOUR_CALM, and no word on which streams were seen.
+const ENHANCE_YOUR_CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\x0b";
 
 /// What a connection reads and writes. What it writes leaves at the end of a turn of its [`Turns`].
 pub(super) struct Gathered<S>(Arc<Mutex<Outbox<S>>>);
@@ -56,6 +59,21 @@ impl<S, C> Turns<S, C> {
     /// What is driven.
     pub(super) fn connection(&mut self) -> Pin<&mut C> {
         self.connection.as_mut()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin, C> Turns<S, C> {
+    /// Gives the connection up, and tells the client that it asked for too much (RFC 9113, 7). Returns when the client has heard it: it
+    /// would not if the connection were closed while it still sends.
+    ///
+    /// Between turns all that was written is whole frames.
+    pub(super) async fn enhance_your_calm(self: Pin<&mut Self>) -> io::Result<()> {
+        let mut io = Gathered(self.io.0.clone());
+        io.outbox().buffer.extend_from_slice(ENHANCE_YOUR_CALM);
+        io.shutdown().await?;
+        let mut ignored = [0; 4096];
+        while io.read(&mut ignored).await? > 0 {}
+        Ok(())
     }
 }
 
@@ -148,8 +166,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 #[cfg(test)]
 mod tests {
     use std::{future::poll_fn, task::Waker};
-
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 

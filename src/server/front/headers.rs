@@ -80,11 +80,19 @@ pub(super) fn append_forwarded_for(headers: &mut HeaderMap, client: IpAddr) {
 
 /// Whether the request brings a token that kube-apiserver will judge.
 pub(super) fn has_bearer_token(headers: &HeaderMap) -> bool {
+    bearer_tokens(headers).next().is_some()
+}
+
+/// The tokens that kube-apiserver will judge: the one of `Authorization`, and a browser's.
+pub(super) fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = authorization
         .and_then(|value| value.trim().split_once(' '))
-        .is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty());
-    bearer || tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol.starts_with(WEBSOCKET_BEARER))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim())
+        .filter(|token| !token.is_empty());
+    let protocols = tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL);
+    bearer.into_iter().chain(protocols.filter(|protocol| protocol.starts_with(WEBSOCKET_BEARER)))
 }
 
 /// The protocol that the request wants to change its HTTP/1.1 connection to.

@@ -3,8 +3,9 @@
 //! What [`routes`](crate::routes) knows is answered here; all else goes to kube-apiserver on loopback, over HTTP/2, streamed
 //! both ways. Who a client is by its certificate is verified for each request and told to kube-apiserver in `X-Remote-*`
 //! headers, on connections of which kube-apiserver knows by our own client certificate that it may believe them. Requests
-//! with a token, or nothing, go on other connections and speak for themselves.
+//! with a token go on other connections and speak for themselves; those with nothing are answered here.
 
+mod abuse;
 mod body;
 mod connect;
 mod connection;
@@ -15,12 +16,15 @@ mod headers;
 mod listener;
 mod metrics;
 mod paced;
+mod party;
 mod peer;
 mod pool;
 mod slots;
 mod status;
 mod tasks;
 mod thread;
+mod tokens;
+mod unauthenticated;
 mod upgrade;
 mod upstream;
 
@@ -39,6 +43,7 @@ pub use body::{Body, BodyError};
 pub use listener::serve_starting;
 pub use status::Status;
 pub use thread::serve_on_thread;
+pub use unauthenticated::Unauthenticated;
 pub use upstream::Upstream;
 
 pub(crate) use body::{empty, full};
@@ -60,6 +65,8 @@ pub struct Front {
     pub client_ca: Arc<ClientCa>,
     /// kube-apiserver.
     pub upstream: Upstream,
+    /// Who answers requests without credentials.
+    pub unauthenticated: Unauthenticated,
     /// Whether kube-apiserver is ready; until it is, its requests are answered with 503.
     pub ready: watch::Receiver<bool>,
     /// What is answered here.

@@ -1,7 +1,8 @@
-//! HTTP/2 connections to kube-apiserver, shared by all requests that have the same identity on them.
+//! HTTP/2 connections to kube-apiserver, shared by the requests of one [`Party`].
 //!
 //! Each connection is a task that opens it, watches over it and takes it out of the [`Slots`] when it takes no more
-//! streams. A request holds a [`Lease`] on its stream until its answer's last byte, or until its client has gone.
+//! streams. A request holds a [`Lease`] on its stream until its answer's last byte, or until its client has gone; one that is given
+//! up before it is answered, for [`REST`] more.
 //!
 //! The connection's flow-control window has room for every stream's: a client that stops reading stops its own stream and
 //! no other.
@@ -16,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, Response, request};
+use http::{Method, Request, Response, StatusCode, request};
 use hyper::{
     body::Body as _,
     client::conn::http2::{self, Connection, SendRequest},
@@ -28,14 +29,15 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_rustls::client::TlsStream;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 use super::{
     body::{self, Body},
     connector::{Connector, Unreachable},
     paced::Paced,
-    slots::{Id, LIMIT, Slots},
+    party::Party,
+    slots::{Ending, Exhausted, Id, LIMIT, Slots},
     tasks::Tasks,
 };
 
@@ -49,8 +51,12 @@ const SEND_BUFFER: usize = 64 << 10;
 const ATTEMPTS: usize = 5;
 /// All headers of an answer, bytes.
 const HEADERS: u32 = 64 << 10;
+/// How long kube-apiserver is given to stop working on a request that was given up.
+const REST: Duration = Duration::from_secs(1);
+/// How long a connection without streams is kept that one client's connection alone can use.
+const ANONYMOUS_IDLE: Duration = Duration::from_secs(5);
 
-/// Connections to kube-apiserver with one identity, or with none. They end with it.
+/// Connections to kube-apiserver. They end with it.
 #[derive(Debug)]
 pub(super) struct Pool {
     shared: Arc<Shared>,
@@ -59,7 +65,7 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Shared {
-    connector: Connector,
+    connectors: Connectors,
     /// How long a connection without streams is kept.
     idle: Duration,
     slots: Mutex<Slots<Handle>>,
@@ -68,10 +74,23 @@ struct Shared {
     reachable: AtomicBool,
 }
 
+/// The two ways to kube-apiserver, which share nothing.
+#[derive(Debug)]
+pub(super) struct Connectors {
+    /// Our client certificate makes it believe the `X-Remote-*` headers.
+    pub(super) trusted: Connector,
+    /// Nothing does.
+    pub(super) plain: Connector,
+}
+
 #[derive(Debug, Clone)]
 struct Handle {
     phase: watch::Receiver<Phase>,
     emptied: Arc<Notify>,
+    /// Its token was refused: it is not kept without streams.
+    refused: CancellationToken,
+    /// It has no streams, and its place is another one's.
+    displaced: CancellationToken,
 }
 
 /// `Opening ──▶ Open` or `Opening ──▶ Failed`.
@@ -94,6 +113,9 @@ pub(super) enum PoolError {
     /// kube-apiserver may have acted on it.
     #[error("kube-apiserver ended the request without an answer")]
     Unanswered(#[source] hyper::Error),
+    /// It was not sent: its party uses up what it may.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
     /// It was not sent: the front stops.
     #[error("the server is stopping")]
     Stopping,
@@ -103,42 +125,62 @@ pub(super) enum PoolError {
 #[derive(Debug)]
 struct Lease {
     pool: Arc<Shared>,
+    party: Arc<Party>,
     id: Id,
+    ending: Ending,
 }
+
+/// A stream whose request has no answer yet: given up, it rests.
+#[derive(Debug)]
+struct Unanswered(Option<Lease>);
 
 impl Pool {
     /// No connections yet. One without streams for `idle` is closed.
-    pub(super) fn new(connector: Connector, idle: Duration) -> Self {
+    pub(super) fn new(connectors: Connectors, idle: Duration) -> Self {
         let tasks = Tasks::default();
         let _cut = tasks.cut_on_drop();
         let slots = Mutex::new(Slots::new());
-        let shared = Arc::new(Shared { connector, idle, slots, tasks, reachable: AtomicBool::new(true) });
+        let shared = Arc::new(Shared { connectors, idle, slots, tasks, reachable: AtomicBool::new(true) });
         Self { shared, _cut }
     }
 
-    /// Opens connections, for upgrades: each has its own.
-    pub(super) fn connector(&self) -> &Connector {
-        &self.shared.connector
+    /// Opens connections for that party's upgrades: each has its own.
+    pub(super) fn connector(&self, party: &Party) -> &Connector {
+        self.shared.connector(party)
     }
 
-    /// Sends the request and returns the answer's head; its body streams.
+    /// Sends the party's request and returns the answer's head; its body streams.
     ///
     /// What nobody looked at is offered to younger connections, and what may be repeated without harm is repeated once:
     /// requests survive kube-apiserver's restart. Dropping the future or the answer's body resets the stream.
-    pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, PoolError> {
+    pub(super) async fn send(
+        &self,
+        party: &Arc<Party>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, PoolError> {
         let harmless = harmless(&request);
         let mut failed = None;
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let (lease, mut sender) = self.shared.lease(failed).await?;
-            let mut error = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease))),
+            let (lease, refused, mut sender) = self.shared.lease(party, failed).await?;
+            let id = lease.id;
+            let unanswered = Unanswered(Some(lease));
+            let sent = sender.try_send_request(request).await;
+            let lease = unanswered.answered();
+            let mut error = match sent {
+                Ok(response) => {
+                    if response.status() == StatusCode::UNAUTHORIZED {
+                        // Guesses do not pile up as connections.
+                        refused.cancel();
+                    }
+                    return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease)));
+                }
                 Err(error) => error,
             };
             let unsent = error.take_message();
             if unsent.is_some() || sender.is_closed() {
-                self.shared.slots().remove(lease.id);
+                self.shared.slots().remove(party, id);
             }
             let untouched = unsent.is_some() || is_untouched(error.error());
             let limit = if untouched { ATTEMPTS } else { 2 };
@@ -149,7 +191,7 @@ impl Pool {
                 _ => return Err(PoolError::Unanswered(error.into_error())),
             }
             debug!(error = %error.error(), "A request to kube-apiserver failed and is sent again.");
-            failed = Some(lease.id);
+            failed = Some(id);
         }
     }
 
@@ -161,35 +203,55 @@ impl Pool {
 }
 
 impl Shared {
-    /// A stream on a connection younger than `than`, once that is open.
-    async fn lease(self: &Arc<Self>, than: Option<Id>) -> Result<(Lease, SendRequest<Body>), PoolError> {
-        let (lease, mut phase) = self.take(than);
+    fn connector(&self, party: &Party) -> &Connector {
+        match party {
+            Party::Certificate(_) => &self.connectors.trusted,
+            Party::Token(_) | Party::Anonymous(_) => &self.connectors.plain,
+        }
+    }
+
+    /// A stream on a connection of the party's younger than `than`, once that is open; and what to tell if its token is refused.
+    async fn lease(
+        self: &Arc<Self>,
+        party: &Arc<Party>,
+        than: Option<Id>,
+    ) -> Result<(Lease, CancellationToken, SendRequest<Body>), PoolError> {
+        let (lease, Handle { mut phase, refused, .. }) = self.take(party, than)?;
         let phase = phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await.map(|phase| phase.clone());
         match phase {
-            Ok(Phase::Open(sender)) => Ok((lease, sender)),
+            Ok(Phase::Open(sender)) => Ok((lease, refused, sender)),
             Ok(Phase::Failed(why)) => Err(PoolError::Unreachable(why)),
             Ok(Phase::Opening) | Err(_) => Err(PoolError::Stopping),
         }
     }
 
-    fn take(self: &Arc<Self>, than: Option<Id>) -> (Lease, watch::Receiver<Phase>) {
+    fn take(self: &Arc<Self>, party: &Arc<Party>, than: Option<Id>) -> Result<(Lease, Handle), Exhausted> {
         let mut slots = self.slots();
-        let (id, phase) = match slots.take(than) {
-            Some((id, handle)) => (id, handle.phase),
+        let (id, handle) = match slots.take(party, than)? {
+            Some(taken) => taken,
             None => {
+                if let Some(empty) = slots.make_room()? {
+                    empty.displaced.cancel();
+                }
                 let (phase, receiver) = watch::channel(Phase::Opening);
-                let emptied = Arc::new(Notify::new());
-                let id = slots.open(Handle { phase: receiver.clone(), emptied: emptied.clone() });
-                self.tasks.spawn(self.clone().tend(id, phase, emptied));
-                (id, receiver)
+                let handle = Handle {
+                    phase: receiver,
+                    emptied: Arc::default(),
+                    refused: CancellationToken::new(),
+                    displaced: CancellationToken::new(),
+                };
+                let id = slots.open(party, handle.clone());
+                self.tasks.spawn(self.clone().tend(party.clone(), id, phase, handle.clone()));
+                (id, handle)
             }
         };
-        (Lease { pool: self.clone(), id }, phase)
+        Ok((Lease { pool: self.clone(), party: party.clone(), id, ending: Ending::Used }, handle))
     }
 
     /// A connection's life, from opening it until it takes no more streams.
-    async fn tend(self: Arc<Self>, id: Id, phase: watch::Sender<Phase>, emptied: Arc<Notify>) {
-        let opened = self.open().await;
+    async fn tend(self: Arc<Self>, party: Arc<Party>, id: Id, phase: watch::Sender<Phase>, handle: Handle) {
+        let Handle { phase: _, emptied, refused, displaced } = handle;
+        let opened = self.open(self.connector(&party)).await;
         self.report(opened.as_ref().err());
         let connection = match opened {
             Ok((sender, connection)) => {
@@ -197,14 +259,14 @@ impl Shared {
                 connection
             }
             Err(why) => {
-                self.slots().remove(id);
+                self.slots().remove(&party, id);
                 phase.send_replace(Phase::Failed(Arc::new(why)));
                 return;
             }
         };
 
         let mut connection = pin!(connection);
-        let mut close_at = None;
+        let (mut idle, mut close_at) = (self.idle(&party), None);
         loop {
             let closing = async {
                 match close_at {
@@ -217,22 +279,28 @@ impl Shared {
                     debug!(?id, ?ended, "A connection to kube-apiserver takes no more requests.");
                     break;
                 }
-                () = emptied.notified() => close_at = Some(Instant::now() + self.idle),
+                () = emptied.notified() => close_at = Some(Instant::now() + idle),
+                () = refused.cancelled(), if !idle.is_zero() => {
+                    idle = Duration::ZERO;
+                    close_at = Some(Instant::now());
+                }
+                () = displaced.cancelled() => return,
                 () = closing => {
-                    if self.slots().retire(id) {
+                    if self.slots().retire(&party, id) {
                         return;
                     }
                     close_at = None;
                 }
             }
         }
-        self.slots().remove(id);
+        self.slots().remove(&party, id);
     }
 
     async fn open(
         &self,
+        connector: &Connector,
     ) -> Result<(SendRequest<Body>, Connection<TokioIo<TlsStream<Paced<TcpStream>>>, Body, Tasks>), Unreachable> {
-        let stream = self.connector.http2().await?;
+        let stream = connector.http2().await?;
         http2::Builder::new(self.tasks.clone())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -240,7 +308,15 @@ impl Shared {
             .max_header_list_size(HEADERS)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|source| Unreachable::Http { address: self.connector.address(), source })
+            .map_err(|source| Unreachable::Http { address: connector.address(), source })
+    }
+
+    fn idle(&self, party: &Party) -> Duration {
+        match party {
+            Party::Certificate(_) | Party::Token(_) => self.idle,
+            // Its one client may be gone.
+            Party::Anonymous(_) => self.idle.min(ANONYMOUS_IDLE),
+        }
     }
 
     /// Logs when kube-apiserver goes or comes back; a restart is one line of each, however many requests it meets.
@@ -252,7 +328,7 @@ impl Shared {
                 warn!(error, "kube-apiserver cannot be reached; clients are told to try again.");
             }
             None if !was_reachable => {
-                info!(address = %self.connector.address(), "kube-apiserver can be reached again.");
+                info!(address = %self.connectors.plain.address(), "kube-apiserver can be reached again.");
             }
             _ => {}
         }
@@ -265,9 +341,29 @@ impl Shared {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(handle) = self.pool.slots().give_back(self.id) {
+        if let Some(handle) = self.pool.slots().give_back(&self.party, self.id, self.ending) {
             handle.emptied.notify_one();
         }
+    }
+}
+
+impl Unanswered {
+    /// There is an answer, or there will be none.
+    fn answered(mut self) -> Lease {
+        self.0.take().expect("it is there until it is answered or dropped")
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some(mut lease) = self.0.take() else { return };
+        lease.pool.slots().rest(&lease.party);
+        lease.ending = Ending::Rested;
+        let tasks = lease.pool.tasks.clone();
+        tasks.spawn(async move {
+            tokio::time::sleep(REST).await;
+            drop(lease);
+        });
     }
 }
 
@@ -284,7 +380,7 @@ fn harmless(request: &Request<Body>) -> Option<request::Parts> {
     })
 }
 
-/// Whether kube-apiserver said that it did not look at the request: its goodbye crossed it, or it had no room.
+/// Whether kube-apiserver said that it did not look at the request: its GOAWAY crossed it, or it had no room.
 fn is_untouched(error: &hyper::Error) -> bool {
     let error = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     error.filter(|error| error.is_remote()).is_some_and(|error| match error.reason() {
@@ -298,6 +394,8 @@ const _: () = assert!(LIMIT < 80, "kube-apiserver allows 100 streams, and those 
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -306,16 +404,25 @@ mod tests {
     use super::*;
     use crate::front::testing::{ApiServer, Ca, acceptor, connector, soon};
 
+    fn jane() -> Arc<Party> {
+        Arc::new(Party::Certificate("jane".to_owned()))
+    }
+
+    fn pool(address: SocketAddr, server_ca: &Ca, idle: Duration) -> Pool {
+        let [trusted, plain] = [(); 2].map(|()| connector(address, server_ca, None));
+        Pool::new(Connectors { trusted, plain }, idle)
+    }
+
     async fn get(pool: &Pool, path: &str) -> Response<Body> {
         let request = Request::get(format!("https://kubernetes{path}")).version(http::Version::HTTP_2);
-        soon(pool.send(request.body(body::empty()).unwrap())).await.unwrap()
+        soon(pool.send(&jane(), request.body(body::empty()).unwrap())).await.unwrap()
     }
 
     #[tokio::test]
     async fn a_connection_is_closed_when_its_last_stream_has_ended_and_no_other_came() {
         let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
-        let pool = Pool::new(connector(api.address, &server_ca, None), Duration::ZERO);
+        let pool = pool(api.address, &server_ca, Duration::ZERO);
         let watch = get(&pool, "/watch").await;
         drop(get(&pool, "/api").await);
         api.connected(1).await;
@@ -329,7 +436,7 @@ mod tests {
     async fn connections_end_with_their_pool() {
         let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
-        let pool = Pool::new(connector(api.address, &server_ca, None), Duration::from_secs(3600));
+        let pool = pool(api.address, &server_ca, Duration::from_secs(3600));
         let _watch = get(&pool, "/watch").await;
         api.connected(1).await;
         drop(pool);
@@ -340,7 +447,7 @@ mod tests {
     async fn what_a_goodbye_crossed_was_not_acted_on() {
         let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let pool = Pool::new(connector(listener.local_addr().unwrap(), &server_ca, None), Duration::ZERO);
+        let pool = pool(listener.local_addr().unwrap(), &server_ca, Duration::ZERO);
         let acceptor = acceptor(&server_ca, &request_header_ca);
         let leaving = tokio::spawn(async move {
             loop {
@@ -351,7 +458,7 @@ mod tests {
             }
         });
         let request = Request::post("https://kubernetes/api").version(http::Version::HTTP_2);
-        let error = soon(pool.send(request.body(body::full("once")).unwrap())).await.unwrap_err();
+        let error = soon(pool.send(&jane(), request.body(body::full("once")).unwrap())).await.unwrap_err();
         assert!(matches!(error, PoolError::Untouched(_)), "{error:?}");
         leaving.abort();
     }

@@ -48,7 +48,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Body, BodyError, Front, Upstream,
+    Body, BodyError, Front, Unauthenticated, Upstream,
     body::{self, empty, full},
     connector::Connector,
     serve,
@@ -180,6 +180,7 @@ pub(crate) struct Seen {
 /// | path | answer |
 /// |---|---|
 /// | `/hang` | none |
+/// | `/guess` | 401 |
 /// | `/watch` | `event`, then nothing for ever |
 /// | `/flood` | bytes without end |
 /// | `/metrics` | `theirs 1`, for a request with a token; else 403 |
@@ -253,6 +254,11 @@ impl ApiServer {
             counts[seen.connection] += 1;
         }
         counts
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// Waits until it has so many connections.
@@ -366,6 +372,7 @@ impl Drop for Counted {
 async fn answer(mut request: Request<Incoming>, tasks: &Tasks) -> Response<Body> {
     match request.uri().path() {
         "/hang" => std::future::pending().await,
+        "/guess" => Response::builder().status(401).body(empty()).unwrap(),
         "/watch" => Response::new(Endless { first: Some("event"), then: None }.boxed_unsync()),
         "/flood" => {
             Response::new(Endless { first: None, then: Some(Bytes::from_static(&[b'x'; 16 << 10])) }.boxed_unsync())
@@ -440,6 +447,8 @@ fn server_request() -> ServerRequest {
 /// The front, before a stand-in for kube-apiserver.
 pub(crate) struct Setup {
     pub(crate) client_ca: Ca,
+    /// A client's certificate.
+    pub(crate) jane: Leaf,
     pub(crate) api: ApiServer,
     pub(crate) address: SocketAddr,
     pub(crate) ready: watch::Sender<bool>,
@@ -457,11 +466,11 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, Unauthenticated::Refused).await
     }
 
-    /// With metrics of ours.
-    pub(crate) async fn start_with(metrics: Option<Registry>) -> Self {
+    /// With metrics of ours, or with anonymous access.
+    pub(crate) async fn start_with(metrics: Option<Registry>, unauthenticated: Unauthenticated) -> Self {
         let (client_ca, server_ca, request_header_ca) = (Ca::new("client-ca"), Ca::new("server-ca"), Ca::new("rh-ca"));
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
         let proxy_certificate = request_header_ca.client("system:auth-proxy", None).current();
@@ -502,6 +511,7 @@ impl Setup {
             tls: TlsPolicy::default(),
             client_ca: Arc::new(client_ca.client_ca()),
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
+            unauthenticated,
             ready: is_ready,
             routes,
             nodes: NodeDialer { tunnels: Tunnels::default(), egress: known },
@@ -513,6 +523,7 @@ impl Setup {
         let serving = tokio::spawn(serve(listener, front, shutdown.clone()));
         let _end = shutdown.clone().drop_guard();
         Self {
+            jane: client_ca.client("jane", Some("dev")),
             client_ca,
             api,
             address,
@@ -539,7 +550,7 @@ impl Setup {
         let stream = soon(self.connector(certificate).http2()).await.unwrap();
         let (sender, connection) =
             http2::handshake(hyper_util::rt::TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-        let running = tokio::spawn(async move { drop(connection.await) });
+        let running = tokio::spawn(connection);
         Http2 { sender, running }
     }
 
@@ -568,7 +579,7 @@ pub(super) fn connector(address: SocketAddr, server_ca: &Ca, certificate: Option
 /// An HTTP/2 client's connection.
 pub(crate) struct Http2 {
     sender: http2::SendRequest<Body>,
-    pub(crate) running: JoinHandle<()>,
+    pub(crate) running: JoinHandle<hyper::Result<()>>,
 }
 
 impl Http2 {

@@ -1,6 +1,9 @@
 //! The front as clients and kube-apiserver see it.
 
+use std::error::Error as _;
+
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::join_all};
 use http::{Request, Version};
 use http_body_util::BodyExt;
 use hyper::{body::Frame, client::conn::http1};
@@ -11,10 +14,11 @@ use rustls::sign::CertifiedKey;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::JoinHandle,
 };
 
 use super::{
-    empty, serve_starting,
+    Unauthenticated, empty, serve_starting,
     testing::{Ca, Setup, channel, connector, soon, text},
 };
 
@@ -66,7 +70,7 @@ async fn strangers_get_one_request_a_connection() {
     let foreign = Ca::new("client-ca").client("system:admin", None);
     let client = setup.http2(Some(&foreign)).await;
     assert_eq!(client.get("/api").await.status(), 401);
-    soon(client.running).await.unwrap();
+    soon(client.running).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -134,7 +138,7 @@ async fn metrics_of_ours_follow_kube_apiservers_for_whom_it_lets_see_them() {
     registry.register("ours", "What we count", Gauge::<i64>::default());
     let token = ("authorization", "Bearer abc");
 
-    let setup = Setup::start_with(Some(registry)).await;
+    let setup = Setup::start_with(Some(registry), Unauthenticated::Forwarded).await;
     let client = setup.http2(None).await;
     let page = text(client.get_with("/metrics", &[token, ("accept-encoding", "gzip")]).await).await;
     assert_eq!(page, "theirs 1\n# HELP ours What we count.\n# TYPE ours gauge\nours 0\n");
@@ -150,7 +154,7 @@ async fn metrics_of_ours_follow_kube_apiservers_for_whom_it_lets_see_them() {
 #[tokio::test]
 async fn until_kube_apiserver_is_ready_clients_are_told_to_try_again() {
     let setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     setup.ready.send_replace(false);
     let response = client.get("/api").await;
     assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
@@ -189,7 +193,7 @@ async fn while_the_server_starts_everything_has_to_come_again() {
 #[tokio::test]
 async fn bodies_and_trailers_stream_both_ways() {
     let setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     let (sender, body) = channel();
     let mut response = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
     for part in ["one", "two"] {
@@ -223,11 +227,11 @@ async fn http1_clients_are_served_too() {
 #[tokio::test]
 async fn upgrades_are_spliced_and_each_side_may_end_first() {
     let setup = Setup::start().await;
-    let jane = setup.client_ca.client("jane", None);
-    for certificate in [Some(&jane), None] {
+    for certificate in [Some(&setup.jane), None] {
         let mut client = setup.http1(certificate).await;
         let request = Request::post("/upgrade")
             .header("host", "front.test")
+            .header("authorization", "Bearer abc")
             .header("connection", "Upgrade, X-Mine")
             .header("upgrade", "SPDY/3.1")
             .header("x-mine", "1")
@@ -259,7 +263,7 @@ async fn upgrades_are_spliced_and_each_side_may_end_first() {
 #[tokio::test]
 async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
     let setup = Setup::start().await;
-    let mut client = setup.http1(None).await;
+    let mut client = setup.http1(Some(&setup.jane)).await;
     let request =
         Request::get("/api").header("host", "h").header("connection", "upgrade").header("upgrade", "websocket");
     let response = soon(client.send_request(request.body(empty()).unwrap())).await.unwrap();
@@ -270,7 +274,8 @@ async fn an_upgrade_that_is_refused_is_an_ordinary_answer() {
 #[tokio::test]
 async fn long_streams_are_spread_over_connections_before_they_are_full() {
     let setup = Setup::start().await;
-    let clients = [setup.http2(None).await, setup.http2(None).await, setup.http2(None).await];
+    let jane = Some(&setup.jane);
+    let clients = [setup.http2(jane).await, setup.http2(jane).await, setup.http2(jane).await];
     let mut watches = Vec::new();
     for number in 0..200 {
         watches.push(clients[number % 3].get("/watch").await);
@@ -288,10 +293,10 @@ async fn clients_that_do_not_read_block_nobody_else() {
     let setup = Setup::start().await;
     let mut unread = Vec::new();
     for _ in 0..50 {
-        let client = setup.http2(None).await;
+        let client = setup.http2(Some(&setup.jane)).await;
         unread.push((client.get("/flood").await, client));
     }
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     for _ in 0..20 {
         assert_eq!(text(client.get("/api").await).await, "ok");
     }
@@ -301,7 +306,7 @@ async fn clients_that_do_not_read_block_nobody_else() {
 #[tokio::test]
 async fn a_client_that_goes_ends_its_requests_at_kube_apiserver() {
     let setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     let (watch, other) = (client.get("/watch").await, client.get("/watch").await);
     setup.api.sending(2).await;
     drop(watch);
@@ -309,7 +314,7 @@ async fn a_client_that_goes_ends_its_requests_at_kube_apiserver() {
     drop((other, client));
     setup.api.sending(0).await;
 
-    let client = setup.http1(None).await;
+    let client = setup.http1(Some(&setup.jane)).await;
     let hanging = tokio::spawn({
         let mut client = client;
         async move { client.send_request(Request::get("/hang").header("host", "h").body(empty()).unwrap()).await }
@@ -322,7 +327,7 @@ async fn a_client_that_goes_ends_its_requests_at_kube_apiserver() {
 #[tokio::test]
 async fn after_goodbye_new_requests_take_a_new_connection_and_old_ones_go_on() {
     let mut setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     let (sender, body) = channel();
     let mut running = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
     setup.api.say_goodbye();
@@ -336,7 +341,7 @@ async fn after_goodbye_new_requests_take_a_new_connection_and_old_ones_go_on() {
 #[tokio::test]
 async fn requests_survive_a_restart_of_kube_apiserver() {
     let mut setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     assert_eq!(client.get("/api").await.status(), 200);
     let watch = client.get("/watch").await;
     setup.api.kill().await;
@@ -354,7 +359,7 @@ async fn requests_survive_a_restart_of_kube_apiserver() {
 #[tokio::test]
 async fn what_kube_apiserver_may_have_done_is_not_repeated() {
     let mut setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     let hanging = tokio::spawn(async move {
         client.send(Request::post("https://front.test/hang").body(super::full("once")).unwrap()).await
     });
@@ -368,7 +373,7 @@ async fn what_kube_apiserver_may_have_done_is_not_repeated() {
 #[tokio::test]
 async fn shutdown_lets_requests_finish_and_cuts_watches() {
     let mut setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     let (sender, body) = channel();
     let echo = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
     let watch = client.get("/watch").await;
@@ -384,11 +389,11 @@ async fn shutdown_lets_requests_finish_and_cuts_watches() {
 #[tokio::test]
 async fn shutdown_sends_idle_clients_away() {
     let setup = Setup::start().await;
-    let client = setup.http2(None).await;
+    let client = setup.http2(Some(&setup.jane)).await;
     assert_eq!(client.get("/api").await.status(), 200);
     setup.shutdown.cancel();
     soon(setup.serving).await.unwrap();
-    soon(client.running).await.unwrap();
+    soon(client.running).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -442,4 +447,132 @@ async fn tls_before_1_2_is_not_spoken() {
     soon(old.read_to_end(&mut heard)).await.unwrap();
     assert_eq!((heard[0], heard[5]), (21, 2), "a fatal alert, and nothing else");
     assert_eq!(heard.len(), 7);
+}
+
+/// What a client of HTTP/2 is told when its connection ends with GOAWAY.
+fn is_told_to_calm_down(error: &hyper::Error) -> bool {
+    let error = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| error.is_go_away() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
+}
+
+#[tokio::test]
+async fn without_credentials_nothing_reaches_kube_apiserver() {
+    let setup = Setup::start().await;
+    let client = setup.http2(None).await;
+    let response = client.get_with("/api", &[("authorization", "Basic YWJj"), ("audit-id", "mine")]).await;
+    assert_eq!(response.status(), 401);
+    let mut headers = response.headers().clone();
+    assert!(headers.remove("date").is_some());
+    let mut names: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            ("audit-id", "mine"),
+            ("cache-control", "no-cache, private"),
+            ("content-length", "129"),
+            ("content-type", "application/json"),
+        ]
+    );
+    let expected = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#;
+    assert_eq!(text(response).await, format!("{expected}\n"));
+
+    let mut client = setup.http1(None).await;
+    let request = Request::get("/api/v1/namespaces/default/pods/p/exec").header("host", "front.test");
+    let request = request.header("connection", "upgrade").header("upgrade", "websocket").body(empty()).unwrap();
+    assert_eq!(soon(client.send_request(request)).await.unwrap().status(), 401);
+    assert_eq!(setup.api.requests_by_connection(), [0; 0], "not even a handshake");
+}
+
+#[tokio::test]
+async fn where_anonymous_access_is_on_strangers_ask_on_connections_of_their_own() {
+    let setup = Setup::start_with(None, Unauthenticated::Forwarded).await;
+    let clients = [setup.http2(None).await, setup.http2(None).await];
+    for client in [&clients[0], &clients[1], &clients[0]] {
+        assert_eq!(text(client.get("/livez").await).await, "ok");
+        assert!(!setup.api.last().trusted);
+    }
+    clients[1].get("/api").await;
+    assert_eq!(setup.api.connections(), 2);
+}
+
+#[tokio::test]
+async fn each_identity_has_connections_of_its_own() {
+    let setup = Setup::start().await;
+    let john = setup.client_ca.client("john", Some("dev"));
+    for certificate in [Some(&setup.jane), Some(&john), None, Some(&setup.jane)] {
+        for token in ["Bearer abc", "Bearer def"] {
+            setup.http2(certificate).await.get_with("/api", &[("authorization", token)]).await;
+        }
+    }
+    assert_eq!(setup.api.requests_by_connection(), [4, 2, 1, 1], "jane's, john's, and one for each token");
+}
+
+#[tokio::test]
+async fn guesses_of_tokens_leave_no_connection_and_are_counted() {
+    let setup = Setup::start().await;
+    let guesser = setup.http2(None).await;
+    let guess = |number: usize| {
+        let request = Request::get("https://front.test/guess").header("authorization", format!("Bearer {number}"));
+        guesser.begin(request.body(empty()).unwrap())
+    };
+    let answers = soon(join_all((0..90).map(guess))).await;
+    let count =
+        |status: u16| answers.iter().filter(|answer| answer.as_ref().is_ok_and(|it| it.status() == status)).count();
+    assert_eq!(count(401) + count(429), 90);
+    assert!((1..=setup.api.connections()).contains(&count(401)) && count(429) > 0);
+    setup.api.connected(0).await;
+    assert_eq!(setup.http2(Some(&setup.jane)).await.get("/api").await.status(), 200);
+}
+
+#[tokio::test]
+async fn whoever_resets_what_it_asks_loses_its_connection_and_nobody_else_does() {
+    let setup = Setup::start().await;
+    let john = setup.client_ca.client("john", Some("system:nodes"));
+    let watching = setup.http2(Some(&setup.jane)).await;
+    let mut watch = watching.get("/watch").await;
+    let token = setup.http2(None).await;
+    let mut other = token.get_with("/watch", &[("authorization", "Bearer abc")]).await;
+
+    let mut attacker = setup.http2(Some(&john)).await;
+    let request = || Request::get("https://front.test/hang").body(empty()).unwrap();
+    let mut given_up = 0;
+    let ended = soon(async {
+        loop {
+            let asked: Vec<_> = (0..50).map(|_| tokio::spawn(attacker.begin(request()))).collect();
+            tokio::select! {
+                () = setup.api.sending(2 + 50) => {}
+                ended = &mut attacker.running => return ended,
+            }
+            asked.iter().for_each(JoinHandle::abort);
+            given_up += 50;
+            tokio::select! {
+                () = setup.api.sending(2) => {}
+                ended = &mut attacker.running => return ended,
+            }
+        }
+    })
+    .await;
+    assert!((200..=400).contains(&given_up), "{given_up}");
+    let told = ended.unwrap().unwrap_err();
+    assert!(is_told_to_calm_down(&told), "{told:?}");
+    for watch in [&mut watch, &mut other] {
+        assert_eq!(soon(watch.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap(), "event");
+        assert!(watch.body_mut().frame().now_or_never().is_none(), "it goes on");
+    }
+    assert_eq!(watching.get("/api").await.status(), 200);
+    assert_eq!(setup.http2(Some(&john)).await.get("/ping").await.status(), 200, "john may come again");
+}
+
+#[tokio::test]
+async fn a_path_that_go_cannot_read_is_a_bad_request() {
+    let setup = Setup::start().await;
+    let client = setup.http2(Some(&setup.jane)).await;
+    for path in ["/%", "/api/%4", "/%zz", "/api%2"] {
+        let response = client.get(path).await;
+        assert_eq!((response.status().as_u16(), text(response).await.contains("%")), (400, true), "{path}");
+    }
+    for path in ["/%41", "/?%", "/api?a=%zz"] {
+        assert_eq!(client.get(path).await.status(), 200, "{path}");
+    }
 }
