@@ -22,7 +22,7 @@ use k3s_pki::{
     AnyClientCertificate, CertificateFiles, ClientCa, Lifetime, NodeCertificate, PublicKey, ServerPki, ServerRequest,
 };
 use k3s_supervise::{Options as SupervisorOptions, Supervisor, cgroup::CgroupPlace, log::Target};
-use k3s_tunnel::Tunnels;
+use k3s_tunnel::{Dialect, Tunnels};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer, sign::SingleCertAndKey};
 use serde_json::{Value, json};
@@ -240,7 +240,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end
             if let Some(upgraded) = upgraded
                 && let Ok(io) = upgraded.await
             {
-                let _ = shared.tunnels.serve(NODE, TokioIo::new(io), &end).await;
+                let _ = shared.tunnels.serve(NODE, Dialect::HalfClose, TokioIo::new(io), &end).await;
             }
         });
     }

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k3s_splice::splice;
 use prometheus_client::registry::Registry;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     sync::watch,
     time::timeout,
@@ -169,11 +169,11 @@ impl Balancer {
         Err(NoServer { tried })
     }
 
-    async fn forward(&self, mut client: TcpStream) {
+    async fn forward(&self, client: TcpStream) {
         match self.connect().await {
-            Ok((mut server, link)) => {
+            Ok((server, link)) => {
                 // A broken connection is the client's to notice, and to open anew.
-                let _ = link.over().run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
+                let _ = link.over().run_until_cancelled(splice(client, server)).await;
             }
             Err(error) => debug!(%error, "A client was turned away."),
         }
@@ -292,6 +292,37 @@ mod tests {
         balancer.lost_address(Ipv4Addr::LOCALHOST.into());
         assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
         assert_eq!(dial_in(at).await.0, "a");
+
+        shutdown.cancel();
+        served.await.unwrap();
+        a_served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_server_answers_after_its_client_ended_arrives_however_slowly_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let (a, a_served) = server("a", &shutdown).await;
+        let balancer = Balancer::new(options(a, &folder)).unwrap();
+        let (at, served) = serve(&balancer, &shutdown).await;
+
+        let (_, client) = dial_in(at).await;
+        let (mut from, mut to) = client.into_split();
+        let sent: Vec<u8> = (0..20_000_000_u32).map(|position| (position % 251) as u8).collect();
+        let send = async {
+            to.write_all(&sent).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        let read = async {
+            let (mut read, mut chunk) = (Vec::new(), vec![0; 200_000]);
+            while let count @ 1.. = from.read(&mut chunk).await.unwrap() {
+                read.extend_from_slice(&chunk[..count]);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            read
+        };
+        let (read, ()) = tokio::join!(read, send);
+        assert!(read == sent, "{} of {}", read.len(), sent.len());
 
         shutdown.cancel();
         served.await.unwrap();

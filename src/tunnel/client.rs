@@ -6,6 +6,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use k3s_splice::splice;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -21,11 +22,12 @@ use tracing::debug;
 
 use crate::{
     PATH,
+    dialect::Dialect,
     driver::{Driver, SessionError, websocket_config},
     link::{Asked, Link},
     rules::Rules,
     session::Role,
-    stream::{TunnelStream, splice},
+    stream::TunnelStream,
 };
 
 /// For the websocket's handshake.
@@ -37,6 +39,7 @@ const DIAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Tunnel<IO> {
     socket: WebSocketStream<IO>,
+    dialect: Dialect,
 }
 
 /// Why there is no tunnel to a server.
@@ -66,10 +69,11 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
     /// the kubelet's client certificate, by which the server knows the node.
     pub async fn connect(io: IO, server: &str) -> Result<Self, ConnectError> {
         let url = format!("wss://{server}{PATH}");
-        let request = url.into_client_request().map_err(|_| ConnectError::Address(server.to_owned()))?;
+        let mut request = url.into_client_request().map_err(|_| ConnectError::Address(server.to_owned()))?;
+        Dialect::HalfClose.tell(request.headers_mut());
         let handshake = client_async_with_config(request, io, Some(websocket_config()));
         match timeout(HANDSHAKE, handshake).await {
-            Ok(Ok((socket, _))) => Ok(Self { socket }),
+            Ok(Ok((socket, response))) => Ok(Self { socket, dialect: Dialect::of(response.headers()) }),
             Ok(Err(tungstenite::Error::Http(response))) => Err(ConnectError::Refused {
                 status: response.status().as_u16(),
                 body: String::from_utf8_lossy(response.body().as_deref().unwrap_or_default()).into_owned(),
@@ -95,7 +99,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
             dials.spawn(cut.clone().run_until_cancelled_owned(carry(stream, address)));
             Ok(())
         };
-        let link = Link::new(Role::Client, "client/0".to_owned());
+        let link = Link::new(Role::Client, self.dialect, "client/0".to_owned());
         let ended = Driver::new(self.socket, link).run(dial, shutdown).await;
         cut.cancel();
         dials.close();
@@ -104,7 +108,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
     }
 }
 
-/// Dials and carries bytes until either side ends.
+/// Dials and carries bytes until both sides have ended.
 async fn carry(stream: TunnelStream, address: SocketAddr) {
     let dialled =
         timeout(DIAL, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

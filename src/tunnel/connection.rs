@@ -1,8 +1,10 @@
 //! One connection of a session: what waits to be read, and whether either side has to wait.
 //!
 //! ```text
-//! open ──the peer's Error, or a sweep──▶ ended: what has come can still be read ──▶ released
-//!   └──────────────close────────────────▲
+//!       ┌─our CloseWrite────────▶ only read ────the peer's─┐
+//! open ─┤                                                  ├─▶ ended: what has come can still be read ──▶ released
+//!   │   └─the peer's CloseWrite─▶ only written ───────ours─┘ ▲
+//!   └───────────an Error of either side, or a sweep──────────┘
 //! ```
 
 use std::collections::VecDeque;
@@ -23,7 +25,10 @@ pub(crate) const WRITE_AHEAD: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
     unread: VecDeque<u8>,
-    ending: Option<Ending>,
+    /// Nothing comes any more.
+    incoming: Option<Ending>,
+    /// Nothing may be written any more.
+    outgoing: Option<Ending>,
     /// We asked the peer to pause.
     reading: Flow,
     /// The peer asked us to.
@@ -58,19 +63,35 @@ pub(crate) enum Received {
 }
 
 impl Connection {
-    /// Neither side has ended it.
+    /// At least one direction has not ended.
     pub(crate) fn is_open(&self) -> bool {
-        self.ending.is_none()
+        self.incoming.is_none() || self.outgoing.is_none()
     }
 
-    /// How it ended.
-    pub(crate) fn ending(&self) -> Option<&Ending> {
-        self.ending.as_ref()
+    /// How what comes ended.
+    pub(crate) fn incoming_ending(&self) -> Option<&Ending> {
+        self.incoming.as_ref()
     }
 
-    /// Ends it; only the first reason counts.
+    /// How what is written ended.
+    pub(crate) fn outgoing_ending(&self) -> Option<&Ending> {
+        self.outgoing.as_ref()
+    }
+
+    /// Ends both directions. For each only its first reason counts.
     pub(crate) fn end(&mut self, ending: Ending) {
-        self.ending.get_or_insert(ending);
+        self.incoming.get_or_insert_with(|| ending.clone());
+        self.outgoing.get_or_insert(ending);
+    }
+
+    /// The peer writes no more.
+    pub(crate) fn end_incoming(&mut self) {
+        self.incoming.get_or_insert(Ending::Eof);
+    }
+
+    /// Our side writes no more.
+    pub(crate) fn end_outgoing(&mut self) {
+        self.outgoing.get_or_insert(Ending::Eof);
     }
 
     /// Takes data of the peer's.

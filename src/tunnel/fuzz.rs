@@ -7,6 +7,7 @@ use bytes::{Buf as _, Bytes};
 
 use crate::{
     connection::{GIVE_UP_ABOVE, WRITE_AHEAD},
+    dialect::Dialect,
     message::{ConnectionId, Ending, Message, Target},
     session::{Event, Role, Session, Unread, Written},
 };
@@ -19,7 +20,8 @@ pub fn session(data: &[u8]) {
     let mut bytes = Bytes::copy_from_slice(data);
     let Ok(first) = bytes.try_get_u8() else { return };
     let role = if first & 1 == 0 { Role::Server } else { Role::Client };
-    let mut session = Session::new(role, "fuzz/1".to_owned());
+    let dialect = if first & 2 == 0 { Dialect::Remotedialer } else { Dialect::HalfClose };
+    let mut session = Session::new(role, dialect, "fuzz/1".to_owned());
     let mut connections = vec![ConnectionId(2)];
     while let (Ok(step), Ok(argument)) = (bytes.try_get_u8(), bytes.try_get_u8()) {
         let connection = connections[usize::from(argument) % connections.len()];
@@ -53,6 +55,7 @@ pub fn session(data: &[u8]) {
                     session.consume(connection, count);
                 }
             }
+            5 if argument & 1 == 0 => session.close_write(connection),
             5 => session.close(connection, Ending::Error("closed".to_owned())),
             6 => {
                 session.release(connection);

@@ -6,6 +6,7 @@
 
 mod client;
 mod connection;
+mod dialect;
 mod driver;
 mod egress;
 #[cfg(feature = "fuzz")]
@@ -22,6 +23,7 @@ mod stream;
 mod tests;
 
 pub use client::{ConnectError, Tunnel};
+pub use dialect::Dialect;
 pub use driver::SessionError;
 pub use egress::{Destination, Egress, NoDestination, Node, Route};
 pub use heartbeat::Gone;
@@ -29,7 +31,7 @@ pub use message::{Malformed, Target};
 pub use rules::{Reach, Rules};
 pub use server::{NoTunnel, NoUpgrade, Tunnels, upgrade};
 pub use session::Violation;
-pub use stream::{TunnelStream, splice};
+pub use stream::TunnelStream;
 
 /// Where servers take tunnels.
 pub const PATH: &str = "/v1-k3s/connect";

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::io::ReadBuf;
 
 use crate::{
+    dialect::Dialect,
     message::{ConnectionId, Ending, Target},
     session::{Event, Role, Session, Unread, Violation, Written},
     stream::TunnelStream,
@@ -48,9 +49,9 @@ pub(crate) struct Asked {
 }
 
 impl Link {
-    pub(crate) fn new(role: Role, name: String) -> Arc<Self> {
+    pub(crate) fn new(role: Role, dialect: Dialect, name: String) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Inner {
-            session: Session::new(role, name),
+            session: Session::new(role, dialect, name),
             ended: false,
             driver: None,
             waiting: HashMap::new(),
@@ -116,6 +117,14 @@ impl Link {
             Written::Ended(Ending::Eof) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Written::Ended(Ending::Error(text)) => Poll::Ready(Err(broken(&text))),
         }
+    }
+
+    /// Nothing more is written on the connection.
+    pub(crate) fn close_write(&self, connection: ConnectionId) {
+        let mut inner = self.lock();
+        inner.session.close_write(connection);
+        inner.wake_writer(connection);
+        inner.wake_driver();
     }
 
     /// Ends the connection, for both sides and both directions.

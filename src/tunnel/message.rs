@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Varints are Go's signed ones, zig-zag. The id counts the messages of a sender and the deadline, once milliseconds, is always
-//! 15000: remotedialer writes both and reads neither (`message.go`).
+//! 15000: remotedialer writes both and reads neither (`message.go`). Types that a peer does not know are ignored by it.
 
 use std::fmt;
 
@@ -52,6 +52,8 @@ pub(crate) enum Message {
     Resume { connection: ConnectionId },
     /// All connections that the client has.
     SyncConnections { connections: Vec<ConnectionId> },
+    /// The sender writes nothing more on a connection, and goes on reading. Ours alone: see [`Dialect`](crate::Dialect).
+    CloseWrite { connection: ConnectionId },
     /// Of a later version; to be ignored.
     Unknown { kind: i64 },
 }
@@ -81,6 +83,8 @@ const REMOVE_CLIENT: i64 = 5;
 const PAUSE: i64 = 6;
 const RESUME: i64 = 7;
 const SYNC_CONNECTIONS: i64 = 8;
+/// Far from those that remotedialer may yet add.
+const CLOSE_WRITE: i64 = 1001;
 
 /// What stands where deadlines stood.
 const DEADLINE: i64 = 15_000;
@@ -111,6 +115,7 @@ impl Message {
             PAUSE => Self::Pause { connection },
             RESUME => Self::Resume { connection },
             SYNC_CONNECTIONS => Self::SyncConnections { connections: connections(&bytes)? },
+            CLOSE_WRITE => Self::CloseWrite { connection },
             kind => Self::Unknown { kind },
         })
     }
@@ -129,6 +134,7 @@ impl Message {
                 let payload: Vec<u8> = connections.iter().flat_map(|connection| connection.0.to_le_bytes()).collect();
                 encode(id, ConnectionId(0), SYNC_CONNECTIONS, &payload)
             }
+            Self::CloseWrite { connection } => encode(id, *connection, CLOSE_WRITE, &[]),
             Self::Unknown { kind } => encode(id, ConnectionId(0), *kind, &[]),
         }
     }
@@ -260,6 +266,7 @@ mod tests {
                 Message::SyncConnections { connections: vec![ConnectionId(2), ConnectionId(0x0102)] },
                 with(&[66, 0, 16], &[2, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]),
             ),
+            (Message::CloseWrite { connection: THIRD }, vec![66, 6, 0xd2, 0x0f]),
             (Message::Unknown { kind: 9 }, vec![66, 0, 18]),
         ]
     }

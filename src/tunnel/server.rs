@@ -14,6 +14,7 @@ use tokio_tungstenite::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dialect::Dialect,
     driver::{Driver, SessionError, websocket_config},
     link::{Asked, Link},
     message::Target,
@@ -49,20 +50,28 @@ pub struct NoUpgrade {
 }
 
 /// What agrees to make `request` a tunnel of `node`: the head of a `101 Switching Protocols`, after which the connection belongs to
-/// [`Tunnels::serve`].
+/// [`Tunnels::serve`]. It accepts what the request offers ([`Dialect::of`]).
 pub fn upgrade<B>(request: &Request<B>, node: &str) -> Result<Response<()>, NoUpgrade> {
-    create_response_with_body(request, || ())
-        .map_err(|error| NoUpgrade { node: node.to_owned(), source: Box::new(error) })
+    let mut response = create_response_with_body(request, || ())
+        .map_err(|error| NoUpgrade { node: node.to_owned(), source: Box::new(error) })?;
+    Dialect::of(request.headers()).tell(response.headers_mut());
+    Ok(response)
 }
 
 impl Tunnels {
-    /// Serves a tunnel that `node` has opened, whose handshake is done, until `shutdown` or until it ends.
-    pub async fn serve<IO>(&self, node: &str, io: IO, shutdown: &CancellationToken) -> Result<(), SessionError>
+    /// Serves a tunnel that `node` has opened, whose handshake agreed on `dialect`, until `shutdown` or until it ends.
+    pub async fn serve<IO>(
+        &self,
+        node: &str,
+        dialect: Dialect,
+        io: IO,
+        shutdown: &CancellationToken,
+    ) -> Result<(), SessionError>
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let socket = WebSocketStream::from_raw_socket(io, protocol::Role::Server, Some(websocket_config())).await;
-        let registered = self.register(node);
+        let registered = self.register(node, dialect);
         let driver = Driver::new(socket, registered.link.clone());
         // A client that asks for a connection breaks the protocol before this is reached.
         driver.run(|Asked { target, .. }| Err(SessionError::NotAllowed(target)), shutdown).await
@@ -87,10 +96,10 @@ impl Tunnels {
         self.lock().nodes.contains_key(node)
     }
 
-    fn register(&self, node: &str) -> Registered {
+    fn register(&self, node: &str, dialect: Dialect) -> Registered {
         let mut registry = self.lock();
         registry.last += 1;
-        let link = Link::new(Role::Server, format!("{node}/{}", registry.last));
+        let link = Link::new(Role::Server, dialect, format!("{node}/{}", registry.last));
         registry.nodes.entry(node.to_owned()).or_default().push(link.clone());
         Registered { tunnels: self.clone(), node: node.to_owned(), link }
     }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     connection::{Connection, Flow, Received},
+    dialect::Dialect,
     message::{ConnectionId, Ending, Malformed, Message, Target, encode_data},
 };
 
@@ -33,6 +34,7 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Session {
     role: Role,
+    dialect: Dialect,
     /// `<client key>/<session key>`: for texts.
     name: String,
     connections: BTreeMap<ConnectionId, Connection>,
@@ -113,9 +115,10 @@ pub enum Violation {
 
 impl Session {
     /// A session without connections. `name` is how the other side finds it in our texts.
-    pub(crate) fn new(role: Role, name: String) -> Self {
+    pub(crate) fn new(role: Role, dialect: Dialect, name: String) -> Self {
         Self {
             role,
+            dialect,
             name,
             connections: BTreeMap::new(),
             urgent: VecDeque::new(),
@@ -143,7 +146,7 @@ impl Session {
     /// What the connection has for its reader.
     pub(crate) fn unread(&self, connection: ConnectionId) -> Unread<'_> {
         let Some(known) = self.connections.get(&connection) else { return Unread::Ended(&Ending::Eof) };
-        match (known.unread(), known.ending()) {
+        match (known.unread(), known.incoming_ending()) {
             ([], Some(ending)) => Unread::Ended(ending),
             ([], None) => Unread::Nothing,
             (bytes, _) => Unread::Bytes(bytes),
@@ -153,7 +156,7 @@ impl Session {
     /// `count` bytes of [`unread`](Self::unread) were read.
     pub(crate) fn consume(&mut self, connection: ConnectionId, count: usize) {
         let Some(known) = self.connections.get_mut(&connection) else { return };
-        if known.consume(count) && known.is_open() {
+        if known.consume(count) && known.incoming_ending().is_none() {
             self.urge(Message::Resume { connection });
         }
     }
@@ -161,7 +164,7 @@ impl Session {
     /// Writes as much of `bytes` as may be sent now.
     pub(crate) fn write(&mut self, connection: ConnectionId, bytes: &[u8]) -> Written {
         let Some(known) = self.connections.get_mut(&connection) else { return Written::Ended(Ending::Eof) };
-        if let Some(ending) = known.ending() {
+        if let Some(ending) = known.outgoing_ending() {
             return Written::Ended(ending.clone());
         }
         if !known.may_write() {
@@ -175,11 +178,30 @@ impl Session {
         Written::Taken(taken.len())
     }
 
-    /// Ends the connection from our side. The peer hears of it after all that was written; what it sent can still be read.
+    /// Nothing more is written. The peer hears of it after all that was; what it sends can still be read.
+    pub(crate) fn close_write(&mut self, connection: ConnectionId) {
+        let known = self.connections.get_mut(&connection).filter(|known| known.outgoing_ending().is_none());
+        let Some(known) = known else { return };
+        known.end_outgoing();
+        let message = match self.dialect {
+            Dialect::HalfClose => Message::CloseWrite { connection },
+            Dialect::Remotedialer => Message::Error { connection, ending: Ending::Eof },
+        };
+        self.enqueue(connection, &message);
+    }
+
+    /// Ends the connection from our side. The peer hears of it after all that was written.
     pub(crate) fn close(&mut self, connection: ConnectionId, ending: Ending) {
-        let Some(known) = self.connections.get_mut(&connection).filter(|known| known.is_open()) else { return };
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        let knows = match self.dialect {
+            Dialect::HalfClose => !known.is_open(),
+            // It was told when our side ended, or told us.
+            Dialect::Remotedialer => known.outgoing_ending().is_some(),
+        };
         known.end(ending.clone());
-        self.enqueue(connection, &Message::Error { connection, ending });
+        if !knows {
+            self.enqueue(connection, &Message::Error { connection, ending });
+        }
     }
 
     /// Forgets the connection: nobody uses it any more.
@@ -217,6 +239,13 @@ impl Session {
                 Some(Event::Writable(connection))
             }
             Message::SyncConnections { connections } => self.sweep(&connections),
+            Message::CloseWrite { connection } if self.dialect == Dialect::HalfClose => {
+                self.open(connection).map(|known| {
+                    known.end_incoming();
+                    Event::Readable(connection)
+                })
+            }
+            Message::CloseWrite { .. } => None,
             Message::AddClient { .. } | Message::RemoveClient { .. } | Message::Unknown { .. } => None,
         })
     }
@@ -241,7 +270,8 @@ impl Session {
     }
 
     fn receive_data(&mut self, connection: ConnectionId, bytes: &[u8]) -> Result<Option<Event>, Violation> {
-        let Some(known) = self.open(connection) else { return self.answer_stray(connection).map(|()| None) };
+        let known = self.open(connection).filter(|known| known.incoming_ending().is_none());
+        let Some(known) = known else { return self.answer_stray(connection).map(|()| None) };
         match known.receive(bytes) {
             Received::Kept => {}
             Received::Pause => self.urge(Message::Pause { connection }),
@@ -280,8 +310,14 @@ impl Session {
     }
 
     fn receive_ending(&mut self, connection: ConnectionId, ending: Ending) -> Option<Event> {
-        self.open(connection)?.end(ending);
-        self.discard(connection);
+        let known = self.open(connection)?;
+        let has_ended = known.outgoing_ending().is_some();
+        known.end(ending);
+        let was_told = !self.discard(connection) && has_ended;
+        if !was_told && self.dialect == Dialect::Remotedialer {
+            // As remotedialer does: the peer may read until then.
+            self.enqueue(connection, &Message::Error { connection, ending: Ending::Eof });
+        }
         Some(Event::Ended(vec![connection]))
     }
 
@@ -316,16 +352,18 @@ impl Session {
         (!ended.is_empty()).then_some(Event::Ended(ended))
     }
 
-    /// The connection that the peer speaks of, if it is open.
+    /// The connection that the peer speaks of, if it has not ended.
     fn open(&mut self, connection: ConnectionId) -> Option<&mut Connection> {
         let known = self.connections.get_mut(&connection).filter(|known| known.is_open())?;
         known.confirmed = true;
         Some(known)
     }
 
-    /// Drops what waits to be sent on a connection that the peer has ended.
-    fn discard(&mut self, connection: ConnectionId) {
+    /// Drops what waits to be sent on a connection that the peer has ended. Returns whether there was any.
+    fn discard(&mut self, connection: ConnectionId) -> bool {
+        let waiting = self.queue.len();
         self.queue.retain(|queued| queued.connection != connection);
+        self.queue.len() < waiting
     }
 
     fn enqueue(&mut self, connection: ConnectionId, message: &Message) {
@@ -353,11 +391,11 @@ mod tests {
     const SECOND: ConnectionId = ConnectionId(2);
 
     fn server() -> Session {
-        Session::new(Role::Server, "worker/1".to_owned())
+        Session::new(Role::Server, Dialect::HalfClose, "worker/1".to_owned())
     }
 
     fn client() -> Session {
-        Session::new(Role::Client, "client/0".to_owned())
+        Session::new(Role::Client, Dialect::HalfClose, "client/0".to_owned())
     }
 
     fn receive(session: &mut Session, message: &Message) -> Result<Option<Event>, Violation> {
@@ -373,13 +411,21 @@ mod tests {
         Message::Error { connection, ending: Ending::Error(text.to_owned()) }
     }
 
+    fn eof(connection: ConnectionId) -> Message {
+        Message::Error { connection, ending: Ending::Eof }
+    }
+
     fn data(connection: ConnectionId, bytes: &'static [u8]) -> Message {
         Message::Data { connection, bytes: Bytes::from_static(bytes) }
     }
 
     /// A server with a connection of which the client knows.
     fn connected() -> Session {
-        let mut server = server();
+        connected_by(Dialect::HalfClose)
+    }
+
+    fn connected_by(dialect: Dialect) -> Session {
+        let mut server = Session::new(Role::Server, dialect, "worker/1".to_owned());
         server.connect(Target::tcp("127.0.0.1:10250"));
         sent(&mut server);
         server
@@ -445,10 +491,67 @@ mod tests {
         let mut server = connected();
         server.write(SECOND, b"last");
         server.release(SECOND);
-        assert_eq!(
-            sent(&mut server),
-            [data(SECOND, b"last"), Message::Error { connection: SECOND, ending: Ending::Eof }]
-        );
+        assert_eq!(sent(&mut server), [data(SECOND, b"last"), eof(SECOND)]);
+    }
+
+    #[test]
+    fn each_direction_ends_by_itself() {
+        let close_write = Message::CloseWrite { connection: SECOND };
+        let mut server = connected();
+        server.write(SECOND, b"last");
+        server.close_write(SECOND);
+        assert_eq!(server.write(SECOND, b"x"), Written::Ended(Ending::Eof));
+        assert_eq!(sent(&mut server), [data(SECOND, b"last"), close_write.clone()]);
+        receive(&mut server, &data(SECOND, b"answer")).unwrap();
+        assert_eq!(receive(&mut server, &close_write), Ok(Some(Event::Readable(SECOND))));
+        assert_eq!(server.unread(SECOND), Unread::Bytes(b"answer"));
+        server.consume(SECOND, 6);
+        assert_eq!(server.unread(SECOND), Unread::Ended(&Ending::Eof));
+        server.release(SECOND);
+        assert_eq!(sent(&mut server), [], "the peer knows");
+
+        let mut server = connected();
+        receive(&mut server, &close_write).unwrap();
+        assert_eq!(server.write(SECOND, b"answer"), Written::Taken(6));
+        server.release(SECOND);
+        assert_eq!(sent(&mut server), [data(SECOND, b"answer"), eof(SECOND)]);
+    }
+
+    #[test]
+    fn a_connection_of_which_one_direction_has_ended_stays_listed() {
+        let mut server = connected();
+        server.close_write(SECOND);
+        let list = Message::SyncConnections { connections: vec![SECOND] };
+        assert_eq!(receive(&mut server, &list), Ok(None));
+        assert_eq!(server.unread(SECOND), Unread::Nothing);
+
+        let mut client = client();
+        receive(&mut client, &Message::Connect { connection: SECOND, target: Target::tcp("x:1") }).unwrap();
+        client.close_write(SECOND);
+        sent(&mut client);
+        client.sync();
+        assert_eq!(sent(&mut client), [list]);
+    }
+
+    #[test]
+    fn remotedialer_hears_an_error_and_is_read_until_its_own() {
+        let mut server = connected_by(Dialect::Remotedialer);
+        server.write(SECOND, b"last");
+        server.close_write(SECOND);
+        assert_eq!(sent(&mut server), [data(SECOND, b"last"), eof(SECOND)]);
+        receive(&mut server, &data(SECOND, b"before it heard")).unwrap();
+        assert_eq!(server.unread(SECOND), Unread::Bytes(b"before it heard"));
+        receive(&mut server, &eof(SECOND)).unwrap();
+        server.consume(SECOND, 15);
+        assert_eq!(server.unread(SECOND), Unread::Ended(&Ending::Eof));
+        server.release(SECOND);
+        assert_eq!(sent(&mut server), []);
+
+        let mut server = connected_by(Dialect::Remotedialer);
+        receive(&mut server, &Message::CloseWrite { connection: SECOND }).unwrap();
+        assert_eq!(server.unread(SECOND), Unread::Nothing, "not one of its messages");
+        receive(&mut server, &eof(SECOND)).unwrap();
+        assert_eq!(sent(&mut server), [eof(SECOND)], "as it answers itself");
     }
 
     #[test]
@@ -476,8 +579,7 @@ mod tests {
         server.write(SECOND, b"last");
         server.release(SECOND);
         receive(&mut server, &data(SECOND, b"late")).unwrap();
-        let end = Message::Error { connection: SECOND, ending: Ending::Eof };
-        assert_eq!(sent(&mut server), [data(SECOND, b"last"), end]);
+        assert_eq!(sent(&mut server), [data(SECOND, b"last"), eof(SECOND)]);
     }
 
     #[test]
@@ -601,6 +703,10 @@ mod tests {
             server: bool,
             messages: usize,
         },
+        /// Writes no more.
+        CloseWrite {
+            server: bool,
+        },
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -609,6 +715,7 @@ mod tests {
             (any::<bool>(), length.clone()).prop_map(|(server, length)| Step::Write { server, length }),
             (any::<bool>(), length).prop_map(|(server, length)| Step::Read { server, length }),
             (any::<bool>(), 1..4_usize).prop_map(|(server, messages)| Step::Move { server, messages }),
+            any::<bool>().prop_map(|server| Step::CloseWrite { server }),
         ]
     }
 
@@ -652,15 +759,25 @@ mod tests {
             other.session.receive(transmit.bytes).unwrap();
             true
         }
+
+        fn has_read_all(&self) -> bool {
+            matches!(self.session.unread(SECOND), Unread::Ended(Ending::Eof))
+        }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// Whatever the order of things: what was written is read, in order, once all has been moved.
+        /// Whatever the order of things: what was written is read, in order, once all has been moved, and then its end.
+        ///
+        /// remotedialer has no half-closed connections: what a side wrote is read unless the other closed.
         #[test]
-        fn nothing_is_lost_or_reordered(steps in prop::collection::vec(step(), 0..200)) {
-            let mut sides = [server(), client()].map(|session| Side { session, wrote: 0, read: 0 });
+        fn nothing_is_lost_or_reordered(steps in prop::collection::vec(step(), 0..200), halves: bool) {
+            let dialect = if halves { Dialect::HalfClose } else { Dialect::Remotedialer };
+            let mut sides = [(Role::Server, "worker/1"), (Role::Client, "client/0")].map(|(role, name)| {
+                Side { session: Session::new(role, dialect, name.to_owned()), wrote: 0, read: 0 }
+            });
+            let mut closed = Vec::new();
             sides[0].session.connect(Target::tcp("127.0.0.1:10250"));
             let [server, client] = &mut sides;
             server.move_to(client);
@@ -672,6 +789,14 @@ mod tests {
                     Step::Read { server: false, length } => client.read(length),
                     Step::Move { server: true, messages } => server.move_up_to(messages, client),
                     Step::Move { server: false, messages } => client.move_up_to(messages, server),
+                    Step::CloseWrite { server: true } => {
+                        server.session.close_write(SECOND);
+                        closed.push(Role::Server);
+                    }
+                    Step::CloseWrite { server: false } => {
+                        client.session.close_write(SECOND);
+                        closed.push(Role::Client);
+                    }
                 }
             }
             while server.move_to(client) | client.move_to(server) {}
@@ -679,10 +804,18 @@ mod tests {
                 server.read(usize::MAX);
                 client.read(usize::MAX);
             }
-            prop_assert_eq!((server.wrote, client.wrote), (client.read, server.read));
             while server.move_to(client) | client.move_to(server) {}
-            prop_assert_eq!(server.session.write(SECOND, b"x"), Written::Taken(1), "nobody waits for ever");
-            prop_assert_eq!(client.session.write(SECOND, b"x"), Written::Taken(1));
+            let is_whole = |role| halves || closed.iter().all(|closed| *closed == role);
+            prop_assert!(server.wrote == client.read || !is_whole(Role::Server));
+            prop_assert!(client.wrote == server.read || !is_whole(Role::Client));
+            for (role, writer, reader) in [(Role::Server, 0, 1), (Role::Client, 1, 0)] {
+                if closed.contains(&role) || !halves && !closed.is_empty() {
+                    prop_assert!(sides[reader].has_read_all());
+                } else {
+                    let written = sides[writer].session.write(SECOND, b"x");
+                    prop_assert_eq!(written, Written::Taken(1), "nobody waits for ever");
+                }
+            }
         }
 
         /// Whatever a peer sends, a session stays within bounds.

@@ -7,20 +7,18 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     link::Link,
     message::{ConnectionId, Ending},
 };
 
-/// What is read at once when streams are joined, bytes.
-const CHUNK: usize = 32 << 10;
-
 /// One end of a connection through a tunnel.
 ///
-/// The protocol knows no half-closed connections: a shutdown ends both directions. What had come by then can still be read,
-/// and what was written is still delivered. Dropping it does the same.
+/// A shutdown ends what is written, after all that was. What the other side sends can be read on until that ends as well; a peer
+/// that does not know half-closed connections ends it when it hears of the shutdown ([`Dialect`](crate::Dialect)).
+/// Dropping it ends both directions; what was written is still delivered.
 #[derive(Debug)]
 pub struct TunnelStream {
     link: Arc<Link>,
@@ -54,7 +52,7 @@ impl AsyncWrite for TunnelStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.link.close(self.connection, Ending::Eof);
+        self.link.close_write(self.connection);
         Poll::Ready(Ok(()))
     }
 }
@@ -62,27 +60,5 @@ impl AsyncWrite for TunnelStream {
 impl Drop for TunnelStream {
     fn drop(&mut self) {
         self.link.release(self.connection);
-    }
-}
-
-/// Carries bytes both ways until one side ends or breaks off, and then ends the other after what it still had to get.
-///
-/// As tunnels know no half-closed connections, neither does what leads into one: the end of one direction is the end.
-pub async fn splice<A, B>(a: A, b: B) -> io::Result<()>
-where
-    A: AsyncRead + AsyncWrite,
-    B: AsyncRead + AsyncWrite,
-{
-    let ((from_a, mut to_a), (from_b, mut to_b)) = (tokio::io::split(a), tokio::io::split(b));
-    let (mut from_a, mut from_b) = (BufReader::with_capacity(CHUNK, from_a), BufReader::with_capacity(CHUNK, from_b));
-    tokio::select! {
-        ended = tokio::io::copy_buf(&mut from_a, &mut to_b) => {
-            ended?;
-            to_b.shutdown().await
-        }
-        ended = tokio::io::copy_buf(&mut from_b, &mut to_a) => {
-            ended?;
-            to_a.shutdown().await
-        }
     }
 }

@@ -3,20 +3,26 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::SinkExt as _;
+use proptest::prelude::*;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex},
     net::{TcpListener, TcpStream},
+    runtime,
     sync::watch,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_tungstenite::{
-    WebSocketStream, accept_async,
-    tungstenite::{Message, protocol::Role},
+    WebSocketStream, accept_async, accept_hdr_async,
+    tungstenite::{
+        Message,
+        handshake::server::{Request, Response},
+        protocol::Role,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Reach, Rules, SessionError, Target, Tunnel, TunnelStream, Tunnels};
+use crate::{Dialect, Reach, Rules, SessionError, Target, Tunnel, TunnelStream, Tunnels};
 
 /// A hang fails instead of waiting for ever.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -36,6 +42,10 @@ struct Pair {
 
 impl Pair {
     async fn start() -> Self {
+        Self::start_with(Dialect::HalfClose).await
+    }
+
+    async fn start_with(dialect: Dialect) -> Self {
         let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rules = Rules { kubelet: kubelet.local_addr().unwrap(), reach: Reach::Kubelet };
         let (rules, current) = watch::channel(rules);
@@ -45,8 +55,13 @@ impl Pair {
         let server = tokio::spawn({
             let (tunnels, stop) = (tunnels.clone(), stop_server.clone());
             async move {
-                let far = accept_async(far).await.unwrap().into_inner();
-                tunnels.serve("node", far, &stop).await
+                #[expect(clippy::result_large_err, reason = "tungstenite's own type")]
+                let answer = |_: &Request, mut response: Response| {
+                    dialect.tell(response.headers_mut());
+                    Ok(response)
+                };
+                let far = accept_hdr_async(far, answer).await.unwrap().into_inner();
+                tunnels.serve("node", dialect, far, &stop).await
             }
         });
         let node: Tunnel<DuplexStream> = Tunnel::connect(near, "server:6443").await.unwrap();
@@ -118,6 +133,87 @@ async fn an_end_comes_after_all_that_was_said() {
     .await;
     wrote.and(read.map(drop)).unwrap();
     assert!(rest == said);
+}
+
+/// What one end sends before it closes for writing, what it reads at once, and how many milliseconds it rests after that.
+#[derive(Debug, Clone)]
+struct End {
+    sends: usize,
+    reads: usize,
+    rests: u64,
+}
+
+fn end() -> impl Strategy<Value = End> {
+    (0..4_000_000_usize, 100_000..1_000_000_usize, 0..4_u64).prop_map(|(sends, reads, rests)| End {
+        sends,
+        reads,
+        rests,
+    })
+}
+
+impl End {
+    fn bytes(&self) -> Vec<u8> {
+        (0..self.sends).map(|position| (position % 251) as u8).collect()
+    }
+
+    /// Sends and hears, and returns what it heard.
+    async fn play(&self, stream: impl AsyncRead + AsyncWrite) -> Vec<u8> {
+        let (mut from, mut to) = tokio::io::split(stream);
+        let send = async {
+            to.write_all(&self.bytes()).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        tokio::join!(self.hear(&mut from), send).0
+    }
+
+    async fn hear(&self, from: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+        let (mut heard, mut chunk) = (Vec::new(), vec![0; self.reads]);
+        while let count @ 1.. = from.read(&mut chunk).await.unwrap() {
+            heard.extend_from_slice(&chunk[..count]);
+            sleep(Duration::from_millis(self.rests)).await;
+        }
+        heard
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn whoever_ends_first_is_answered_and_every_byte_arrives(server in end(), kubelet in end()) {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (from_kubelet, from_server) = runtime.block_on(async {
+            let pair = Pair::start().await;
+            let (stream, connection) = pair.connection().await;
+            soon(async { tokio::join!(server.play(stream), kubelet.play(connection)) }).await
+        });
+        prop_assert!(from_kubelet == kubelet.bytes(), "{} of {}", from_kubelet.len(), kubelet.sends);
+        prop_assert!(from_server == server.bytes(), "{} of {}", from_server.len(), server.sends);
+    }
+}
+
+/// By remotedialer's messages alone: a slow server has all that a kubelet sent before that ended, and the other way round.
+#[tokio::test]
+async fn without_half_closed_connections_whoever_ends_first_is_heard() {
+    let pair = Pair::start_with(Dialect::Remotedialer).await;
+    let said = End { sends: 5_000_000, reads: 200_000, rests: 1 };
+    for kubelet_ends in [true, false] {
+        let (mut stream, mut kubelet) = pair.connection().await;
+        let heard = if kubelet_ends {
+            let send = async {
+                kubelet.write_all(&said.bytes()).await.unwrap();
+                drop(kubelet);
+            };
+            soon(async { tokio::join!(send, said.hear(&mut stream)) }).await.1
+        } else {
+            let send = async {
+                stream.write_all(&said.bytes()).await.unwrap();
+                drop(stream);
+            };
+            soon(async { tokio::join!(send, said.hear(&mut kubelet)) }).await.1
+        };
+        assert!(heard == said.bytes(), "{} of {}, kubelet ends: {kubelet_ends}", heard.len(), said.sends);
+    }
 }
 
 #[tokio::test]
@@ -208,7 +304,8 @@ async fn an_idle_tunnel_stays_and_a_silent_peer_ends_it() {
 
     let (near, far) = duplex(1 << 10);
     let tunnels = pair.tunnels.clone();
-    let serving = tokio::spawn(async move { tunnels.serve("mute", far, &CancellationToken::new()).await });
+    let serving =
+        tokio::spawn(async move { tunnels.serve("mute", Dialect::HalfClose, far, &CancellationToken::new()).await });
     let ended = timeout(Duration::from_secs(70), serving).await.unwrap().unwrap().unwrap_err();
     assert_eq!(ended.to_string(), "the peer has said nothing for 60 s");
     drop(near);
@@ -219,7 +316,7 @@ async fn a_node_that_came_back_is_reached_though_its_former_tunnel_seems_to_stan
     let pair = Pair::start().await;
     let (_dead_node, dead) = duplex(1 << 10);
     let (tunnels, stop) = (pair.tunnels.clone(), CancellationToken::new());
-    let _former = tokio::spawn(async move { tunnels.serve("back", dead, &stop).await });
+    let _former = tokio::spawn(async move { tunnels.serve("back", Dialect::HalfClose, dead, &stop).await });
     let (near, far) = duplex(64 << 10);
     let tunnels = pair.tunnels.clone();
     while !tunnels.reaches("back") {
@@ -227,7 +324,7 @@ async fn a_node_that_came_back_is_reached_though_its_former_tunnel_seems_to_stan
     }
     let server = tokio::spawn(async move {
         let far = accept_async(far).await.unwrap().into_inner();
-        tunnels.serve("back", far, &CancellationToken::new()).await
+        tunnels.serve("back", Dialect::Remotedialer, far, &CancellationToken::new()).await
     });
     let rules = watch::Sender::new(Rules { kubelet: pair.kubelet(), reach: Reach::Kubelet });
     let node: Tunnel<DuplexStream> = Tunnel::connect(near, "server:6443").await.unwrap();
@@ -254,8 +351,9 @@ async fn a_node_that_came_back_is_reached_though_its_former_tunnel_seems_to_stan
 async fn what_is_no_binary_message_ends_the_tunnel() {
     for message in [Message::text("hello"), Message::binary(vec![0xff; 11]), Message::binary(vec![0; (1 << 20) + 1])] {
         let (near, far) = duplex(4 << 20);
-        let serving =
-            tokio::spawn(async move { Tunnels::default().serve("node", far, &CancellationToken::new()).await });
+        let serving = tokio::spawn(async move {
+            Tunnels::default().serve("node", Dialect::default(), far, &CancellationToken::new()).await
+        });
         let mut node = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
         soon(node.send(message.clone())).await.unwrap();
         let ended = soon(serving).await.unwrap().unwrap_err();

@@ -43,6 +43,23 @@ fn bytes_cross_in_both_directions_and_end() {
     });
 }
 
+/// remotedialer has no half-closed connections: the end of either direction is the end of both.
+#[test]
+fn between_two_ends_of_ours_an_end_is_answered() {
+    each(|tunnel| {
+        if [&tunnel.server, &tunnel.client].iter().any(|end| end.program() != "k3s") {
+            return Ok(());
+        }
+        for server_ends_first in [true, false] {
+            let (here, there) = tunnel.connect()?;
+            let (first, second) = if server_ends_first { (&here, &there) } else { (&there, &here) };
+            cross(first, second, 5_000_001)?;
+            cross(second, first, 5_000_001)?;
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn many_connections_share_a_tunnel() {
     each(|tunnel| {

@@ -3,7 +3,8 @@
 use http::{Request, Response};
 use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
-use k3s_tunnel::{Destination, splice};
+use k3s_splice::splice;
+use k3s_tunnel::{Destination, Dialect};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -42,7 +43,7 @@ impl Nodes {
         let caller = routes.admit(&[Group::Nodes], request.headers(), peer).await?;
         let node = caller.node().ok_or_else(|| Status::unauthorized("failed authentication"))?;
         let response = k3s_tunnel::upgrade(&request, node).map_err(|error| Status::bad_request(error.to_string()))?;
-        let (node, address) = (node.to_owned(), peer.address);
+        let (node, address, dialect) = (node.to_owned(), peer.address, Dialect::of(request.headers()));
         let (tunnels, shutdown) = (self.dialer.tunnels.clone(), self.shutdown.clone());
         tasks.spawn(async move {
             let io = match upgrade::on(request).await {
@@ -50,7 +51,7 @@ impl Nodes {
                 Err(error) => return debug!(%node, %address, %error, "A node was gone before its tunnel was open."),
             };
             info!(%node, %address, "A node opened its tunnel.");
-            match tunnels.serve(&node, io, &shutdown).await {
+            match tunnels.serve(&node, dialect, io, &shutdown).await {
                 Ok(()) => {}
                 Err(reason) => info!(%node, %address, %reason, "A node's tunnel has ended."),
             }
@@ -99,7 +100,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::front::testing::{Ca, Leaf, Setup, soon, text};
+    use crate::front::testing::{Ca, Leaf, Setup, answer_the_end, is_answered_after_the_end, soon, text};
 
     const NODES: Option<&str> = Some("system:nodes");
     const MASTERS: Option<&str> = Some("system:masters");
@@ -184,6 +185,20 @@ mod tests {
         setup.shutdown.cancel();
         assert!(matches!(soon(tunnel).await.unwrap(), Err(SessionError::Closed)));
         soon(setup.serving).await.unwrap();
+    }
+
+    /// Directly, and through a tunnel: `kubectl exec` of a program that has ended long before its output was read.
+    #[tokio::test]
+    async fn what_was_said_before_a_connection_ended_arrives_however_slowly_it_is_read() {
+        let setup = Setup::start().await;
+        let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = kubelet.local_addr().unwrap();
+        let _tunnel = open_tunnel(&setup, address).await;
+        for destination in [address.to_string(), format!("192.0.2.7:{}", address.port())] {
+            let stream = connect(&setup, &destination).await;
+            let (kubelet, _) = soon(kubelet.accept()).await.unwrap();
+            tokio::join!(is_answered_after_the_end(stream), answer_the_end(kubelet));
+        }
     }
 
     #[tokio::test]

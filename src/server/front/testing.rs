@@ -39,7 +39,7 @@ use rustls::{
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -388,11 +388,7 @@ async fn answer(mut request: Request<Incoming>, tasks: &Tasks) -> Response<Body>
             let protocol = request.headers()["upgrade"].clone();
             let upgraded = hyper::upgrade::on(&mut request);
             tasks.spawn(async move {
-                let mut io = TokioIo::new(upgraded.await.unwrap());
-                let mut heard = Vec::new();
-                io.read_to_end(&mut heard).await.unwrap();
-                io.write_all(&heard.to_ascii_uppercase()).await.unwrap();
-                io.shutdown().await.unwrap();
+                answer_the_end(TokioIo::new(upgraded.await.unwrap())).await;
             });
             Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -606,6 +602,28 @@ impl Http2 {
         }
         self.send(request).await
     }
+}
+
+/// Answers what it hears in capitals, once that has ended.
+pub(crate) async fn answer_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut heard = Vec::new();
+    io.read_to_end(&mut heard).await.unwrap();
+    io.write_all(&heard.to_ascii_uppercase()).await.unwrap();
+    io.shutdown().await.unwrap();
+}
+
+/// Says much, ends, and reads slowly what is said to that by [`answer_the_end`].
+pub(crate) async fn is_answered_after_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let said: Vec<u8> = (0..6_000_000_u32).map(|position| b'a' + (position % 23) as u8).collect();
+    soon(io.write_all(&said)).await.unwrap();
+    io.shutdown().await.unwrap();
+    let (mut heard, mut chunk) = (Vec::new(), vec![0; 100_000]);
+    while let count @ 1.. = soon(io.read(&mut chunk)).await.unwrap() {
+        heard.extend_from_slice(&chunk[..count]);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(heard.len(), said.len());
+    assert!(heard == said.to_ascii_uppercase());
 }
 
 /// The whole body, as text.

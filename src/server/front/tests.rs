@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Unauthenticated, empty, serve_starting,
-    testing::{Ca, Setup, channel, connector, soon, text},
+    testing::{Ca, Setup, channel, connector, is_answered_after_the_end, soon, text},
 };
 
 /// Every header that names somebody, with one that may.
@@ -258,6 +258,16 @@ async fn upgrades_are_spliced_and_each_side_may_end_first() {
         assert_eq!(seen.headers.get("x-remote-user").is_some_and(|user| user == "jane"), certificate.is_some());
         assert_ne!(seen.headers.get("x-remote-user"), Some(&"system:admin".parse().unwrap()));
     }
+}
+
+#[tokio::test]
+async fn what_was_said_before_an_upgraded_connection_ended_arrives_however_slowly_it_is_read() {
+    let setup = Setup::start().await;
+    let mut client = setup.http1(None).await;
+    let request = Request::get("/upgrade").header("host", "h").header("connection", "upgrade");
+    let request = request.header("upgrade", "websocket").body(empty()).unwrap();
+    let mut response = soon(client.send_request(request)).await.unwrap();
+    is_answered_after_the_end(TokioIo::new(soon(hyper::upgrade::on(&mut response)).await.unwrap())).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! HTTP/1.1 connections that change their protocol (exec, attach, port-forward: SPDY or websocket).
 //!
-//! Each gets a connection to kube-apiserver of its own. Once kube-apiserver has agreed, bytes are copied both ways until
-//! both sides have ended; one side may end before the other.
+//! Each gets a connection to kube-apiserver of its own. Once kube-apiserver has agreed, the two are spliced.
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri,
@@ -9,7 +8,7 @@ use http::{
 };
 use hyper::{body::Incoming, client::conn::http1, upgrade};
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
+use k3s_splice::splice;
 use tracing::debug;
 
 use super::{
@@ -19,9 +18,6 @@ use super::{
     status::Status,
     tasks::Tasks,
 };
-
-/// What is held for each direction, bytes.
-const BUFFER: usize = 16 << 10;
 
 /// Asks kube-apiserver to change to `protocol`, and if it does, has `tasks` carry what both sides say from then on.
 ///
@@ -57,13 +53,11 @@ pub(super) async fn forward(
     tasks.spawn(async move {
         let carried = async {
             let (client, server) = tokio::try_join!(client, server)?;
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            let carried = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await?;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(carried)
+            splice(TokioIo::new(client), TokioIo::new(server)).await?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
         };
-        match carried.await {
-            Ok((sent, received)) => debug!(sent, received, "An upgraded connection has ended."),
-            Err(error) => debug!(%error, "An upgraded connection broke off."),
+        if let Err(error) = carried.await {
+            debug!(%error, "An upgraded connection broke off.");
         }
     });
     Ok(response.map(|_| body::empty()))

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use http_body_util::Empty;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn, upgrade};
 use hyper_util::rt::TokioIo;
-use k3s_tunnel::{Reach, Rules, Target, Tunnel, Tunnels, splice};
+use k3s_splice::splice;
+use k3s_tunnel::{Dialect, Reach, Rules, Target, Tunnel, Tunnels};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -61,9 +62,10 @@ async fn take_tunnels(websockets: TcpListener, tunnels: Tunnels) -> Result<()> {
             let tunnels = tunnels.clone();
             async move {
                 let response: Response<()> = k3s_tunnel::upgrade(&request, NODE)?;
+                let dialect = Dialect::of(request.headers());
                 tokio::spawn(async move {
                     let stream = TokioIo::new(upgrade::on(request).await?);
-                    tunnels.serve(NODE, stream, &CancellationToken::new()).await?;
+                    tunnels.serve(NODE, dialect, stream, &CancellationToken::new()).await?;
                     Ok::<_, anyhow::Error>(())
                 });
                 Ok::<_, anyhow::Error>(response.map(|()| Empty::<Bytes>::new()))
