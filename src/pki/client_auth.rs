@@ -5,14 +5,15 @@
 //! ([`ClientCa::verify`]): an unknown authority is a 401, not a broken connection, as in k3s.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::digest;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, OtherError, RootCertStore,
+    SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::{WebPkiSupportedAlgorithms, aws_lc_rs::default_provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, UnixTime},
@@ -26,6 +27,14 @@ use crate::{
     certificate::{Certificate, Unreadable, bundle},
     hex,
 };
+
+/// Certificates in a chain, the client's own included: Kubernetes' clients show one to three.
+const CERTIFICATES: usize = 10;
+/// All of them together, bytes.
+const CHAIN: usize = 32 << 10;
+/// Intermediates of one name: the one of now and the one before. Every path through a chain is tried, and with each further name like
+/// another's their number doubles.
+const NAMESAKES: usize = 2;
 
 /// Requests a client certificate without requiring one; proves possession of its key, and nothing else.
 #[derive(Debug)]
@@ -75,6 +84,9 @@ pub enum Rejection {
     /// It has no common name.
     #[error("the client certificate names no user")]
     NoUser,
+    /// More than any client of Kubernetes has use for, and too much to look into for a stranger.
+    #[error("the client certificate's chain is too long: {CERTIFICATES} certificates of {} KiB are looked into, {NAMESAKES} of one name", CHAIN >> 10)]
+    TooLong,
     /// Anything else.
     #[error("the client certificate is invalid: {0}")]
     Invalid(String),
@@ -98,10 +110,12 @@ impl ClientCertVerifier for AnyClientCertificate {
 
     fn verify_client_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
+        check_length(end_entity, intermediates)
+            .map_err(|too_long| CertificateError::Other(OtherError(Arc::new(too_long))))?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -144,9 +158,17 @@ impl ClientCa {
     }
 
     /// Checks a connection's certificates (the client's first, then its intermediates): once for a connection, with
-    /// [`ClientIdentity::is_valid_at`] for each request on it.
+    /// [`ClientIdentity::check_validity`] for each request on it.
+    ///
+    /// A stranger's chain can take milliseconds: not on a thread that serves others.
+    ///
+    /// # Errors
+    ///
+    /// Why the certificate means nothing to us. One that is too long is not looked into.
     pub fn verify(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<ClientIdentity, Rejection> {
         let (leaf, intermediates) = chain.split_first().ok_or(Rejection::None)?;
+        check_length(leaf, intermediates)?;
+        check_names(intermediates)?;
         if now > self.end {
             return Err(Rejection::Expired);
         }
@@ -161,13 +183,21 @@ impl ClientCa {
 
 impl ClientIdentity {
     /// Whether the certificate, and those the client sent with it, are valid at that time.
-    pub fn is_valid_at(&self, now: SystemTime) -> bool {
-        (self.not_before..=self.not_after).contains(&now)
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::NotYetValid`] or [`Rejection::Expired`].
+    pub fn check_validity(&self, now: SystemTime) -> Result<(), Rejection> {
+        if now < self.not_before {
+            Err(Rejection::NotYetValid)
+        } else if now > self.not_after {
+            Err(Rejection::Expired)
+        } else {
+            Ok(())
+        }
     }
 
     fn read(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<Self, Rejection> {
-        let parse =
-            |der: &CertificateDer<'_>| Certificate::parse(der).map_err(|why| Rejection::Invalid(why.to_string()));
         let certificate = parse(leaf)?;
         let (mut not_before, mut not_after) = (certificate.not_before, certificate.not_after);
         for intermediate in intermediates {
@@ -184,6 +214,28 @@ impl ClientIdentity {
             not_after: not_after.into(),
         })
     }
+}
+
+fn check_length(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Rejection> {
+    let bytes = leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
+    if intermediates.len() < CERTIFICATES && bytes <= CHAIN { Ok(()) } else { Err(Rejection::TooLong) }
+}
+
+fn check_names(intermediates: &[CertificateDer<'_>]) -> Result<(), Rejection> {
+    let mut namesakes: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    for intermediate in intermediates {
+        let subject = parse(intermediate)?.subject;
+        let count = namesakes.entry(subject).or_default();
+        *count += 1;
+        if *count > NAMESAKES {
+            return Err(Rejection::TooLong);
+        }
+    }
+    Ok(())
+}
+
+fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Rejection> {
+    Certificate::parse(certificate).map_err(|why| Rejection::Invalid(why.to_string()))
 }
 
 impl From<TlsError> for Rejection {
@@ -271,8 +323,11 @@ mod tests {
             while client.wants_write() {
                 client.write_tls(&mut flight).unwrap();
             }
-            server.read_tls(&mut flight.as_slice()).unwrap();
-            server.process_new_packets()?;
+            let mut rest = flight.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).unwrap();
+                server.process_new_packets()?;
+            }
             let mut flight = Vec::new();
             while server.wants_write() {
                 server.write_tls(&mut flight).unwrap();
@@ -324,9 +379,9 @@ mod tests {
         assert!(identity.groups.iter().eq(["system:nodes"]));
         assert_eq!(identity.credential_id.len(), "X509SHA256=".len() + 64);
         let year = Duration::from_secs(366 * 86_400);
-        assert!(
-            identity.is_valid_at(now()) && !identity.is_valid_at(now() + year) && !identity.is_valid_at(now() - year)
-        );
+        assert_eq!(identity.check_validity(now()), Ok(()));
+        assert_eq!(identity.check_validity(now() + year), Err(Rejection::Expired));
+        assert_eq!(identity.check_validity(now() - year), Err(Rejection::NotYetValid));
         assert_eq!(ca.verify(&chain, now() + year), Err(Rejection::Expired));
         assert_eq!(ca.verify(&chain, now() - year), Err(Rejection::NotYetValid));
     }
@@ -356,7 +411,8 @@ mod tests {
         let chain = bundle(late.as_bytes()).unwrap();
         let ca = ClientCa::new(authority.bundle()).unwrap();
         let identity = ca.verify(&chain, years(9)).unwrap();
-        assert!(identity.is_valid_at(years(9)) && !identity.is_valid_at(years(10)));
+        assert_eq!(identity.check_validity(years(9)), Ok(()));
+        assert_eq!(identity.check_validity(years(10)), Err(Rejection::Expired));
         assert_eq!(ca.verify(&chain, years(10)), Err(Rejection::Expired));
     }
 
@@ -381,5 +437,30 @@ mod tests {
         let identity = ca.verify(&[leaf.der().clone(), middle.der().clone()], now()).unwrap();
         assert_eq!(identity.user, "alice");
         assert_eq!(ca.verify(&[leaf.der().clone()], now()), Err(Rejection::UnknownAuthority));
+    }
+
+    #[test]
+    fn a_chain_that_nobody_needs_is_not_looked_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (authority(&dir, "client-ca"), authority(&dir, "their-ca"));
+        let ca = ClientCa::new(ours.bundle()).unwrap();
+        let (jane, key) = issue(&ours, &Profile::client("jane", None));
+        let with = |others: usize| {
+            let mut names = (0..others).map(|n| issue(&theirs, &Profile::client(&format!("of {n}"), None)).0.remove(0));
+            Vec::from_iter(jane.iter().take(1).cloned().chain(&mut names))
+        };
+        let (long, too_long) = (with(CERTIFICATES - 1), with(CERTIFICATES));
+        assert_eq!(ca.verify(&long, now()).unwrap().user, "jane");
+        assert_eq!(ca.verify(&too_long, now()), Err(Rejection::TooLong));
+        let wide = [jane[0].clone(), CertificateDer::from(vec![0; CHAIN])];
+        assert_eq!(ca.verify(&wide, now()), Err(Rejection::TooLong), "it is not even parsed");
+        let namesakes = Vec::from_iter(jane.iter().take(1).chain([&long[1]; NAMESAKES + 1]).cloned());
+        assert_eq!(ca.verify(&namesakes[..=NAMESAKES], now()).unwrap().user, "jane");
+        assert_eq!(ca.verify(&namesakes, now()), Err(Rejection::TooLong));
+
+        let seen = handshake(&TLS13, &ours, Some(CertifiedKey::new(long.clone(), key.signer()))).unwrap();
+        assert_eq!(seen.unwrap(), long);
+        let refused = handshake(&TLS13, &ours, Some(CertifiedKey::new(too_long, key.signer()))).unwrap_err();
+        assert!(matches!(&refused, TlsError::InvalidCertificate(CertificateError::Other(_))), "{refused}");
     }
 }

@@ -207,7 +207,6 @@ impl Server {
             let routes = Routes::new(Cluster {
                 server_dir: paths.server(),
                 pki,
-                client_ca: client_ca.clone(),
                 core,
                 node_passwords: node_passwords.clone(),
                 reserved,

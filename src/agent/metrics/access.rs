@@ -7,19 +7,19 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Debug,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use aws_lc_rs::digest;
 use http::{HeaderMap, header};
+use k3s_listener::Peer;
 use k3s_pki::{ClientCa, ClientIdentity};
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
     authorization::v1::{NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, Client, Resource, api::PostParams};
-use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::debug;
@@ -44,7 +44,8 @@ const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// Decides who may see the page.
 pub(super) struct Access {
-    client_ca: ClientCa,
+    /// What clients' certificates are verified by.
+    pub(super) client_ca: Arc<ClientCa>,
     /// Asks with kubelet's credentials, which suffice for both reviews.
     client: Client,
     questions: Semaphore,
@@ -71,13 +72,17 @@ struct Verdicts(HashMap<Key, (Instant, Verdict)>);
 
 impl Access {
     pub(super) fn new(client_ca: ClientCa, client: Client) -> Self {
-        Self { client_ca, client, questions: Semaphore::new(QUESTIONS), verdicts: Mutex::default() }
+        Self {
+            client_ca: Arc::new(client_ca),
+            client,
+            questions: Semaphore::new(QUESTIONS),
+            verdicts: Mutex::default(),
+        }
     }
 
-    /// Decides of a request with these headers, on a connection with these certificates, whose key the client has proved to hold.
-    pub(super) async fn decide(&self, headers: &HeaderMap, certificates: &[CertificateDer<'_>]) -> Verdict {
-        let credential =
-            Credential::of(headers, certificates, &self.client_ca, SystemTime::now()).ok_or(Refusal::Unauthorized)?;
+    /// Decides of a request of `peer` with these headers.
+    pub(super) async fn decide(&self, headers: &HeaderMap, peer: &Peer) -> Verdict {
+        let credential = Credential::of(headers, peer, SystemTime::now()).ok_or(Refusal::Unauthorized)?;
         let key = credential.key();
         if let Some(verdict) = self.verdicts().find(&key, Instant::now()) {
             return verdict;
@@ -138,9 +143,9 @@ impl Access {
 
 impl Credential {
     /// A certificate goes before a token, as in Kubernetes; one that means nothing leaves the word to it.
-    fn of(headers: &HeaderMap, chain: &[CertificateDer<'_>], client_ca: &ClientCa, now: SystemTime) -> Option<Self> {
-        match client_ca.verify(chain, now) {
-            Ok(identity) => Some(Self::Certificate(identity)),
+    fn of(headers: &HeaderMap, peer: &Peer, now: SystemTime) -> Option<Self> {
+        match peer.identity(now) {
+            Ok(identity) => Some(Self::Certificate(identity.clone())),
             Err(rejection) => {
                 let token = bearer_token(headers);
                 if token.is_none() {

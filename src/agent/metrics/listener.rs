@@ -1,16 +1,18 @@
 //! The listener: TLS, HTTP/1.1, and little patience with strangers.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::Full;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use k3s_listener::{Peer, Verification};
 use prometheus_client::{encoding::text, registry::Registry};
-use rustls::{ServerConfig, pki_types::CertificateDer};
+use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
+    select,
     sync::{Semaphore, watch},
     time::timeout,
 };
@@ -39,6 +41,7 @@ pub(super) struct Page {
     pub(super) registry: Arc<Registry>,
     /// As it is now: certificates and authorities are renewed.
     pub(super) access: watch::Receiver<Arc<Access>>,
+    pub(super) verification: Verification,
 }
 
 /// Serves the page until `shutdown`, which cuts what is under way.
@@ -73,26 +76,37 @@ pub(super) async fn serve(listener: TcpListener, page: Page, mut tls: ServerConf
     connections.wait().await;
 }
 
-async fn connection(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, page: Page) {
+async fn connection(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, mut page: Page) {
     let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%address, %error, "A TLS handshake failed."),
         Err(_) => return debug!(%address, "A client did not finish its TLS handshake in time."),
     };
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let access = page.access.borrow_and_update().clone();
+    let peer = Peer::new(address, page.verification.verify(&access.client_ca, chain).await);
     let answer = service_fn(async |request| {
-        let answered = answer(&request, &chain, &page).await.unwrap_or_else(|refusal| {
+        let answered = answer(&request, &peer, &page.registry, &access).await.unwrap_or_else(|refusal| {
             debug!(%address, %refusal, "A request for metrics was refused.");
             refusal.into()
         });
         Ok::<_, Infallible>(answered)
     });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_HEADERS)
-        .max_buf_size(HEADERS)
-        .serve_connection(TokioIo::new(stream), answer)
-        .await;
+    let mut serving = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(REQUEST_HEADERS)
+            .max_buf_size(HEADERS)
+            .serve_connection(TokioIo::new(stream), answer)
+    );
+    let served = select! {
+        served = serving.as_mut() => served,
+        // Whoever it was is to be verified by the authorities of now.
+        _ = page.access.changed() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
     if let Err(error) = served {
         debug!(%address, %error, "A request for metrics broke off.");
     }
@@ -100,8 +114,9 @@ async fn connection(stream: TcpStream, address: SocketAddr, acceptor: TlsAccepto
 
 async fn answer<B>(
     request: &Request<B>,
-    chain: &[CertificateDer<'_>],
-    page: &Page,
+    peer: &Peer,
+    registry: &Registry,
+    access: &Access,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     if request.uri().path() != "/metrics" {
         return Err(Refusal::NotFound);
@@ -109,10 +124,9 @@ async fn answer<B>(
     if request.method() != Method::GET {
         return Err(Refusal::Method);
     }
-    let access = page.access.borrow().clone();
-    access.decide(request.headers(), chain).await?;
+    access.decide(request.headers(), peer).await?;
     let mut text = String::new();
-    text::encode(&mut text, &page.registry).map_err(|_| Refusal::Internal)?;
+    text::encode(&mut text, registry).map_err(|_| Refusal::Internal)?;
     let mut response = Response::new(text.into());
     response.headers_mut().insert(header::CONTENT_TYPE, OPEN_METRICS);
     Ok(response)

@@ -3,6 +3,7 @@
 use http::{Request, Response};
 use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
+use k3s_listener::Peer;
 use k3s_splice::splice;
 use k3s_tunnel::{Destination, Dialect};
 use tokio_util::sync::CancellationToken;
@@ -10,7 +11,6 @@ use tracing::{debug, info};
 
 use super::{
     body::{self, Body},
-    peer::Peer,
     status::Status,
     tasks::Tasks,
 };

@@ -10,13 +10,15 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use k3s_listener::{Peer, Verification};
+use k3s_pki::{ClientCa, Rejection};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -28,7 +30,6 @@ use super::{
     body::{self, Body},
     gateway::Gateway,
     gathered::Gathered,
-    peer::Peer,
     status::Status,
     tasks::Tasks,
 };
@@ -55,6 +56,9 @@ pub(super) struct Context {
     pub(super) acceptor: TlsAcceptor,
     /// `None` while the server starts.
     pub(super) gateway: Option<Gateway>,
+    /// What clients' certificates are verified by; `None` while the server starts, and nobody is anybody.
+    pub(super) client_ca: Option<Arc<ClientCa>>,
+    pub(super) verification: Verification,
     pub(super) tasks: Tasks,
     pub(super) shutdown: CancellationToken,
 }
@@ -78,8 +82,12 @@ pub(super) async fn serve(stream: TcpStream, address: SocketAddr, context: Arc<C
     let session = stream.get_ref().1;
     let is_http2 = session.alpn_protocol() == Some(b"h2");
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
+    let certificate = match &context.client_ca {
+        Some(client_ca) => context.verification.verify(client_ca, chain).await,
+        None => Err(Rejection::None),
+    };
     let client = Arc::new(Client {
-        peer: Peer::new(address, chain),
+        peer: Peer::new(address, certificate),
         running: watch::Sender::new(0),
         drain: context.shutdown.child_token(),
         abuse: Abuse::new(),
@@ -145,15 +153,19 @@ async fn answer(
     running: Running,
 ) -> Result<Response<Body>, Infallible> {
     let (version, unanswered) = (request.version(), running.0.abuse.begin());
-    let response = match &context.gateway {
+    let mut response = match &context.gateway {
         Some(gateway) => gateway.answer(request, &running.0.peer, &context.tasks).await,
         None => Status::unavailable("starting").into(),
     };
     unanswered.answered();
     // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
     // kube-apiserver, which cannot tell them from others on our connections to it.
-    if version == Version::HTTP_2 && response.status() == StatusCode::UNAUTHORIZED {
-        running.0.drain.cancel();
+    // On HTTP/1.1 too: a certificate is verified once for a connection, so the next try needs a new one.
+    if response.status() == StatusCode::UNAUTHORIZED {
+        match version {
+            Version::HTTP_2 => running.0.drain.cancel(),
+            _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),
+        }
     }
     Ok(response.map(|answer| body::keep(answer, running)))
 }

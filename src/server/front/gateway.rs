@@ -8,7 +8,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use hyper::body::Incoming;
-use k3s_pki::ClientCa;
+use k3s_listener::Peer;
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -17,11 +17,11 @@ use tracing::debug;
 use super::{
     Front,
     body::{self, Body},
+    caller::Caller,
     connect::Nodes,
     connector::Connector,
     headers, metrics,
     party::{Party, TokenDigest},
-    peer::{Caller, Peer},
     pool::{Connectors, Pool, PoolError},
     status::Status,
     tasks::Tasks,
@@ -40,7 +40,6 @@ const ANONYMOUS: usize = 256;
 /// Answers requests.
 #[derive(Debug)]
 pub(super) struct Gateway {
-    client_ca: Arc<ClientCa>,
     ready: watch::Receiver<bool>,
     routes: Routes,
     nodes: Nodes,
@@ -61,14 +60,14 @@ struct Asking<'a> {
 
 impl Gateway {
     pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
-        let Front { certificate: _, tls: _, client_ca, upstream, unauthenticated, ready, routes, nodes, metrics } =
+        let Front { certificate: _, tls: _, client_ca: _, upstream, unauthenticated, ready, routes, nodes, metrics } =
             front;
         let nodes = Nodes::new(nodes, shutdown);
         let [trusted, plain] =
             [upstream.trusted_tls(), upstream.plain_tls()].map(|tls| Connector::new(upstream.address, tls));
         let pool = Pool::new(Connectors { trusted, plain }, IDLE);
         let (tokens, anonymous) = (Tokens::new(), Arc::new(Semaphore::new(ANONYMOUS)));
-        Self { client_ca, ready, routes, nodes, pool, tokens, unauthenticated, anonymous, metrics }
+        Self { ready, routes, nodes, pool, tokens, unauthenticated, anonymous, metrics }
     }
 
     /// Answers one request of `peer`. `tasks` run upgraded connections.
@@ -110,7 +109,7 @@ impl Gateway {
         peer: &Peer,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Status> {
-        let caller = peer.caller(request.headers(), &self.client_ca, SystemTime::now()).map_err(|rejection| {
+        let caller = Caller::of(peer, request.headers(), SystemTime::now()).map_err(|rejection| {
             debug!(peer = %peer.address, %rejection, "Refused a client certificate.");
             Status::unauthorized(rejection.to_string())
         })?;

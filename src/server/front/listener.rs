@@ -2,6 +2,7 @@
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
+use k3s_listener::Verification;
 use k3s_pki::{CurrentCertificate, TlsPolicy};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -28,6 +29,8 @@ pub(super) async fn serve(listener: TcpListener, front: Front, shutdown: Cancell
     let _cut = tasks.cut_on_drop();
     let context = Arc::new(Context {
         acceptor: TlsAcceptor::from(Arc::new(front.tls.server_config(front.certificate.clone()))),
+        client_ca: Some(front.client_ca.clone()),
+        verification: Verification::new(),
         gateway: Some(Gateway::new(front, shutdown.clone())),
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
@@ -55,6 +58,8 @@ pub async fn serve_starting<T>(
     let context = Arc::new(Context {
         acceptor: TlsAcceptor::from(Arc::new(tls.server_config(certificate))),
         gateway: None,
+        client_ca: None,
+        verification: Verification::new(),
         tasks: tasks.clone(),
         shutdown: started.clone(),
     });

@@ -1,12 +1,13 @@
 //! Port 6443: TLS ends here, and so do clients' certificates.
 //!
 //! What [`routes`](crate::routes) knows is answered here; all else goes to kube-apiserver on loopback, over HTTP/2, streamed
-//! both ways. Who a client is by its certificate is verified for each request and told to kube-apiserver in `X-Remote-*`
+//! both ways. Who a client is by its certificate is verified once for a connection and told to kube-apiserver in `X-Remote-*`
 //! headers, on connections of which kube-apiserver knows by our own client certificate that it may believe them. Requests
 //! with a token go on other connections and speak for themselves; those with nothing are answered here.
 
 mod abuse;
 mod body;
+mod caller;
 mod connect;
 mod connection;
 mod connector;
@@ -17,7 +18,6 @@ mod listener;
 mod metrics;
 mod paced;
 mod party;
-mod peer;
 mod pool;
 mod slots;
 mod status;
@@ -49,8 +49,8 @@ pub use upstream::Upstream;
 pub(crate) use body::{empty, full};
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use headers::remove_forged_identity;
+pub(crate) use k3s_listener::Peer;
 use listener::serve;
-pub(crate) use peer::Peer;
 
 use crate::{NodeDialer, routes::Routes};
 

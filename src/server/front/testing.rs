@@ -483,7 +483,6 @@ impl Setup {
         let routes = Routes::new(Cluster {
             server_dir: server_dir.path().to_owned(),
             pki: pki.clone(),
-            client_ca: Arc::new(client_ca.client_ca()),
             node_passwords: Arc::new(NodePasswords::new(core.clone(), Some(own_node))),
             core,
             reserved: Reserved {

@@ -119,6 +119,34 @@ async fn a_certificate_without_its_key_is_refused_in_the_handshake() {
 }
 
 #[tokio::test]
+async fn a_chain_that_nobody_needs_ends_the_handshake() {
+    let setup = Setup::start().await;
+    let (ours, foreign) = (setup.client_ca.client("jane", None), Ca::new("client-ca"));
+    let CertifiedKey { cert: mut chain, key, .. } = ours.certified_key();
+    for number in 0..120 {
+        chain.push(if number % 2 == 0 { ours.der() } else { foreign.server().der() });
+    }
+    let stranger = connector(setup.address, &setup.server_ca, Some(CertifiedKey::new(chain, key)));
+    let refused = match soon(stranger.http2()).await {
+        Ok(mut stream) => soon(stream.read_to_end(&mut Vec::new())).await.unwrap_err().to_string(),
+        Err(error) => format!("{error:?}"),
+    };
+    assert!(refused.contains("CertificateUnknown"), "{refused}");
+    assert_eq!(setup.http2(Some(&ours)).await.get("/api").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_refused_is_looked_at_once_and_a_new_one_needs_a_new_connection() {
+    let setup = Setup::start().await;
+    let mut client = setup.http1(Some(&Ca::new("client-ca").client("system:admin", None))).await;
+    let request = |path| Request::get(path).header("host", "front.test").body(empty()).unwrap();
+    assert_eq!(soon(client.send_request(request("/ping"))).await.unwrap().status(), 200);
+    client.ready().await.unwrap();
+    let refused = soon(client.send_request(request("/api"))).await.unwrap();
+    assert_eq!((refused.status().as_u16(), &refused.headers()["connection"]), (401, &"close".parse().unwrap()));
+}
+
+#[tokio::test]
 async fn the_serving_certificate_can_be_exchanged_while_serving() {
     let setup = Setup::start().await;
     let shown = async |setup: &Setup| {

@@ -1,10 +1,10 @@
 //! Who may ask what.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{path::PathBuf, time::SystemTime};
 
 use http::HeaderMap;
 use k3s_identity::BootstrapToken;
-use k3s_pki::{ClientCa, Rejection};
+use k3s_pki::Rejection;
 use tracing::debug;
 
 use super::{
@@ -22,13 +22,12 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Authenticator {
     accounts: Accounts,
-    client_ca: Arc<ClientCa>,
     core: Core,
 }
 
 impl Authenticator {
-    pub(super) fn new(passwd: PathBuf, client_ca: Arc<ClientCa>, core: Core) -> Self {
-        Self { accounts: Accounts::new(passwd), client_ca, core }
+    pub(super) fn new(passwd: PathBuf, core: Core) -> Self {
+        Self { accounts: Accounts::new(passwd), core }
     }
 
     /// Who asks, if it is in one of `groups`. As in k3s: whoever brings nothing is refused like one who may not (403); whoever brings
@@ -50,7 +49,7 @@ impl Authenticator {
                 Err(why) => unchecked = Some(why),
             }
         }
-        match peer.identity(&self.client_ca, SystemTime::now()) {
+        match peer.identity(SystemTime::now()) {
             Ok(identity) => return Ok(Some(Caller::new(identity.user.as_str(), &identity.groups))),
             Err(Rejection::None | Rejection::NoUser) => {}
             Err(rejection) => wrong = Some(rejection.to_string()),

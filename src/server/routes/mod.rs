@@ -27,7 +27,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use k3s_identity::Error as IdentityError;
-use k3s_pki::{ClientCa, ServerPki};
+use k3s_pki::ServerPki;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -69,8 +69,6 @@ pub struct Cluster {
     pub server_dir: PathBuf,
     /// Signs nodes' certificates.
     pub pki: Arc<ServerPki>,
-    /// Checks nodes' certificates.
-    pub client_ca: Arc<ClientCa>,
     /// The API.
     pub core: Core,
     /// Checks nodes' names.
@@ -98,9 +96,9 @@ pub struct Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, client_ca, core, node_passwords, reserved, token, config } = cluster;
+        let Cluster { server_dir, pki, core, node_passwords, reserved, token, config } = cluster;
         Self {
-            authenticator: Authenticator::new(server_dir.join("cred/passwd"), client_ca, core.clone()),
+            authenticator: Authenticator::new(server_dir.join("cred/passwd"), core.clone()),
             in_flight: InFlight::new(),
             certificates: Certificates {
                 pki,
