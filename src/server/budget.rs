@@ -81,7 +81,8 @@ impl Sources {
     }
 }
 
-fn network(source: IpAddr) -> IpAddr {
+/// What counts as one source: an address, or an IPv6 network of 64 bits.
+pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
         address @ IpAddr::V4(_) => address,

@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     fmt, fs, io,
+    net::IpAddr,
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -16,7 +17,7 @@ use k3s_identity::{Error as IdentityError, Logins, Passwd, Password};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::error;
 
-use super::caller::Caller;
+use super::{caller::Caller, guesses::Guesses};
 use crate::front::Status;
 
 /// Passwords that are being checked at the same time: each takes a core and 32 MiB for a tenth of a second.
@@ -30,6 +31,7 @@ pub(super) struct Accounts {
     loaded: tokio::sync::Mutex<Option<Arc<Loaded>>>,
     turns: Arc<Semaphore>,
     waiting: Semaphore,
+    guesses: Arc<Guesses>,
 }
 
 /// One version of the file.
@@ -46,21 +48,23 @@ type Version = Option<(u64, i64, i64, u64)>;
 
 impl Accounts {
     /// Of the file at `path`, which is read when the first one logs in.
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf, guesses: Arc<Guesses>) -> Self {
         Self {
             path,
             loaded: tokio::sync::Mutex::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             waiting: Semaphore::new(WAITING),
+            guesses,
         }
     }
 
-    /// Who knows this password; `None` if it is wrong.
-    pub(super) async fn log_in(&self, user: &str, password: &Password) -> Result<Option<Caller>, Status> {
-        let unreadable = |error: IdentityError| {
-            error!(%error, "Nobody can log in by password.");
-            Status::internal("the server cannot check passwords; its log says why")
-        };
+    /// Who at `source` knows this password; `None` if it is wrong.
+    pub(super) async fn log_in(
+        &self,
+        user: &str,
+        password: &Password,
+        source: IpAddr,
+    ) -> Result<Option<Caller>, Status> {
         let version = version(&self.path).map_err(|source| {
             error!(path = %self.path.display(), error = %source, "Nobody can log in by password.");
             Status::internal("the server cannot check passwords; its log says why")
@@ -72,9 +76,24 @@ impl Accounts {
         let Ok(_place) = self.waiting.try_acquire() else {
             return Err(Status::too_many_requests("Too many requests, please try again later."));
         };
+        let guess = self.guesses.begin(source)?;
+        let checked = self.check(current, user, password).await;
+        if !matches!(checked, Ok(None)) {
+            guess.not_wrong();
+        }
+        checked
+    }
+
+    /// Checks a password that is not recognised by `current`, in turn.
+    async fn check(
+        &self,
+        current: Option<Arc<Loaded>>,
+        user: &str,
+        password: &Password,
+    ) -> Result<Option<Caller>, Status> {
         let loaded = match current {
             Some(loaded) => loaded,
-            None => self.load().await?.map_err(unreadable)?,
+            None => self.load().await?.map_err(|error| unreadable(&error))?,
         };
         // It may be that it was checked while we waited.
         let turn = self.turn().await?;
@@ -162,6 +181,11 @@ fn version(path: &std::path::Path) -> io::Result<Version> {
     }
 }
 
+fn unreadable(error: &IdentityError) -> Status {
+    error!(%error, "Nobody can log in by password.");
+    Status::internal("the server cannot check passwords; its log says why")
+}
+
 fn stopping() -> Status {
     Status::unavailable("the server is stopping")
 }
@@ -179,8 +203,14 @@ mod tests {
         passwd.store(path).unwrap();
     }
 
+    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn accounts(path: PathBuf) -> Accounts {
+        Accounts::new(path, Arc::new(Guesses::new()))
+    }
+
     async fn groups(accounts: &Accounts, password: &str) -> Option<Vec<Group>> {
-        let caller = accounts.log_in("node", &Password::new(password)).await.unwrap();
+        let caller = accounts.log_in("node", &Password::new(password), SOURCE).await.unwrap();
         caller.map(|caller| Vec::from_iter(caller.groups))
     }
 
@@ -188,7 +218,7 @@ mod tests {
     async fn a_changed_file_counts_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("passwd");
-        let accounts = Accounts::new(path.clone());
+        let accounts = accounts(path.clone());
         assert_eq!(groups(&accounts, "old").await, None, "there is no file yet");
         store(&path, "old");
         for _ in 0..2 {
@@ -204,10 +234,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("passwd");
         store(&path, "right");
-        let accounts = Accounts::new(path);
+        let accounts = accounts(path);
         assert!(groups(&accounts, "right").await.is_some());
         let _places = accounts.waiting.acquire_many(WAITING as u32).await.unwrap();
-        let refused = accounts.log_in("node", &Password::new("wrong")).await.unwrap_err();
+        let refused = accounts.log_in("node", &Password::new("wrong"), SOURCE).await.unwrap_err();
         assert_eq!(refused, Status::too_many_requests("Too many requests, please try again later."));
         assert!(groups(&accounts, "right").await.is_some());
     }
@@ -217,7 +247,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("passwd");
         fs::write(&path, "right,node\n").unwrap();
-        let refused = Accounts::new(path).log_in("node", &Password::new("right")).await.unwrap_err();
+        let refused = accounts(path).log_in("node", &Password::new("right"), SOURCE).await.unwrap_err();
         assert_eq!(refused, Status::internal("the server cannot check passwords; its log says why"));
     }
 }

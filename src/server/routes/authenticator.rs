@@ -1,6 +1,6 @@
 //! Who may ask what.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use http::HeaderMap;
 use k3s_identity::BootstrapToken;
@@ -10,8 +10,9 @@ use tracing::debug;
 use super::{
     accounts::Accounts,
     authorization::Authorization,
-    bootstrap_token,
+    bootstrap_tokens::BootstrapTokens,
     caller::{Caller, Group},
+    guesses::Guesses,
 };
 use crate::{
     core::Core,
@@ -22,12 +23,16 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Authenticator {
     accounts: Accounts,
+    bootstrap_tokens: BootstrapTokens,
+    guesses: Arc<Guesses>,
     core: Core,
 }
 
 impl Authenticator {
     pub(super) fn new(passwd: PathBuf, core: Core) -> Self {
-        Self { accounts: Accounts::new(passwd), core }
+        let guesses = Arc::new(Guesses::new());
+        let accounts = Accounts::new(passwd, guesses.clone());
+        Self { accounts, bootstrap_tokens: BootstrapTokens::new(), guesses, core }
     }
 
     /// Who asks, if it is in one of `groups`. As in k3s: whoever brings nothing is refused like one who may not (403); whoever brings
@@ -43,7 +48,7 @@ impl Authenticator {
         let authorization = Authorization::of(headers);
         let (mut wrong, mut unchecked) = (None, None);
         if let Some(Authorization::Basic { user, password }) = &authorization {
-            match self.accounts.log_in(user, password).await {
+            match self.accounts.log_in(user, password, peer.address.ip()).await {
                 Ok(Some(caller)) => return Ok(Some(caller)),
                 Ok(None) => wrong = Some(format!("the password of user {user:?} is wrong")),
                 Err(why) => unchecked = Some(why),
@@ -55,7 +60,7 @@ impl Authenticator {
             Err(rejection) => wrong = Some(rejection.to_string()),
         }
         match &authorization {
-            Some(Authorization::Bootstrap(token)) => match self.bootstrap(token).await? {
+            Some(Authorization::Bootstrap(token)) => match self.bootstrap(token, peer).await? {
                 Some(caller) => return Ok(Some(caller)),
                 None => wrong = Some(format!("the bootstrap token {} is wrong or over", token.id())),
             },
@@ -74,10 +79,13 @@ impl Authenticator {
         }
     }
 
-    async fn bootstrap(&self, token: &BootstrapToken) -> Result<Option<Caller>, Status> {
-        bootstrap_token::log_in(self.core.client()?, token).await.map_err(|error| {
-            debug!(%error, "A bootstrap token cannot be checked.");
-            Status::unavailable("apiserver not ready")
-        })
+    async fn bootstrap(&self, token: &BootstrapToken, peer: &Peer) -> Result<Option<Caller>, Status> {
+        let client = self.core.client()?;
+        let guess = self.guesses.begin(peer.address.ip())?;
+        let checked = self.bootstrap_tokens.log_in(client, token).await;
+        if !matches!(checked, Ok(None)) {
+            guess.not_wrong();
+        }
+        checked
     }
 }

@@ -9,10 +9,11 @@ mod accounts;
 mod api_servers;
 mod authenticator;
 mod authorization;
-mod bootstrap_token;
+mod bootstrap_tokens;
 mod caller;
 mod certificates;
 pub(crate) mod config;
+mod guesses;
 mod in_flight;
 mod neighbours;
 mod node_claim;
@@ -25,7 +26,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use k3s_identity::Error as IdentityError;
 use k3s_pki::ServerPki;
 use serde::Deserialize;
@@ -46,6 +47,7 @@ use authenticator::Authenticator;
 use certificates::{Asked, Certificates};
 use in_flight::InFlight;
 use neighbours::Neighbours;
+use static_files::StaticFiles;
 use table::{Door, ForNodes, ForServers, NODES, Open, SERVERS};
 
 #[cfg(any(test, feature = "fuzz"))]
@@ -61,6 +63,8 @@ const LONGEST_BODY: usize = 64 << 10;
 const LONGEST_AUTHORITIES: usize = 512 << 10;
 /// How long a body may take to come.
 const BODY: Duration = Duration::from_secs(10);
+/// How long one that is not asked for may.
+const IGNORED_BODY: Duration = Duration::from_secs(1);
 
 /// What the routes serve.
 #[derive(Debug)]
@@ -85,6 +89,7 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Routes {
     server_dir: PathBuf,
+    static_files: StaticFiles,
     authenticator: Authenticator,
     in_flight: InFlight,
     certificates: Certificates,
@@ -98,6 +103,7 @@ impl Routes {
     pub fn new(cluster: Cluster) -> Self {
         let Cluster { server_dir, pki, core, node_passwords, reserved, token, config } = cluster;
         Self {
+            static_files: StaticFiles::new(server_dir.join("static")),
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), core.clone()),
             in_flight: InFlight::new(),
             certificates: Certificates {
@@ -120,18 +126,24 @@ impl Routes {
     }
 
     /// The answer to a request for this route.
-    pub(crate) async fn answer(&self, route: &Route, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
-        self.admit_and_answer(route, request, peer).await.unwrap_or_else(Into::into)
+    pub(crate) async fn answer(&self, route: &Route, mut request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        match self.admit_and_answer(route, &mut request, peer).await {
+            Ok(response) => response,
+            Err(status) => {
+                ignore(request.body_mut()).await;
+                status.into()
+            }
+        }
     }
 
     async fn admit_and_answer(
         &self,
         route: &Route,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
         match &route.door {
-            Door::Open(open) => self.answer_everybody(*open, route, &request).await,
+            Door::Open(open) => self.answer_everybody(*open, route, request, peer).await,
             Door::Servers(methods, asked) => {
                 self.admit(SERVERS, request.headers(), peer).await?;
                 allow(methods, request.method())?;
@@ -151,6 +163,7 @@ impl Routes {
         asked: Open,
         route: &Route,
         request: &Request<Incoming>,
+        peer: &Peer,
     ) -> Result<Response<Body>, Status> {
         match asked {
             Open::Ping => Ok(text("pong")),
@@ -158,7 +171,7 @@ impl Routes {
             Open::Authority => self.file("tls/server-ca.crt").await,
             Open::StaticFile => {
                 let path = request.uri().path().strip_prefix(route.path()).unwrap_or_default();
-                Ok(static_files::answer(&self.server_dir.join("static"), request.method(), path).await)
+                Ok(self.static_files.answer(request.method(), path, peer.address.ip()).await)
             }
         }
     }
@@ -166,7 +179,7 @@ impl Routes {
     async fn answer_server(
         &self,
         asked: ForServers,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
         match asked {
@@ -179,10 +192,10 @@ impl Routes {
                 self.core.client()?;
                 Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
             }
-            ForServers::RotateToken => self.rotate_token(read(request.into_body(), LONGEST_BODY).await?).await,
+            ForServers::RotateToken => self.rotate_token(read(request.body_mut(), LONGEST_BODY).await?).await,
             ForServers::ReplaceAuthorities => {
                 let force = is_forced(request.uri().query());
-                self.replace_authorities(read(request.into_body(), LONGEST_AUTHORITIES).await?, force).await
+                self.replace_authorities(read(request.body_mut(), LONGEST_AUTHORITIES).await?, force).await
             }
         }
     }
@@ -191,14 +204,13 @@ impl Routes {
         &self,
         asked: ForNodes,
         caller: &Caller,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
         match asked {
             ForNodes::Certificate(wanted) => {
-                let (parts, body) = request.into_parts();
-                let body = read(body, LONGEST_BODY).await?;
-                let (from, method, headers) = (peer.address.ip(), &parts.method, &parts.headers);
+                let body = read(request.body_mut(), LONGEST_BODY).await?;
+                let (from, method, headers) = (peer.address.ip(), request.method(), request.headers());
                 let asked = Asked { caller, from, method, headers, body: &body };
                 self.certificates.answer(wanted, asked).await.map(text)
             }
@@ -292,7 +304,16 @@ fn allow(methods: &[Method], asked: &Method) -> Result<(), Status> {
     if methods.contains(asked) { Ok(()) } else { Err(Status::method_not_allowed("method not allowed")) }
 }
 
-async fn read(body: Incoming, longest: usize) -> Result<Bytes, Status> {
+/// Reads what is left of a short body that nobody asks for: an answer before the body's end makes HTTP/2 reset the stream, and some
+/// clients then never see the answer.
+async fn ignore(body: &mut Incoming) {
+    if !body.is_end_stream() {
+        // Whatever comes of it.
+        let _ = timeout(IGNORED_BODY, Limited::new(body, LONGEST_BODY).collect()).await;
+    }
+}
+
+async fn read(body: &mut Incoming, longest: usize) -> Result<Bytes, Status> {
     match timeout(BODY, Limited::new(body, longest).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {

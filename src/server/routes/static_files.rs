@@ -1,56 +1,199 @@
 //! `/static/*`: files of `<data>/server/static`, public. Charts that the add-ons install are fetched from here.
+//!
+//! Everybody may ask, and not read: so an answer holds no file open. Each piece is read when the client has room for it, and there are so
+//! many answers at once and no more.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    fs::{File, Metadata},
+    io,
+    net::IpAddr,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{TryStreamExt, stream};
 use http::{HeaderValue, Method, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use tokio::fs::File;
-use tokio_util::io::ReaderStream;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::error;
 
-use crate::front::{Body, BodyError, Status, empty};
+use crate::{
+    budget::network,
+    front::{Body, BodyError, Status, empty},
+};
 
-/// The file at `path` (percent-encoded, relative) below `root`, streamed. Folders are not listed.
-pub(super) async fn answer(root: &Path, method: &Method, path: &str) -> Response<Body> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return Status::method_not_allowed("static files can only be read").into();
-    }
-    let missing = || Status::not_found(format!("there is no static file {path}"));
-    let Some(file) = below(root, path) else { return missing().into() };
-    let (file, length) = match open(&file).await {
-        Ok(Some(opened)) => opened,
-        Ok(None) => return missing().into(),
-        Err(error) => {
-            error!(path = %file.display(), %error, "Cannot read a static file.");
-            return Status::internal(format!("the server cannot read the static file {path}; its log says why")).into();
-        }
-    };
+/// Files that are being sent at the same time.
+const TRANSFERS: usize = 128;
+/// Of those, to one source.
+const TRANSFERS_TO_ONE: usize = 32;
+/// Files that are open at the same time, each while a piece is read.
+const OPEN: usize = 8;
+/// What is read at a time, bytes.
+const PIECE: usize = 32 << 10;
 
-    let body = if method == Method::HEAD {
-        empty()
-    } else {
-        StreamBody::new(ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data).map_err(BodyError::from))
-            .boxed_unsync()
-    };
-    let mut response = Response::new(body);
-    let kind = if path.ends_with(".tgz") { "application/gzip" } else { "application/octet-stream" };
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-    response
+/// The files of a folder.
+#[derive(Debug)]
+pub(super) struct StaticFiles {
+    root: PathBuf,
+    open: Arc<Semaphore>,
+    transfers: Arc<Transfers>,
 }
 
-/// The file and its length; `None` if there is none, or something else.
-async fn open(path: &Path) -> std::io::Result<Option<(File, u64)>> {
-    use std::io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
-    let file = match File::open(path).await {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), NotFound | NotADirectory | InvalidFilename) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata().await?;
-    Ok(metadata.is_file().then_some((file, metadata.len())))
+/// How many files are being sent, by source.
+#[derive(Debug, Default)]
+struct Transfers(Mutex<HashMap<IpAddr, usize>>);
+
+/// One of them.
+#[derive(Debug)]
+struct Transfer {
+    transfers: Arc<Transfers>,
+    to: IpAddr,
+}
+
+/// A file as it was when it was first opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+/// What is left to send of a file.
+struct Rest {
+    path: PathBuf,
+    version: Version,
+    offset: u64,
+    open: Arc<Semaphore>,
+    _transfer: Transfer,
+}
+
+impl StaticFiles {
+    /// Those below `root`.
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root, open: Arc::new(Semaphore::new(OPEN)), transfers: Arc::default() }
+    }
+
+    /// The file at `path` (percent-encoded, relative), streamed to a client at `to`. Folders are not listed.
+    pub(super) async fn answer(&self, method: &Method, path: &str, to: IpAddr) -> Response<Body> {
+        self.find(method, path, to).await.unwrap_or_else(Into::into)
+    }
+
+    async fn find(&self, method: &Method, path: &str, to: IpAddr) -> Result<Response<Body>, Status> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Err(Status::method_not_allowed("static files can only be read"));
+        }
+        let missing = || Status::not_found(format!("there is no static file {path}"));
+        let file = below(&self.root, path).ok_or_else(missing)?;
+        let transfer = self.transfers.clone().begin(network(to))?;
+        let version = match on_a_thread(&self.open, file.clone(), |path| Version::of(&path)).await {
+            Ok(version) => version.ok_or_else(missing)?,
+            Err(error) => {
+                error!(path = %file.display(), %error, "Cannot read a static file.");
+                return Err(Status::internal(format!(
+                    "the server cannot read the static file {path}; its log says why"
+                )));
+            }
+        };
+
+        let body = if method == Method::HEAD {
+            empty()
+        } else {
+            let rest = Rest { path: file, version, offset: 0, open: self.open.clone(), _transfer: transfer };
+            let pieces = stream::try_unfold(rest, Rest::next);
+            StreamBody::new(pieces.map_ok(Frame::data).map_err(BodyError::from)).boxed_unsync()
+        };
+        let mut response = Response::new(body);
+        let kind = if path.ends_with(".tgz") { "application/gzip" } else { "application/octet-stream" };
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        response.headers_mut().insert(header::CONTENT_LENGTH, version.length.into());
+        Ok(response)
+    }
+}
+
+impl Transfers {
+    fn begin(self: Arc<Self>, to: IpAddr) -> Result<Transfer, Status> {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let to_this = running.get(&to).copied().unwrap_or(0);
+        if to_this >= TRANSFERS_TO_ONE || running.values().sum::<usize>() >= TRANSFERS {
+            return Err(Status::too_many_requests("Too many requests, please try again later."));
+        }
+        running.insert(to, to_this + 1);
+        drop(running);
+        Ok(Transfer { transfers: self, to })
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let mut running = self.transfers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.get_mut(&self.to) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(running.remove(&self.to)),
+        }
+    }
+}
+
+impl Version {
+    /// `None` if there is no file, or something else.
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+        match std::fs::metadata(path) {
+            // That it can be read, too.
+            Ok(metadata) if metadata.is_file() => File::open(path).map(|_| Some(Self::from(&metadata))),
+            Ok(_) => Ok(None),
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory | InvalidFilename) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl From<&Metadata> for Version {
+    fn from(file: &Metadata) -> Self {
+        Self { device: file.dev(), inode: file.ino(), length: file.len(), changed: (file.ctime(), file.ctime_nsec()) }
+    }
+}
+
+impl Rest {
+    /// The next piece; `None` at the end.
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        let (version, offset) = (self.version, self.offset);
+        if offset == version.length {
+            return Ok(None);
+        }
+        let read = move |path: PathBuf| {
+            let file = File::open(path)?;
+            if Version::from(&file.metadata()?) != version {
+                return Err(io::Error::other("it was changed while it was sent"));
+            }
+            let left = usize::try_from(version.length - offset).unwrap_or(PIECE);
+            let mut piece = vec![0; left.min(PIECE)];
+            file.read_exact_at(&mut piece, offset)?;
+            Ok(Bytes::from(piece))
+        };
+        let piece = on_a_thread(&self.open, self.path.clone(), read).await?;
+        self.offset += piece.len() as u64;
+        Ok(Some((piece, self)))
+    }
+}
+
+/// Does something with the file at `path` where waiting for a disk holds nobody up, when few others do.
+async fn on_a_thread<T: Send + 'static>(
+    open: &Arc<Semaphore>,
+    path: PathBuf,
+    read: impl FnOnce(PathBuf) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let turn = open.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let reading = spawn_blocking(move || {
+        let read = read(path);
+        drop(turn);
+        read
+    });
+    reading.await.map_err(io::Error::other)?
 }
 
 /// The path below `root` that is meant, if each of its parts is a plain name.
@@ -84,6 +227,8 @@ fn percent_decoded(part: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     #[tokio::test]
     async fn files_are_served_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
@@ -91,14 +236,15 @@ mod tests {
         std::fs::create_dir_all(root.join("charts")).unwrap();
         std::fs::write(root.join("charts/traefik-39.0.5+up39.0.5.tgz"), "chart").unwrap();
         std::fs::write(dir.path().join("token"), "secret").unwrap();
+        let files = StaticFiles::new(root);
 
         for path in ["charts/traefik-39.0.5+up39.0.5.tgz", "charts/traefik-39.0.5%2Bup39.0.5.tgz"] {
-            let response = answer(&root, &Method::GET, path).await;
+            let response = files.answer(&Method::GET, path, HERE).await;
             assert_eq!(response.headers()["content-type"], "application/gzip");
             assert_eq!(response.headers()["content-length"], "5");
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "chart");
         }
-        let response = answer(&root, &Method::HEAD, "charts/traefik-39.0.5+up39.0.5.tgz").await;
+        let response = files.answer(&Method::HEAD, "charts/traefik-39.0.5+up39.0.5.tgz", HERE).await;
         assert_eq!(response.headers()["content-length"], "5");
         assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
 
@@ -121,8 +267,39 @@ mod tests {
             "%zz",
             "%ff",
         ] {
-            assert_eq!(answer(&root, &Method::GET, path).await.status(), 404, "{path}");
+            assert_eq!(files.answer(&Method::GET, path, HERE).await.status(), 404, "{path}");
         }
-        assert_eq!(answer(&root, &Method::PUT, "charts/x").await.status(), 405);
+        assert_eq!(files.answer(&Method::PUT, "charts/x", HERE).await.status(), 405);
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_reads_hold_no_file_open_and_are_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..3 * PIECE + 1).map(|byte| byte as u8).collect();
+        std::fs::write(dir.path().join("chart"), &content).unwrap();
+        let files = StaticFiles::new(dir.path().to_owned());
+        let open = || {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file.starts_with(dir.path()))).count()
+        };
+        let mut unread = Vec::new();
+        for source in 0..TRANSFERS / TRANSFERS_TO_ONE {
+            let source = IpAddr::from([192, 0, 2, source as u8]);
+            for _ in 0..TRANSFERS_TO_ONE {
+                let mut answer = files.answer(&Method::GET, "chart", source).await;
+                answer.body_mut().frame().await.unwrap().unwrap();
+                unread.push(answer);
+            }
+            assert_eq!(files.answer(&Method::GET, "chart", source).await.status(), 429);
+        }
+        assert_eq!(open(), 0);
+        assert_eq!(files.answer(&Method::GET, "chart", HERE).await.status(), 429, "to nobody else either");
+        let rest = unread.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(rest, content[PIECE..]);
+        let again = files.answer(&Method::GET, "chart", HERE).await.into_body().collect().await.unwrap();
+        assert_eq!(again.to_bytes(), content);
+
+        std::fs::write(dir.path().join("chart"), "another").unwrap();
+        assert!(unread.pop().unwrap().into_body().collect().await.is_err(), "no mixture of two files");
     }
 }

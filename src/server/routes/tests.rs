@@ -1,7 +1,9 @@
 //! The supervisor API as nodes and servers see it: over TLS, through the front.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue, Request};
+use hyper::body::Frame;
 use k3s_identity::Password;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
@@ -549,4 +551,28 @@ async fn no_more_nodes_than_there_are_places() {
         drop(sender);
         assert_eq!(soon(answer).await.unwrap().status(), 200);
     }
+}
+
+#[tokio::test]
+async fn of_many_that_join_at_once_each_has_an_answer() {
+    let setup = Setup::start().await;
+    let basic = format!("Basic {}", STANDARD.encode(format!("node:{AGENT_TOKEN}")));
+    let client = setup.http2(None).await;
+    let (mut bodies, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let (sender, body) = channel();
+        let request = Request::post("https://front.test:6443/v1-k3s/client-kube-proxy.crt");
+        answers.push(client.begin(request.header("authorization", &basic).body(body).unwrap()));
+        bodies.push(sender);
+    }
+    let answers = tokio::spawn(join_all(answers));
+    let request = signing_request(&KeyPair::generate().unwrap());
+    for body in bodies {
+        body.send(Frame::data(request.clone().into())).await.unwrap();
+    }
+    let mut codes = std::collections::BTreeSet::new();
+    for answer in soon(answers).await.unwrap() {
+        codes.insert(answer.unwrap().status().as_u16());
+    }
+    assert!(codes.contains(&200) && codes.is_subset(&[200, 429].into()), "{codes:?}");
 }
