@@ -107,7 +107,7 @@ in
       };
       description = ''
         The keys of {file}`/etc/rancher/k3s/config.yaml`, which are the long names of flags. Keys and values are checked
-        when the configuration is evaluated; a change is taken over by a reload.
+        when the configuration is evaluated.
       '';
     };
     flagTable = mkOption {
@@ -131,6 +131,6 @@ in
       }
     ];
     environment.etc."rancher/k3s/config.yaml" = lib.mkIf (given != { } && cfg.configPath == null) { source = file; };
-    systemd.services.k3s.reloadTriggers = lib.optional (given != { } && cfg.configPath == null) file;
+    systemd.services.k3s.restartTriggers = lib.optional (given != { } && cfg.configPath == null) file;
   };
 }

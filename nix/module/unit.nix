@@ -25,16 +25,7 @@ in
         "network-online.target"
       ];
       wantedBy = [ "multi-user.target" ];
-      # Programs of the host that k3s and its components start.
-      path = [
-        pkgs.kmod
-        pkgs.util-linux
-        pkgs.nftables
-        pkgs.iptables
-        pkgs.iproute2
-        pkgs.conntrack-tools
-      ]
-      ++ lib.optional config.boot.zfs.enabled config.boot.zfs.package;
+      path = import ../host-programs.nix pkgs ++ lib.optional config.boot.zfs.enabled config.boot.zfs.package;
 
       # A node that nobody can reach is tried for ever.
       unitConfig.StartLimitIntervalSec = 0;

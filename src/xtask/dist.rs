@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -25,30 +25,22 @@ pub(crate) struct Args {
     /// Put in `k3s` as `cargo build` makes it: built in seconds, and slower, for a scenario under development.
     #[arg(long)]
     debug: bool,
+    /// Put in this `k3s`, built elsewhere.
+    #[arg(long, value_name = "FILE", conflicts_with = "debug")]
+    program: Option<PathBuf>,
+    /// Make the tree here, without the images for tests.
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
 }
 
 /// Builds what is missing, then replaces the tree. Images for tests go to `target/dist-test`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let target = workspace::target();
-    let scratch = Scratch::create(&target, "dist")?;
+    if let Some(output) = &args.output {
+        return assemble(args, output, None);
+    }
+    let scratch = Scratch::create(&workspace::target(), "dist")?;
     let tree = scratch.0.join("tree");
-
-    for component in Component::all()? {
-        let Some(place) = component.libexec() else { continue };
-        let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
-        folder::copy(&built.folder, &tree.join("libexec/k3s").join(place))?;
-        println!("{:<12} {}", component.name(), component.version());
-    }
-    images::pack(&tree.join("share/k3s/images"), &images::test_folder())?;
-    let (profile, folder_of_profile) = if args.debug { ("dev", "debug") } else { ("release", "release") };
-    succeed(cargo().args(["build", "--profile", profile, "--quiet", "--package", "k3s"]))?;
-    let bin = tree.join("bin");
-    fs::create_dir_all(&bin)?;
-    fs::copy(target.join(folder_of_profile).join("k3s"), bin.join("k3s"))?;
-    for link in LINKS {
-        symlink("k3s", bin.join(link))?;
-    }
-
+    assemble(args, &tree, Some(&images::test_folder()))?;
     let dist = folder();
     if dist.exists() {
         fs::rename(&dist, scratch.0.join("previous"))?;
@@ -56,6 +48,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::rename(&tree, &dist).with_context(|| format!("Cannot rename to {}", dist.display()))?;
     println!("{}", dist.display());
     Ok(())
+}
+
+fn assemble(args: &Args, tree: &Path, test_images: Option<&Path>) -> Result<()> {
+    for component in Component::all()? {
+        let Some(place) = component.libexec() else { continue };
+        let built = component.build().with_context(|| format!("Cannot build the component {}", component.name()))?;
+        folder::copy(&built.folder, &tree.join("libexec/k3s").join(place))?;
+        println!("{:<12} {}", component.name(), component.version());
+    }
+    images::pack(&tree.join("share/k3s/images"), test_images)?;
+    let bin = tree.join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::copy(program(args)?, bin.join("k3s"))?;
+    for link in LINKS {
+        symlink("k3s", bin.join(link))?;
+    }
+    Ok(())
+}
+
+/// `k3s` itself, built unless it was given.
+fn program(args: &Args) -> Result<PathBuf> {
+    if let Some(given) = &args.program {
+        return Ok(given.clone());
+    }
+    let (profile, folder) = if args.debug { ("dev", "debug") } else { ("release", "release") };
+    succeed(cargo().args(["build", "--profile", profile, "--quiet", "--package", "k3s"]))?;
+    Ok(workspace::target().join(folder).join("k3s"))
 }
 
 /// The tree.

@@ -12,7 +12,7 @@ pub(crate) struct Args {}
 
 /// Packs all images, those of the product into `target/dist`.
 pub(crate) fn run(_: &Args) -> Result<()> {
-    pack(&dist::folder().join("share/k3s/images"), &test_folder())
+    pack(&dist::folder().join("share/k3s/images"), Some(&test_folder()))
 }
 
 /// Where the images for tests and demonstrations are packed.
@@ -20,12 +20,11 @@ pub(crate) fn test_folder() -> PathBuf {
     workspace::target().join("dist-test/images")
 }
 
-/// Prints one line an image: name and digest.
-pub(crate) fn pack(product: &Path, test: &Path) -> Result<()> {
+/// Packs those of the product and, if they have a place, those of tests. Prints one line an image: name and digest.
+pub(crate) fn pack(product: &Path, test: Option<&Path>) -> Result<()> {
     for image in Image::all()? {
-        let packed = image
-            .pack(if image.is_product() { product } else { test })
-            .with_context(|| format!("Cannot pack the image {}", image.name()))?;
+        let Some(folder) = (if image.is_product() { Some(product) } else { test }) else { continue };
+        let packed = image.pack(folder).with_context(|| format!("Cannot pack the image {}", image.name()))?;
         println!("{:<34} {}", packed.name, packed.digest);
     }
     Ok(())

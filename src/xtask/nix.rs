@@ -1,10 +1,14 @@
 //! `cargo xtask nix`: the flake and the NixOS module, evaluated with nixpkgs' own `lib` and stand-ins for the rest of nixpkgs.
 
 mod at_hand;
+mod build;
 mod evaluation;
+mod flake;
 mod generated;
+mod hashes;
 mod reference;
 mod units;
+mod vm_tests;
 
 use anyhow::Result;
 
@@ -23,21 +27,36 @@ enum Verb {
     Check,
     /// Write the files that are made of others: the table of flags that types `settings`, and the reference of options.
     Write,
+    /// Compute the hashes of the Go modules that the flake fetches, for components whose go.sum has changed.
+    Hashes,
+    /// Write the NixOS tests as `cargo xtask vm-test` takes them, and print where they are.
+    VmTests,
+    /// Build the flake's package by the host's programs, and compare the tree with `target/dist`.
+    Build(build::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match args.verb {
+    match &args.verb {
         Verb::Check => {
             let counts = check()?;
             println!("{counts}");
             anyhow::ensure!(counts.failed == 0, "{} of the tests failed", counts.failed);
             Ok(())
         }
-        Verb::Write => match Nix::at_hand()? {
-            Ok(nix) => generated::write(&nix),
-            Err(missing) => anyhow::bail!("{missing}"),
-        },
+        Verb::Write => generated::write(&needed()?),
+        Verb::Hashes => hashes::write(&needed()?),
+        Verb::VmTests => {
+            for path in vm_tests::write(&needed()?)? {
+                println!("{}", path.display());
+            }
+            Ok(())
+        }
+        Verb::Build(args) => build::run(args, &needed()?),
     }
+}
+
+fn needed() -> Result<Nix> {
+    Nix::at_hand()?.map_err(|missing| anyhow::anyhow!("{missing}"))
 }
 
 /// Everything that needs an evaluation and no build. Without Nix or nixpkgs' lib, one skipped test and a word that is not
@@ -50,6 +69,8 @@ pub(crate) fn check() -> Result<Counts> {
     let mut counts = evaluation::run(&nix)?;
     counts += units::verify(&nix)?;
     counts += generated::compare(&nix)?;
+    counts += hashes::compare()?;
+    counts += flake::check(&nix)?;
     Ok(counts)
 }
 

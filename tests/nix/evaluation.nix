@@ -181,7 +181,7 @@ map (
     snapshot-schedule-cron = "0 */12 * * *";
     write-kubeconfig-mode = "0640";
   })
-  (test "settings change by a reload" (map bare evaluated.settings.systemd.services.k3s.reloadTriggers) [ "<k3s-config.yaml>" ])
+  (test "settings change by a restart" (map bare evaluated.settings.systemd.services.k3s.restartTriggers) [ "<k3s-config.yaml>" ])
   (test "no settings, no file" (plain.environment.etc ? "rancher/k3s/config.yaml") false)
   (test "ports are open if asked for" (let inherit (evaluated.settings.networking) firewall; in [ firewall.allowedTCPPorts firewall.allowedUDPPorts firewall.trustedInterfaces ]) [ [ 7443 10250 ] [ 8472 ] [ "cni0" "flannel.1" ] ])
   (test "ports are closed" plain.networking.firewall.allowedTCPPorts [ ])

@@ -5,6 +5,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fmt, fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -27,16 +28,19 @@ const SETTINGS: &str = "experimental-features = nix-command flakes
 sandbox = false
 substituters =
 build-users-group =
-build-hook =
+builders =
 warn-dirty = false
 ";
+
+/// What Nix asks whether somebody else builds, below a root that was unpacked; its own link is to the machine's /usr.
+const BUILD_HOOK: &str = "usr/libexec/nix/build-remote";
 
 /// A Nix that evaluates, and builds with the host's programs.
 #[derive(Debug)]
 pub(crate) struct Nix {
     programs: PathBuf,
-    /// Where the programs' libraries lie, if not where the system has them.
-    libraries: Option<OsString>,
+    /// Where the programs' libraries lie, and their build hook, if not where the system has them.
+    unpacked: Option<(OsString, PathBuf)>,
     state: PathBuf,
     lib: PathBuf,
 }
@@ -52,17 +56,17 @@ impl Nix {
     /// The machine's Nix or, on Debian, its package unpacked into the cache; and nixpkgs' lib.
     pub(crate) fn at_hand() -> Result<Result<Self, NotAtHand>> {
         let cache = workspace::cache()?.join("nix");
-        let (programs, libraries) = match on_path("nix-instantiate") {
+        let (programs, unpacked) = match on_path("nix-instantiate") {
             Some(folder) => (folder, None),
             None => {
                 let root = cache.join("debian");
                 if !root.exists() && !unpack_from_debian(&cache, &root)? {
                     return Ok(Err(NotAtHand::Nix));
                 }
-                (root.join("usr/bin"), Some(libraries(&root)?))
+                (root.join("usr/bin"), Some((libraries(&root)?, root.join(BUILD_HOOK))))
             }
         };
-        let mut nix = Self { programs, libraries, state: cache, lib: PathBuf::new() };
+        let mut nix = Self { programs, unpacked, state: cache, lib: PathBuf::new() };
         Ok(match nix.find_lib()? {
             Ok(lib) => {
                 nix.lib = lib;
@@ -70,6 +74,11 @@ impl Nix {
             }
             Err(missing) => Err(missing),
         })
+    }
+
+    /// The folder of nixpkgs' lib.
+    pub(crate) fn lib(&self) -> &Path {
+        &self.lib
     }
 
     /// One of Nix' programs, with our store and settings.
@@ -85,10 +94,12 @@ impl Nix {
         ] {
             command.env(variable, self.state.join(folder));
         }
-        command.env("NIX_CONFIG", SETTINGS).env("NIX_REMOTE", "local");
-        if let Some(libraries) = &self.libraries {
+        let mut settings = SETTINGS.to_owned();
+        if let Some((libraries, build_hook)) = &self.unpacked {
+            settings += &format!("build-hook = {}\n", build_hook.display());
             command.env("LD_LIBRARY_PATH", libraries);
         }
+        command.env("NIX_CONFIG", settings).env("NIX_REMOTE", "local");
         command
     }
 
@@ -162,6 +173,11 @@ fn unpack_from_debian(cache: &Path, root: &Path) -> Result<bool> {
         if archive.path().extension() == Some(OsStr::new("deb")) && is_unpacked(&name.to_string_lossy()) {
             succeed(Command::new("dpkg-deb").arg("-x").arg(archive.path()).arg(&unpacked))?;
         }
+    }
+    let hook = unpacked.join(BUILD_HOOK);
+    if hook.is_symlink() {
+        fs::remove_file(&hook)?;
+        symlink("../../bin/nix", &hook)?;
     }
     fs::rename(&unpacked, root).with_context(|| format!("Cannot rename to {}", root.display()))?;
     Ok(true)

@@ -1,0 +1,7 @@
+{
+  machine.services.k3s.gracefulNodeShutdown = {
+    enable = true;
+    shutdownGracePeriod = "20s";
+    shutdownGracePeriodCriticalPods = "5s";
+  };
+}
