@@ -72,13 +72,32 @@ pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
 
 async fn connect(kubeconfig: &Path, default_retry: bool) -> Result<Client, Error> {
     let connect = async || -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
-        let mut config =
-            Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
+        let kubeconfig = without_proxy(Kubeconfig::read_from(kubeconfig)?)?;
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        config.proxy_url = None;
         config.default_retry = default_retry;
         Ok(Client::try_from(config)?)
     };
     connect().await.map_err(|source| Error::Kubeconfig { path: kubeconfig.to_path_buf(), source })
 }
+
+/// The kubeconfig with a placeholder in the place of a proxy's address: without one, the client would take `HTTPS_PROXY`, which is for
+/// components and never for our own connections.
+fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Kubeconfig, NamesProxy> {
+    for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        if cluster.proxy_url.replace(NO_PROXY.to_owned()).is_some_and(|url| !url.is_empty()) {
+            return Err(NamesProxy);
+        }
+    }
+    Ok(kubeconfig)
+}
+
+const NO_PROXY: &str = "http://unused.invalid";
+
+/// A user's kubeconfig that wants its cluster reached in a way that is not served.
+#[derive(Debug, thiserror::Error)]
+#[error("it names a proxy (proxy-url), and k3s' own verbs use none: use `k3s kubectl`, or a kubeconfig without it")]
+struct NamesProxy;
 
 /// What a client that lasts makes its requests with.
 struct Lasting {
@@ -117,12 +136,49 @@ impl Lasting {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, process::Command};
 
     use k3s_pki::AgentPki;
 
     use super::*;
     use crate::testing::{LIFETIME, TestServer};
+
+    const KUBECONFIG: &str = "K3S_TEST_KUBECONFIG";
+
+    /// A process of its own: variables are not set in one that has threads.
+    #[test]
+    fn our_own_connections_go_by_no_proxy() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kubeconfig");
+        let kubeconfig = |proxy: &str| {
+            let yaml = format!(
+                "clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:6443'{proxy}}}}}]\n\
+                 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+                 users: [{{name: u, user: {{token: t}}}}]\ncurrent-context: c\n"
+            );
+            fs::write(&file, yaml).unwrap();
+            let mut test = Command::new(std::env::current_exe().unwrap());
+            test.args(["api::tests::a_client_is_made", "--exact", "--ignored"]).env(KUBECONFIG, &file);
+            test.envs([("HTTPS_PROXY", "http://proxy:3128"), ("https_proxy", "no address at all")]);
+            test.output().unwrap()
+        };
+        for unset in ["", ", proxy-url: ''"] {
+            let made = kubeconfig(unset);
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+        }
+        let refused = kubeconfig(", proxy-url: 'http://proxy:3128'");
+        let output = [refused.stdout, refused.stderr].concat();
+        assert!(String::from_utf8_lossy(&output).contains("use `k3s kubectl`"), "{}", String::from_utf8_lossy(&output));
+    }
+
+    #[tokio::test]
+    #[ignore = "a part of `our_own_connections_go_by_no_proxy`"]
+    async fn a_client_is_made() {
+        let Some(kubeconfig) = std::env::var_os(KUBECONFIG) else { return };
+        if let Err(error) = client(kubeconfig.as_ref()).await {
+            panic!("{}", chain(&error));
+        }
+    }
 
     #[tokio::test]
     async fn a_renewed_certificate_that_cannot_be_used_leaves_the_old_one_until_it_can() {

@@ -1,8 +1,10 @@
 //! The node's life: prepared before anything runs, handed to the supervisor, joined to its network when the API knows it.
 
-use std::{ffi::OsString, fs, io, net::IpAddr, path::PathBuf};
+use std::{fs, io, net::IpAddr, path::PathBuf};
 
-use k3s_components::{Components, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet};
+use k3s_components::{
+    Components, InheritedEnvironment, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet,
+};
 use k3s_config::{
     agent::NodeConfig,
     network::{ClusterNetwork, Overlay},
@@ -89,8 +91,12 @@ impl NodeRole {
             network,
             ips,
         };
-        let mut launches = vec![launch_containerd(&node, &paths, &components)?, kubelet(&node, &paths, &components)];
-        launches.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components)));
+        let inherited = InheritedEnvironment::new(std::env::vars_os(), &node.network, &[]);
+        let mut others = vec![kubelet(&node, &paths, &components)];
+        others.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components)));
+        others.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
+        let mut launches = vec![launch_containerd(&node, &paths, &components, &inherited)?];
+        launches.extend(others);
         launches.iter().try_for_each(Launch::install_files)?;
         for dir in [paths.agent().join("pod-manifests"), paths.agent().join("containerd"), paths.images()] {
             files::create_directory(&dir, 0o700)?;
@@ -158,7 +164,12 @@ impl NodeRole {
     }
 }
 
-fn launch_containerd(node: &Node, paths: &Paths, components: &Components) -> Result<Launch, Error> {
+fn launch_containerd(
+    node: &Node,
+    paths: &Paths,
+    components: &Components,
+    inherited: &InheritedEnvironment,
+) -> Result<Launch, Error> {
     let path = paths.agent_etc("containerd/config-v3.toml.tmpl");
     let template = match fs::read_to_string(&path) {
         Ok(text) => Some(text),
@@ -166,7 +177,6 @@ fn launch_containerd(node: &Node, paths: &Paths, components: &Components) -> Res
         Err(source) => return Err(Error::File { path, source }),
     };
     let pause = node.config.pause_image.as_deref().unwrap_or(images::PAUSE);
-    let inherited = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin"));
-    containerd(node, paths, components, pause, template.as_deref(), &inherited)
+    containerd(node, paths, components, pause, template.as_deref(), inherited)
         .map_err(|source| Error::Template { path, source })
 }

@@ -6,7 +6,7 @@ use k3s_config::agent::Snapshotter;
 use k3s_supervise::program::{Probe, Program, Resources, Stop};
 
 use crate::{
-    CgroupDriver, Node, Paths,
+    CgroupDriver, InheritedEnvironment, Node, Paths,
     launch::{File, Launch},
     libexec::Components,
     template::{self, TemplateError},
@@ -14,14 +14,14 @@ use crate::{
 
 /// containerd for `node`, with `pause_image` as the sandbox of pods. `user_template` is the content of
 /// `<data>/agent/etc/containerd/config-v3.toml.tmpl`, where the user has one; it replaces our configuration and may include it
-/// with `{{ template "base" . }}`. `inherited_path` is our own `PATH`, which the components' folder is put before.
+/// with `{{ template "base" . }}`. The components' folder is put before the `PATH` of `inherited`.
 pub fn containerd(
     node: &Node,
     paths: &Paths,
     found: &Components,
     pause_image: &str,
     user_template: Option<&str>,
-    inherited_path: &std::ffi::OsStr,
+    inherited: &InheritedEnvironment,
 ) -> Result<Launch, TemplateError> {
     let etc = paths.agent_etc("containerd");
     let base = base_config(node, paths, found, pause_image);
@@ -32,15 +32,21 @@ pub fn containerd(
     let root = paths.agent().join("containerd");
     let mut path = found.folder_of("containerd-shim-runc-v2").into_os_string();
     path.push(":");
-    path.push(inherited_path);
+    path.push(inherited.path());
+    let mut env = inherited.of_containerd();
+    env.insert("PATH".into(), path);
+    let mut args = vec![OsString::from("-c"), etc.join("config.toml").into_os_string()];
+    args.extend(
+        inherited.containerd_log_level().into_iter().flat_map(|level| ["--log-level".into(), level.to_owned()]),
+    );
     Ok(Launch {
         files: vec![File { path: etc.join("config.toml"), content }],
         program: Program {
             name: "containerd".into(),
             executable: found.path("containerd"),
             arg0: "containerd".into(),
-            args: vec![OsString::from("-c"), etc.join("config.toml").into_os_string()],
-            env: BTreeMap::from([("PATH".into(), path)]),
+            args,
+            env,
             working_dir: None,
             after: Vec::new(),
             readiness: Probe::UnixSocket { path: paths.containerd_socket() },
@@ -157,7 +163,8 @@ mod tests {
     use crate::testing::{found, node, paths};
 
     fn rendered(node: &Node, template: Option<&str>) -> Result<String, TemplateError> {
-        let launch = containerd(node, &paths(), &found(), "pause:1", template, "/usr/bin".as_ref())?;
+        let inherited = InheritedEnvironment::new([], &node.network, &[]);
+        let launch = containerd(node, &paths(), &found(), "pause:1", template, &inherited)?;
         Ok(launch.files[0].content.clone())
     }
 

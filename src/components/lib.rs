@@ -6,6 +6,7 @@
 
 mod containerd;
 mod control_loop;
+mod environment;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
@@ -20,6 +21,7 @@ mod template;
 mod testing;
 
 pub use containerd::containerd;
+pub use environment::InheritedEnvironment;
 pub use kube_apiserver::kube_apiserver;
 pub use kube_controller_manager::kube_controller_manager;
 pub use kube_proxy::kube_proxy;

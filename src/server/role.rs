@@ -8,7 +8,9 @@ use std::{
 };
 
 use k3s_agent::{LastKnownTime, NodeRole};
-use k3s_components::{Components, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler};
+use k3s_components::{
+    Components, InheritedEnvironment, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
+};
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
 use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
@@ -370,6 +372,9 @@ impl Server {
         if !config.disabled.scheduler {
             launches.push(kube_scheduler(config, paths, components));
         }
+        // kube-apiserver reaches this node's kubelet by its address.
+        let inherited = InheritedEnvironment::new(std::env::vars_os(), &config.network, &self.host.ips);
+        launches.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
         launches.iter().try_for_each(Launch::install_files)?;
         Ok(launches.into_iter().map(|launch| launch.program).collect())
     }
