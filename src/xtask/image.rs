@@ -69,6 +69,8 @@ enum Source {
     Component(String),
     /// A C file beside the declaration, compiled without a C library.
     C(PathBuf),
+    /// A shell script beside the declaration.
+    Script(PathBuf),
     /// This text.
     Text(String),
     /// A folder with this octal mode.
@@ -166,6 +168,7 @@ impl Image {
 
     fn node(&self, source: &Source, scratch: &Path) -> Result<Node> {
         Ok(match source {
+            Source::Script(file) => Node::Copy(self.folder.join(file), 0o755),
             Source::Text(text) => Node::Text(text.clone()),
             Source::Folder(mode) => {
                 Node::Folder(u32::from_str_radix(mode, 8).with_context(|| format!("{mode:?} is no octal mode"))?)
@@ -224,6 +227,40 @@ mod tests {
         for image in all {
             image.image_name().unwrap();
         }
+    }
+
+    /// The demo image's wget under the shell that it has there.
+    #[test]
+    fn the_demos_wget_ends_after_the_seconds_that_it_is_given() {
+        use std::{io::Read as _, net::TcpListener, thread};
+
+        let script = workspace::root().join("images/demo/wget");
+        let wget = |flags: &[&str], url: &str| {
+            let mut shell = Command::new("busybox");
+            shell.arg("sh").arg(&script).args(flags).args(["-O", "-", url]).output().unwrap()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        // Connections are taken by the kernel, and nobody answers.
+        for flags in [&["-T", "1"][..], &["-qT1"], &["-q", "--timeout=1"]] {
+            let finished = wget(flags, &url);
+            let said = String::from_utf8_lossy(&finished.stderr);
+            assert_eq!(finished.status.code(), Some(1), "{flags:?}: {said}");
+            assert!(said.contains("wget: download timed out"), "{flags:?}: {said}");
+        }
+        let answering = thread::spawn(move || {
+            // The three of before wait in line first.
+            for stream in listener.incoming().take(6) {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nhi\n");
+            }
+        });
+        for flags in [&["-q", "-T", "60"][..], &["-qT", "60"], &["-q"]] {
+            let finished = wget(flags, &url);
+            assert_eq!(String::from_utf8_lossy(&finished.stdout), "hi\n", "{flags:?}");
+        }
+        answering.join().unwrap();
     }
 
     #[test]
