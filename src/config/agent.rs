@@ -51,7 +51,7 @@ pub struct ServerUrl {
 
 impl AgentConfig {
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
-        let data_dir = environment.absolute(values.text("data-dir").text);
+        let data_dir = values.text("data-dir").path(environment)?;
         let missing = |flag, problem: &str| Error::Invalid {
             place: Place { flag, origin: Origin::CommandLine },
             problem: problem.to_owned(),

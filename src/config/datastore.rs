@@ -123,11 +123,14 @@ struct TlsFiles<'a> {
 
 impl<'a> TlsFiles<'a> {
     fn from_values(values: &'a Values, environment: &Environment) -> Result<Self, Error> {
-        let file = |name| values.given(name).map(|given| (given, environment.absolute(&given.text)));
+        let file = |name| {
+            let given = values.given(name);
+            given.map(|given| Ok::<_, Error>((given, given.path(environment)?))).transpose()
+        };
         let files = Self {
-            ca: file("datastore-cafile"),
-            certificate: file("datastore-certfile"),
-            key: file("datastore-keyfile"),
+            ca: file("datastore-cafile")?,
+            certificate: file("datastore-certfile")?,
+            key: file("datastore-keyfile")?,
         };
         match (&files.certificate, &files.key) {
             (Some((given, _)), None) => Err(given.invalid("a certificate needs its key; give --datastore-keyfile too")),

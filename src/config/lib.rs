@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod flags;
 mod grammar;
+mod location;
 mod merge;
 pub mod network;
 mod node;
@@ -29,6 +30,7 @@ mod wrong_configurations;
 pub use environment::Environment;
 pub use error::{Error, Origin, Place, UnknownKey, Warning};
 pub use flags::{CatalogueEntry, Refusal, Role, catalogue, command};
+pub use location::{Location, locate};
 pub use provenance::{MASK, Provenance, node_args};
 
 use std::ffi::OsString;

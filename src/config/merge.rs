@@ -28,14 +28,7 @@ pub(crate) fn collect(
     environment: &Environment,
 ) -> Result<(Values, Vec<Warning>), Error> {
     let mut warnings = Vec::new();
-    let mut layers = Layers { command_line: BTreeMap::new(), files: BTreeMap::new(), file_order: Vec::new() };
-    for (flag, values) in read_command_line(role, args)? {
-        let place = Place { flag: flag.name, origin: Origin::CommandLine };
-        let given = values.into_iter().map(|value| Given::new(flag, place.clone(), value)).collect::<Result<_, _>>()?;
-        layers.command_line.insert(flag.name, given);
-    }
-    let path = layers.read_files(role, environment, &mut warnings)?;
-
+    let (mut layers, path) = Layers::read(role, args, environment, &mut warnings)?;
     let provenance = Provenance::new(role, &layers.file_arguments(), args, &environment.variables);
     let mut given = BTreeMap::<_, Vec<_>>::new();
     for flag in Flag::of(role) {
@@ -66,11 +59,22 @@ pub(crate) fn collect(
         }
     }
     if let Some(given) = given.get("config").and_then(|given| given.last())
-        && environment.absolute(&given.text) != path
+        && given.path(environment)? != path
     {
         warnings.push(Warning::ConfigNotRead { place: given.place.clone(), read: path });
     }
     Ok((Values { role, given, provenance }, warnings))
+}
+
+/// What is asked for, refused or not: for those who look for a node and do not start one.
+pub(crate) fn look_up(role: Role, args: &[OsString], environment: &Environment) -> Result<Values, Error> {
+    let (mut layers, _) = Layers::read(role, args, environment, &mut Vec::new())?;
+    let provenance = Provenance::new(role, &layers.file_arguments(), args, &environment.variables);
+    let mut given = BTreeMap::new();
+    for flag in Flag::of(role) {
+        given.insert(flag.name, layers.take(flag, environment)?);
+    }
+    Ok(Values { role, given, provenance })
 }
 
 /// What each source says, by flag.
@@ -82,6 +86,23 @@ struct Layers {
 }
 
 impl Layers {
+    /// What command line and files say, and the file that they come from.
+    fn read(
+        role: Role,
+        args: &[OsString],
+        environment: &Environment,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<(Self, PathBuf), Error> {
+        let mut layers = Self { command_line: BTreeMap::new(), files: BTreeMap::new(), file_order: Vec::new() };
+        for (flag, values) in read_command_line(role, args)? {
+            let place = Place { flag: flag.name, origin: Origin::CommandLine };
+            let given = values.into_iter().map(|value| Given::new(flag, place.clone(), value));
+            layers.command_line.insert(flag.name, given.collect::<Result<_, _>>()?);
+        }
+        let path = layers.read_files(role, environment, warnings)?;
+        Ok((layers, path))
+    }
+
     /// Reads the configuration file, and tells which it is. As in k3s the variable wins over the flag.
     fn read_files(
         &mut self,
@@ -99,7 +120,7 @@ impl Layers {
                     instead: "fetch it and name the file",
                 }));
             }
-            Some(given) => environment.absolute(&given.text),
+            Some(given) => given.path(environment)?,
             None => environment.config_file.clone(),
         };
         for setting in file::read(&path, named.as_ref().map(|given| &given.place.origin))? {

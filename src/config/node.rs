@@ -255,7 +255,7 @@ fn image(values: &Values, name: &'static str) -> Result<Option<String>, Error> {
 /// The file that a flag names, which has to be there.
 fn readable(values: &Values, name: &'static str, environment: &Environment) -> Result<Option<PathBuf>, Error> {
     let Some(given) = values.given(name) else { return Ok(None) };
-    let path = environment.absolute(&given.text);
+    let path = given.path(environment)?;
     fs::read(&path).map_err(|error| given.unreadable(&path, error))?;
     Ok(Some(path))
 }
@@ -264,7 +264,7 @@ fn readable(values: &Values, name: &'static str, environment: &Environment) -> R
 fn registries(values: &Values, environment: &Environment) -> Result<PathBuf, Error> {
     let default = Flag::find(Role::Server, "private-registry").and_then(|flag| flag.default);
     let given = values.text("private-registry");
-    let path = environment.absolute(&given.text);
+    let path = given.path(environment)?;
     if default.map(Path::new) != Some(&path) {
         fs::read(&path).map_err(|error| given.unreadable(&path, error))?;
     }

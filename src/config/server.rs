@@ -93,7 +93,7 @@ impl ServerConfig {
     }
 
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
-        let data_dir = environment.absolute(values.text("data-dir").text);
+        let data_dir = values.text("data-dir").path(environment)?;
         let disabled_addons: BTreeSet<Addon> = values.each("disable", str::parse)?.into_iter().collect();
         let args = ControlPlaneArgs::from_values(values)?;
         let node = NodeConfig::from_values(values, environment)?;
@@ -221,7 +221,7 @@ impl KubeconfigOutput {
             mode.ok_or_else(|| format!("`{text}` is not a file mode; write it in octal, such as 0644"))
         })?;
         let group = values.given("write-kubeconfig-group").map(|given| given.text.clone());
-        Ok(Self { path: environment.absolute(values.text("write-kubeconfig").text), mode, group })
+        Ok(Self { path: values.text("write-kubeconfig").path(environment)?, mode, group })
     }
 }
 

@@ -41,7 +41,7 @@ impl SnapshotConfig {
     }
 
     pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
-        let folder = values.given("snapshot-dir").map(|given| environment.absolute(&given.text));
+        let folder = values.given("snapshot-dir").map(|given| given.path(environment)).transpose()?;
         let schedule = match values.given("snapshot-schedule-cron") {
             Some(given) => Some(given.parse(Schedule::parse)?),
             None => None,
@@ -61,7 +61,7 @@ impl SnapshotConfig {
     pub(crate) fn to_restore(values: &Values, environment: &Environment) -> Result<Option<PathBuf>, Error> {
         let reset = values.given("cluster-reset").filter(|given| given.text == "true");
         match (reset, values.given("cluster-reset-restore-path")) {
-            (Some(_), Some(path)) => Ok(Some(environment.absolute(&path.text))),
+            (Some(_), Some(path)) => path.path(environment).map(Some),
             (Some(reset), None) => {
                 let instead = "leave it out, or give --cluster-reset-restore-path too to restore a snapshot";
                 Err(reset.not_served(Refusal { what: SEVERAL_SERVERS, instead }))

@@ -81,7 +81,7 @@ fn is_bootstrap(text: &str) -> bool {
 }
 
 fn read(file: &Given, environment: &Environment) -> Result<Given, Error> {
-    let path = environment.absolute(&file.text);
+    let path = file.path(environment)?;
     let text = fs::read_to_string(&path).map_err(|error| file.unreadable(&path, error))?;
     let token = text.trim();
     if token.is_empty() {

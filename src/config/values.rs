@@ -1,9 +1,14 @@
 //! What was asked for, once every source has spoken: still text, but each value knows where it comes from.
 
-use std::{collections::BTreeMap, ffi::OsString, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     args::{ComponentArg, ComponentArgs},
+    environment::Environment,
     error::{Error, Origin, Place},
     flags::{Flag, Kind, Refusal, Role},
     provenance::Provenance,
@@ -100,6 +105,11 @@ impl Given {
     /// The value read by `parse`, whose error is a problem with its remedy.
     pub(crate) fn parse<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Error> {
         parse(&self.text).map_err(|problem| self.invalid(problem))
+    }
+
+    /// The value as a path.
+    pub(crate) fn path(&self, environment: &Environment) -> Result<PathBuf, Error> {
+        environment.path(&self.text).map_err(|problem| self.invalid(problem))
     }
 
     pub(crate) fn invalid(&self, problem: impl Into<String>) -> Error {

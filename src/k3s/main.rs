@@ -1,4 +1,6 @@
 //! `k3s`: one program that turns a machine into a Kubernetes server or worker.
+// Whoever reads the output may have gone, and these macros panic then: `cli/output.rs` has what to use.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 mod version;
@@ -9,7 +11,7 @@ fn main() -> ExitCode {
     match cli::run(std::env::args_os().collect()) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("k3s: {failure}");
+            cli::tell(format_args!("k3s: {failure}"));
             failure.code()
         }
     }

@@ -15,23 +15,39 @@ use kube::{
 use super::{
     Failure,
     failure::{CONFIGURATION, UNAVAILABLE},
+    globals::Globals,
+    location::NodeFlags,
 };
-
-/// Where a server writes it.
-pub(super) const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
 
 /// Whose credentials a verb works with.
 #[derive(Debug, clap::Args)]
 pub(super) struct Administrator {
-    /// The administrator's kubeconfig
-    #[arg(long, env = "KUBECONFIG", value_name = "FILE", default_value = KUBECONFIG)]
-    kubeconfig: PathBuf,
-    /// Taken as k3s takes it; everything is in the kubeconfig
-    #[arg(short, long, value_name = "DIR", hide = true)]
-    data_dir: Option<PathBuf>,
+    /// The administrator's kubeconfig; the one that this server writes if not given
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeFlags,
 }
 
 impl Administrator {
+    /// The credentials in the kubeconfig that is named, or else in this server's own.
+    pub(super) fn credentials(self, globals: Globals) -> Result<Credentials, Failure> {
+        // A variable that is empty names none, as for kubectl.
+        let kubeconfig = match self.kubeconfig.filter(|file| !file.as_os_str().is_empty()) {
+            Some(file) => file,
+            None => self.node.locate(globals)?.kubeconfig,
+        };
+        Ok(Credentials { kubeconfig })
+    }
+}
+
+/// What the API is asked with.
+#[derive(Debug)]
+pub(super) struct Credentials {
+    kubeconfig: PathBuf,
+}
+
+impl Credentials {
     /// A client of the API that the kubeconfig names.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
         if let Err(error) = fs::File::open(&self.kubeconfig) {
@@ -74,7 +90,7 @@ impl Administrator {
 }
 
 /// A kubeconfig that is not there, and what to do.
-pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     let remedy = "run as root on a server, or set KUBECONFIG to a kubeconfig of yours";
     Failure::new(UNAVAILABLE, format!("{} cannot be read ({error}): {remedy}", path.display()))
 }

@@ -1,7 +1,6 @@
 //! `k3s certificate`: the certificates on this machine, and the cluster's certificate authorities.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
@@ -15,7 +14,9 @@ use k3s_server::PinnedTokens;
 use super::{
     Failure, duration,
     failure::{IO_ERROR, NO_INPUT},
-    output::{self, print_json, show},
+    globals::Globals,
+    location::NodeFlags,
+    output::{self, line, print_json, show, tell},
     running_server::{RunningServer, refused},
     runtime,
 };
@@ -47,9 +48,8 @@ pub(super) enum Verb {
 /// Certificates of this machine.
 #[derive(Debug, Args)]
 pub(super) struct Certificates {
-    /// Where the server or agent keeps its state
-    #[arg(short, long, env = "K3S_DATA_DIR", value_name = "DIR", default_value = "/var/lib/rancher/k3s")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeFlags,
     /// Only those of these services; of all that run here if not given
     #[arg(short, long = "service", value_name = "SERVICE", value_delimiter = ',')]
     services: Vec<Service>,
@@ -76,26 +76,47 @@ pub(super) enum Format {
     Yaml,
 }
 
-pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
+pub(super) fn run(verb: Verb, globals: Globals) -> Result<ExitCode, Failure> {
     match verb {
-        Verb::Check { certificates, output } => certificates.check(output)?,
-        Verb::Rotate(certificates) => certificates.rotate()?,
-        Verb::RotateCa(rotate) => runtime::run(rotate.run())?,
+        Verb::Check { certificates, output } => certificates.find(globals)?.check(output)?,
+        Verb::Rotate(certificates) => certificates.find(globals)?.rotate()?,
+        Verb::RotateCa(rotate) => runtime::run(rotate.run(globals))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Certificates that are there.
+struct Found {
+    data_dir: PathBuf,
+    /// Those that were asked for, or all.
+    services: Vec<Service>,
+    /// In the order of the services.
+    certificates: Vec<Result<Listed, NotListed>>,
+}
+
 impl Certificates {
+    fn find(self, globals: Globals) -> Result<Found, Failure> {
+        let data_dir = self.node.locate(globals)?.data_dir;
+        let services = if self.services.is_empty() { Service::ALL.to_vec() } else { self.services };
+        let certificates: Vec<_> = services.iter().flat_map(|service| Listed::of(*service, &data_dir)).collect();
+        if certificates.is_empty() {
+            let dir = data_dir.display();
+            let remedy = "run this as root where k3s has run, and name its directory with --data-dir";
+            return Err(Failure::new(NO_INPUT, format!("there are no such certificates in {dir}: {remedy}")));
+        }
+        Ok(Found { data_dir, services, certificates })
+    }
+}
+
+impl Found {
     fn check(self, format: Format) -> Result<(), Failure> {
         let now = SystemTime::now();
         let mut listed = Vec::new();
-        for service in self.services()? {
-            for certificate in Listed::of(service, &self.data_dir) {
-                match certificate {
-                    Ok(certificate) => listed.push(certificate),
-                    Err(NotListed::File(error)) => return Err(Failure::from_error(IO_ERROR, &error)),
-                    Err(error @ NotListed::Unreadable { .. }) => eprintln!("{error}."),
-                }
+        for certificate in self.certificates {
+            match certificate {
+                Ok(certificate) => listed.push(certificate),
+                Err(NotListed::File(error)) => return Err(Failure::from_error(IO_ERROR, &error)),
+                Err(error @ NotListed::Unreadable { .. }) => tell(format_args!("{error}.")),
             }
         }
         match format {
@@ -110,36 +131,25 @@ impl Certificates {
     }
 
     fn rotate(self) -> Result<(), Failure> {
-        let kept = set_aside(&self.data_dir, &self.services()?, SystemTime::now())
+        let kept = set_aside(&self.data_dir, &self.services, SystemTime::now())
             .map_err(|error| Failure::from_error(IO_ERROR, &error))?;
-        println!("The certificates and keys of before are in {}.", kept.display());
-        println!("Start k3s again: it makes new ones. Then remove that folder.");
-        Ok(())
-    }
-
-    /// Those that were asked for, or all that a server or an agent in this directory has.
-    fn services(&self) -> Result<Vec<Service>, Failure> {
-        let is_there = |name| fs::exists(self.data_dir.join(name)).unwrap_or_default();
-        if !is_there("server/tls") && !is_there("agent") {
-            let dir = self.data_dir.display();
-            let remedy = "run this as root where k3s has run, and name its directory with --data-dir";
-            return Err(Failure::new(NO_INPUT, format!("there are no certificates in {dir}: {remedy}")));
-        }
-        Ok(if self.services.is_empty() { Service::ALL.to_vec() } else { self.services.clone() })
+        line(format_args!("The certificates and keys of before are in {}.", kept.display()))?;
+        line("Start k3s again: it makes new ones. Then remove that folder.")
     }
 }
 
 impl RotateCa {
-    async fn run(self) -> Result<(), Failure> {
-        let tokens = self.server.access()?.replace_authorities(&self.path, self.force).await.map_err(refused)?;
-        println!("The datastore holds the new certificate authorities.");
-        println!("Start every server again, one after the other, and then every agent: they count from then on.");
+    async fn run(self, globals: Globals) -> Result<(), Failure> {
+        let server = self.server.find(globals)?;
+        let tokens = server.access()?.replace_authorities(&self.path, self.force).await.map_err(refused)?;
+        line("The datastore holds the new certificate authorities.")?;
+        line("Start every server again, one after the other, and then every agent: they count from then on.")?;
         if tokens == PinnedTokens::Change {
-            let file = self.server.token_file();
-            println!(
+            let file = server.token_file();
+            line(format_args!(
                 "Whole tokens (K10…) pin another root from then on: where one is configured, put what {} holds then.",
                 file.display()
-            );
+            ))?;
         }
         Ok(())
     }

@@ -9,6 +9,8 @@ use super::{
     Failure,
     environment::{environment, refused},
     failure::UNAVAILABLE,
+    globals::Globals,
+    output::{line, show},
     runtime,
     upstream::libexec,
 };
@@ -16,11 +18,12 @@ use super::{
 /// What a node cannot do without, by the name the kernel gives it in `/proc/cgroups` or `cgroup.controllers`.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
-pub(super) fn run(mut args: Vec<OsString>) -> Result<ExitCode, Failure> {
+pub(super) fn run(mut args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Failure> {
     let is_agent = args.first().is_some_and(|word| word == "agent");
     if is_agent || args.first().is_some_and(|word| word == "server") {
         args.remove(0);
     }
+    let args = globals.before(args);
     let environment = environment()?;
     let parsed = if is_agent {
         k3s_config::parse_agent(args, &environment).map(|(_, warnings)| (warnings, vec![Need::Node]))
@@ -33,15 +36,15 @@ pub(super) fn run(mut args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let (warnings, needs) = match parsed {
         Ok(parsed) => parsed,
         Err(ConfigError::Help(text)) => {
-            print!("{text}");
+            show(text)?;
             return Ok(ExitCode::SUCCESS);
         }
         Err(error) => return Err(refused(&error)),
     };
     check_warnings(&warnings)?;
-    println!("ok       the configuration");
+    line("ok       the configuration")?;
     libexec()?.require(&needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
-    println!("ok       the components");
+    line("ok       the components")?;
 
     let mut report = Report::default();
     if needs.contains(&Need::Node) {
@@ -52,7 +55,7 @@ pub(super) fn run(mut args: Vec<OsString>) -> Result<ExitCode, Failure> {
 
 fn check_warnings(warnings: &[Warning]) -> Result<(), Failure> {
     for warning in warnings.iter().filter(|warning| !matches!(warning, Warning::UnknownKey(_))) {
-        println!("note     {warning}");
+        line(format_args!("note     {warning}"))?;
     }
     k3s_config::check(warnings).map_err(|unknown| refused(&unknown.into()))
 }
@@ -62,28 +65,29 @@ fn node_checks(report: &mut Report) -> Result<(), Failure> {
         "running as root",
         nix::unistd::Uid::effective().is_root(),
         "run k3s as root: pods need namespaces, mounts and cgroups",
-    );
+    )?;
     let controllers = controllers();
     for name in CONTROLLERS {
         report.check(
             &format!("cgroup controller {name}"),
             controllers.contains(name),
             &format!("enable it on the kernel command line (for memory: cgroup_enable=memory cgroup_memory=1); kubelet does not start without {name}"),
-        );
+        )?;
     }
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     report.check(
         "overlay file system",
         filesystems.split_whitespace().any(|name| name == "overlay"),
         "load the overlay module, or use --snapshotter=native",
-    );
+    )?;
     match runtime::run(async { Ok(k3s_network::nftables_usable().await) })? {
-        Ok(()) => println!(
-            "ok       nftables; a NodePort does not answer on localhost in this mode: use the node's address, or --kube-proxy-arg=proxy-mode=iptables"
+        Ok(()) => line(
+            "ok       nftables; a NodePort does not answer on localhost in this mode: use the node's address, or --kube-proxy-arg=proxy-mode=iptables",
         ),
-        Err(reason) => println!("note     nftables cannot be used ({reason}): Services and pods' way out use iptables"),
+        Err(reason) => {
+            line(format_args!("note     nftables cannot be used ({reason}): Services and pods' way out use iptables"))
+        }
     }
-    Ok(())
 }
 
 fn controllers() -> std::collections::BTreeSet<String> {
@@ -104,12 +108,12 @@ struct Report {
 }
 
 impl Report {
-    fn check(&mut self, what: &str, good: bool, remedy: &str) {
+    fn check(&mut self, what: &str, good: bool, remedy: &str) -> Result<(), Failure> {
         if good {
-            println!("ok       {what}");
+            line(format_args!("ok       {what}"))
         } else {
             self.failed += 1;
-            println!("missing  {what}: {remedy}");
+            line(format_args!("missing  {what}: {remedy}"))
         }
     }
 

@@ -1,10 +1,10 @@
 //! `k3s completion SHELL`.
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use clap_complete::Shell;
 
-use super::Failure;
+use super::{Failure, output::show};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -13,6 +13,8 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
-    clap_complete::generate(options.shell, &mut super::command(), "k3s", &mut io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(options.shell, &mut super::command(), "k3s", &mut script);
+    show(String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,9 @@
 //! `k3s crictl`: one that the user installed, pointed at our containerd.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
 
 use super::{
     Failure,
@@ -15,7 +18,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let Some(program) = program else {
         return Err(Failure::new(UNAVAILABLE, "no crictl is in PATH: install cri-tools, or use k3s ctr"));
     };
-    let endpoint = "unix:///run/k3s/containerd/containerd.sock";
+    let endpoint = OsStr::new("unix:///run/k3s/containerd/containerd.sock");
     become_program(
         program,
         "crictl",

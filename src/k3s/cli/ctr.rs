@@ -1,6 +1,9 @@
 //! `k3s ctr`: our containerd, and the namespace that pods live in.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
 
 use super::{
     Failure,
@@ -8,6 +11,7 @@ use super::{
 };
 
 pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
-    let defaults = [("CONTAINERD_ADDRESS", "/run/k3s/containerd/containerd.sock"), ("CONTAINERD_NAMESPACE", "k8s.io")];
+    let socket = OsStr::new("/run/k3s/containerd/containerd.sock");
+    let defaults = [("CONTAINERD_ADDRESS", socket), ("CONTAINERD_NAMESPACE", OsStr::new("k8s.io"))];
     become_program(find("ctr")?, "ctr", args, &defaults)
 }

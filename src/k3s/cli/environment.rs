@@ -1,10 +1,14 @@
 //! What this process was started with, as the plain values that parsing wants.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, ffi::OsStr, path::PathBuf};
 
 use k3s_config::{Environment, Error};
+use nix::unistd::{Uid, User};
 
-use super::failure::{Failure, OS_ERROR};
+use super::{
+    failure::{Failure, OS_ERROR},
+    output::{line, show},
+};
 use crate::version;
 
 /// The process's own variables, host name and directory.
@@ -12,8 +16,15 @@ pub(super) fn environment() -> Result<Environment, Failure> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| Failure::new(OS_ERROR, format!("{what} cannot be read: {error}"));
     let hostname = nix::unistd::gethostname().map_err(|error| failed("the host's name", &error))?;
+    let mut variables: HashMap<_, _> = std::env::vars_os().collect();
+    // A service manager may set none.
+    if !variables.contains_key(OsStr::new("HOME"))
+        && let Ok(Some(user)) = User::from_uid(Uid::current())
+    {
+        variables.insert("HOME".into(), user.dir.into());
+    }
     Ok(Environment {
-        variables: std::env::vars_os().collect(),
+        variables,
         hostname: hostname.to_string_lossy().into_owned(),
         directory: std::env::current_dir().map_err(|error| failed("the working directory", &error))?,
         config_file: PathBuf::from(Environment::CONFIG_FILE),
@@ -24,8 +35,8 @@ pub(super) fn environment() -> Result<Environment, Failure> {
 pub(super) fn asked<T>(parsed: Result<T, Error>) -> Result<Option<T>, Failure> {
     match parsed {
         Ok(parsed) => return Ok(Some(parsed)),
-        Err(Error::Help(text)) => print!("{text}"),
-        Err(Error::Version) => println!("{}", version::text()),
+        Err(Error::Help(text)) => show(text)?,
+        Err(Error::Version) => line(version::text())?,
         Err(error) => return Err(refused(&error)),
     }
     Ok(None)

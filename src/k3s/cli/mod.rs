@@ -11,7 +11,9 @@ mod datastore;
 mod duration;
 mod environment;
 mod failure;
+mod globals;
 mod kubectl;
+mod location;
 mod node;
 mod output;
 mod running_server;
@@ -29,6 +31,10 @@ use clap::{Parser, Subcommand};
 use k3s_config::Role;
 
 pub(crate) use failure::Failure;
+pub(crate) use output::tell;
+
+use globals::Globals;
+use output::line;
 
 use crate::version;
 
@@ -39,6 +45,8 @@ struct Cli {
     /// Print the version
     #[arg(short = 'v', long)]
     version: bool,
+    #[command(flatten)]
+    globals: Globals,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -64,8 +72,8 @@ enum Verb {
     /// Show what each component does and what is being waited for
     Status(status::Options),
     /// Save, list, prune and restore snapshots of the datastore
-    #[command(subcommand, alias = "etcd-snapshot")]
-    Snapshot(snapshot::Verb),
+    #[command(alias = "etcd-snapshot")]
+    Snapshot(snapshot::Command),
     /// Make, list and delete bootstrap tokens, and exchange the server's token
     #[command(subcommand)]
     Token(token::Verb),
@@ -96,31 +104,31 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let called = args.first().map(Path::new).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     let rest = || args.iter().skip(1).cloned().collect();
     match called.as_deref() {
-        Some("kubectl") => return kubectl::run(rest()),
+        Some("kubectl") => return kubectl::run(rest(), Globals::default()),
         Some("ctr") => return ctr::run(rest()),
         Some("crictl") => return crictl::run(rest()),
         _ => {}
     }
     if args.get(1).is_some_and(|arg| arg == "--version" || arg == "-v") {
-        println!("{}", version::text());
+        line(version::text())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let cli = match Cli::try_parse_from(&args) {
+    let Cli { globals, verb, .. } = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return Failure::from_clap(&error),
     };
-    match cli.verb {
-        Verb::Server(PassedOn { args }) => server::run(args),
-        Verb::Agent(PassedOn { args }) => agent::run(args),
-        Verb::Kubectl(PassedOn { args }) => kubectl::run(args),
+    match verb {
+        Verb::Server(PassedOn { args }) => server::run(globals.before(args)),
+        Verb::Agent(PassedOn { args }) => agent::run(globals.before(args)),
+        Verb::Kubectl(PassedOn { args }) => kubectl::run(args, globals),
         Verb::Ctr(PassedOn { args }) => ctr::run(args),
         Verb::Crictl(PassedOn { args }) => crictl::run(args),
         Verb::Status(options) => status::run(&options),
-        Verb::Snapshot(verb) => snapshot::run(verb),
-        Verb::Token(verb) => token::run(verb),
-        Verb::Certificate(verb) => certificate::run(verb),
-        Verb::Node(verb) => node::run(verb),
-        Verb::CheckConfig(PassedOn { args }) => check_config::run(args),
+        Verb::Snapshot(command) => snapshot::run(command, globals),
+        Verb::Token(verb) => token::run(verb, globals),
+        Verb::Certificate(verb) => certificate::run(verb, globals),
+        Verb::Node(verb) => node::run(verb, globals),
+        Verb::CheckConfig(PassedOn { args }) => check_config::run(args, globals),
         Verb::Completion(options) => completion::run(&options),
         Verb::Datastore(verb) => datastore::run(verb),
     }

@@ -9,8 +9,10 @@ use kube::{Api, api::DeleteParams};
 
 use super::{
     Failure,
-    administrator::Administrator,
+    administrator::{Administrator, Credentials},
     failure::{NO_INPUT, USAGE},
+    globals::Globals,
+    output::line,
     runtime,
 };
 
@@ -34,7 +36,7 @@ pub(super) enum Verb {
     },
 }
 
-pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
+pub(super) fn run(verb: Verb, globals: Globals) -> Result<ExitCode, Failure> {
     let Verb::Forget { administrator, name } = verb;
     if !is_name(&name) {
         return Err(Failure::new(
@@ -42,17 +44,18 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
             format!("{name:?} is not the name of a node; `k3s kubectl get nodes` lists them"),
         ));
     }
-    runtime::run(forget(&administrator, &name))
+    let credentials = administrator.credentials(globals)?;
+    runtime::run(forget(&credentials, &name))
 }
 
-async fn forget(administrator: &Administrator, node: &str) -> Result<ExitCode, Failure> {
+async fn forget(administrator: &Credentials, node: &str) -> Result<ExitCode, Failure> {
     let secrets: Api<Secret> = Api::namespaced(administrator.client().await?, NAMESPACE);
     let secret = node_password_secret(node);
     match secrets.delete(&secret, &DeleteParams::default()).await {
         Ok(_) => {
-            println!(
+            line(format_args!(
                 "Deleted the Secret {NAMESPACE}/{secret}: the next machine that joins as {node} sets its password."
-            );
+            ))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => Err(Failure::new(

@@ -36,6 +36,16 @@ pub(super) fn show(text: impl Display) -> Result<(), Failure> {
     }
 }
 
+/// Prints one line of what was asked for.
+pub(super) fn line(text: impl Display) -> Result<(), Failure> {
+    show(format_args!("{text}\n"))
+}
+
+/// Says something beside what was asked for, on standard error; there is nobody to tell that it cannot be said.
+pub(crate) fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Lines of cells, each column as wide as its widest.
 pub(super) fn table<const COLUMNS: usize>(rows: impl IntoIterator<Item = [String; COLUMNS]>) -> String {
     let rows: Vec<_> = rows.into_iter().collect();

@@ -6,30 +6,45 @@ use clap::Args;
 use k3s_config::agent::ServerUrl;
 use k3s_server::{ServerAccess, ServerRequestError};
 
-use super::Failure;
+use super::{Failure, globals::Globals, location::NodeFlags};
 
 #[derive(Debug, Args)]
 pub(super) struct RunningServer {
-    /// Where the server keeps its state
-    #[arg(short, long, env = "K3S_DATA_DIR", value_name = "DIR", default_value = "/var/lib/rancher/k3s")]
-    data_dir: PathBuf,
-    /// The server to ask
-    #[arg(short, long, env = "K3S_URL", value_name = "URL", default_value = "https://127.0.0.1:6443")]
-    server: ServerUrl,
+    #[command(flatten)]
+    node: NodeFlags,
+    /// The server to ask; the one of this machine if not given
+    #[arg(short, long, env = "K3S_URL", value_name = "URL")]
+    server: Option<ServerUrl>,
     /// The token in use; the one in the server's own files if not given
     #[arg(short, long, env = "K3S_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 }
 
+/// A server of this machine that was found.
+pub(super) struct FoundServer {
+    dir: PathBuf,
+    url: ServerUrl,
+    token: Option<String>,
+}
+
 impl RunningServer {
+    /// Where it is.
+    pub(super) fn find(self, globals: Globals) -> Result<FoundServer, Failure> {
+        let location = self.node.locate(globals)?;
+        let url = self.server.unwrap_or(location.server);
+        Ok(FoundServer { dir: location.data_dir.join("server"), url, token: self.token })
+    }
+}
+
+impl FoundServer {
     /// How to ask it.
     pub(super) fn access(&self) -> Result<ServerAccess, Failure> {
-        ServerAccess::new(&self.data_dir.join("server"), &self.server, self.token.as_deref()).map_err(refused)
+        ServerAccess::new(&self.dir, &self.url, self.token.as_deref()).map_err(refused)
     }
 
     /// Where this server's token lies.
     pub(super) fn token_file(&self) -> PathBuf {
-        self.data_dir.join("server/token")
+        self.dir.join("token")
     }
 }
 

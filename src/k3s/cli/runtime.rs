@@ -37,5 +37,7 @@ pub(super) fn log(debug: bool) {
         .with_target(false)
         .with_ansi(colours)
         .with_writer(io::stderr)
+        // It would tell by a macro that panics, where whoever reads the log has gone.
+        .log_internal_errors(false)
         .init();
 }

@@ -13,7 +13,9 @@ use k3s_server::snapshots;
 use super::{
     Failure,
     environment::{environment, refused},
-    output::{self, Format, print_json, show},
+    globals::Globals,
+    location::NodeFlags,
+    output::{self, Format, line, print_json, show},
     runtime,
 };
 use crate::version;
@@ -21,19 +23,32 @@ use crate::version;
 /// What snapshots that a user takes are called.
 const ON_DEMAND: &str = "on-demand";
 
+/// Without a verb it saves, as in k3s.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Command {
+    #[command(flatten)]
+    save: Save,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Args)]
+struct Save {
+    #[command(flatten)]
+    server: ServerFlags,
+    /// What its name begins with; the node's name and the time follow
+    #[arg(long, default_value = ON_DEMAND)]
+    name: String,
+    /// Compress it
+    #[arg(long, alias = "etcd-snapshot-compress")]
+    snapshot_compress: bool,
+}
+
 #[derive(Debug, Subcommand)]
-pub(super) enum Verb {
+enum Verb {
     /// Take a snapshot, of a running server or of a stopped one
-    Save {
-        #[command(flatten)]
-        server: ServerFlags,
-        /// What its name begins with; the node's name and the time follow
-        #[arg(long, default_value = ON_DEMAND)]
-        name: String,
-        /// Compress it
-        #[arg(long, alias = "etcd-snapshot-compress")]
-        snapshot_compress: bool,
-    },
+    Save(Save),
     /// List the snapshots
     #[command(visible_alias = "list", alias = "l")]
     Ls {
@@ -74,13 +89,9 @@ pub(super) enum Verb {
 
 /// Flags of `k3s server` that say where things are.
 #[derive(Debug, Args)]
-pub(super) struct ServerFlags {
-    /// Configuration file of the server
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<OsString>,
-    /// Where the server keeps its state
-    #[arg(short, long, value_name = "DIR")]
-    data_dir: Option<OsString>,
+struct ServerFlags {
+    #[command(flatten)]
+    node: NodeFlags,
     /// Where snapshots are
     #[arg(long, visible_alias = "dir", alias = "etcd-snapshot-dir", value_name = "DIR")]
     snapshot_dir: Option<OsString>,
@@ -95,26 +106,29 @@ pub(super) struct ServerFlags {
     token_file: Option<OsString>,
 }
 
-pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
-    match verb {
-        Verb::Save { server, name, snapshot_compress } => {
+pub(super) fn run(command: Command, globals: Globals) -> Result<ExitCode, Failure> {
+    match command.verb.unwrap_or(Verb::Save(command.save)) {
+        Verb::Save(Save { server, name, snapshot_compress }) => {
             let compress = snapshot_compress.then(|| "--snapshot-compress".into());
-            save(&server.read(compress)?, &name)
+            save(&server.read(globals, compress)?, &name)
         }
-        Verb::Ls { server, output } => list(&server.read(None)?, output),
+        Verb::Ls { server, output } => list(&server.read(globals, None)?, output),
         Verb::Delete { server, names } => {
-            snapshots::folder(&server.read(None)?).delete(&names).map_err(|error| failed(error.into()))?;
-            names.iter().for_each(|name| println!("Deleted {name}."));
-            Ok(ExitCode::SUCCESS)
+            snapshots::folder(&server.read(globals, None)?).delete(&names).map_err(|error| failed(error.into()))?;
+            deleted(&names)
         }
         Verb::Prune { server, name, snapshot_retention } => {
             let keep = snapshot_retention.map(|count| format!("--snapshot-retention={count}").into());
-            let deleted = snapshots::prune(&server.read(keep)?, &name).map_err(failed)?;
-            deleted.iter().for_each(|name| println!("Deleted {name}."));
-            Ok(ExitCode::SUCCESS)
+            let config = server.read(globals, keep)?;
+            let pruned = snapshots::prune(&config, &name).map_err(failed)?;
+            if pruned.is_empty() {
+                let folder = config.snapshots.folder.display();
+                line(format_args!("There are no more snapshots {name}-… in {folder} than are to stay."))?;
+            }
+            deleted(&pruned)
         }
         Verb::Restore { server, snapshot } => {
-            let config = server.read(None)?;
+            let config = server.read(globals, None)?;
             let file = snapshots::folder(&config).find(&snapshot);
             restore(&config, &file)
         }
@@ -123,18 +137,24 @@ pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
 
 fn save(config: &ServerConfig, name: &str) -> Result<ExitCode, Failure> {
     let snapshot = runtime::run(async { snapshots::save(config, name, version::KUBERNETES).await.map_err(failed) })?;
-    println!("Saved {} (revision {}, {} bytes).", snapshot.path.display(), snapshot.label.revision, snapshot.bytes);
+    let (path, revision, bytes) = (snapshot.path.display(), snapshot.label.revision, snapshot.bytes);
+    line(format_args!("Saved {path} (revision {revision}, {bytes} bytes)."))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn deleted(names: &[String]) -> Result<ExitCode, Failure> {
+    names.iter().try_for_each(|name| line(format_args!("Deleted {name}.")))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Restores `file`, and says how to go on.
 pub(super) fn restore(config: &ServerConfig, file: &Path) -> Result<ExitCode, Failure> {
     let restored = runtime::run(async { snapshots::restore(config, file, version::KUBERNETES).await.map_err(failed) })?;
-    println!("Restored {}; the cluster goes on from revision {}.", file.display(), restored.revision);
+    line(format_args!("Restored {}; the cluster goes on from revision {}.", file.display(), restored.revision))?;
     if let Some(kept) = restored.kept {
-        println!("The datastore of before is kept as {}.", kept.display());
+        line(format_args!("The datastore of before is kept as {}.", kept.display()))?;
     }
-    println!("Start k3s server again, without --cluster-reset.");
+    line("Start k3s server again, without --cluster-reset.")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -194,22 +214,21 @@ fn failed(error: k3s_server::Error) -> Failure {
 
 impl ServerFlags {
     /// The server's configuration, with these flags and `extra` on its command line.
-    fn read(self, extra: Option<OsString>) -> Result<ServerConfig, Failure> {
+    fn read(self, globals: Globals, extra: Option<OsString>) -> Result<ServerConfig, Failure> {
+        runtime::log(globals.debug);
         let flags = [
-            ("--config", self.config),
-            ("--data-dir", self.data_dir),
             ("--snapshot-dir", self.snapshot_dir),
             ("--node-name", self.node_name),
             ("--token", self.token),
             ("--token-file", self.token_file),
         ];
-        let mut args: Vec<OsString> = extra.into_iter().collect();
+        let mut args = self.node.into_args(globals);
+        args.extend(extra);
         for (flag, value) in flags {
             if let Some(value) = value {
                 args.extend([OsString::from(flag), value]);
             }
         }
-        runtime::log(false);
         let (config, _) = k3s_config::parse_server(args, &environment()?).map_err(|error| refused(&error))?;
         Ok(config)
     }

@@ -15,10 +15,11 @@ use kube::{
 
 use super::{
     Failure,
-    administrator::Administrator,
+    administrator::{Administrator, Credentials},
     duration,
     failure::{CANNOT_CREATE, NO_INPUT, SOFTWARE, USAGE},
-    output::{self, print_json, show},
+    globals::Globals,
+    output::{self, line, print_json, show, tell},
     running_server::{RunningServer, refused},
     runtime,
 };
@@ -94,30 +95,31 @@ pub(super) enum Format {
     Yaml,
 }
 
-pub(super) fn run(verb: Verb) -> Result<ExitCode, Failure> {
+pub(super) fn run(verb: Verb, globals: Globals) -> Result<ExitCode, Failure> {
     match verb {
-        Verb::Create(create) => runtime::run(create.run())?,
-        Verb::Delete { administrator, tokens } => runtime::run(delete(&administrator, &tokens))?,
-        Verb::Generate => println!("{}", random()?),
-        Verb::List { administrator, output } => runtime::run(list(&administrator, output))?,
-        Verb::Rotate(rotate) => runtime::run(rotate.run())?,
+        Verb::Create(create) => runtime::run(create.run(globals))?,
+        Verb::Delete { administrator, tokens } => runtime::run(delete(&administrator.credentials(globals)?, &tokens))?,
+        Verb::Generate => line(random()?)?,
+        Verb::List { administrator, output } => runtime::run(list(&administrator.credentials(globals)?, output))?,
+        Verb::Rotate(rotate) => runtime::run(rotate.run(globals))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 impl Rotate {
-    async fn run(self) -> Result<(), Failure> {
-        self.server.access()?.rotate_token(self.new_token.as_deref()).await.map_err(refused)?;
-        println!("The token is exchanged; the new one is in {}.", self.server.token_file().display());
-        println!("Start the other servers again with it, and correct --token where it is configured.");
-        println!("Keep the old one for the snapshots that were taken under it.");
-        Ok(())
+    async fn run(self, globals: Globals) -> Result<(), Failure> {
+        let server = self.server.find(globals)?;
+        server.access()?.rotate_token(self.new_token.as_deref()).await.map_err(refused)?;
+        line(format_args!("The token is exchanged; the new one is in {}.", server.token_file().display()))?;
+        line("Start the other servers again with it, and correct --token where it is configured.")?;
+        line("Keep the old one for the snapshots that were taken under it.")
     }
 }
 
 impl Create {
-    async fn run(self) -> Result<(), Failure> {
+    async fn run(self, globals: Globals) -> Result<(), Failure> {
         let Self { administrator, description, groups, ttl, usages, token } = self;
+        let administrator = administrator.credentials(globals)?;
         let token = token.map_or_else(random, Ok)?;
         let ca_hash = administrator.ca_hash()?;
         let secret = BootstrapTokenSecret {
@@ -129,10 +131,7 @@ impl Create {
         };
         let api = secrets(&administrator).await?;
         match api.create(&PostParams::default(), &to_object(&secret)).await {
-            Ok(_) => {
-                println!("{}", Token::bootstrap(ca_hash, token));
-                Ok(())
-            }
+            Ok(_) => line(Token::bootstrap(ca_hash, token)),
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 let id = token.id();
                 let remedy = format!("delete it with `k3s token delete {id}`, or choose another one");
@@ -143,11 +142,11 @@ impl Create {
     }
 }
 
-async fn delete(administrator: &Administrator, ids: &[String]) -> Result<(), Failure> {
+async fn delete(administrator: &Credentials, ids: &[String]) -> Result<(), Failure> {
     let api = secrets(administrator).await?;
     for id in ids {
         match api.delete(&BootstrapToken::secret_name(id), &DeleteParams::default()).await {
-            Ok(_) => println!("Deleted the bootstrap token {id}."),
+            Ok(_) => line(format_args!("Deleted the bootstrap token {id}."))?,
             Err(kube::Error::Api(status)) if status.is_not_found() => {
                 let why = format!("there is no bootstrap token {id}: `k3s token list` shows all");
                 return Err(Failure::new(NO_INPUT, why));
@@ -158,7 +157,7 @@ async fn delete(administrator: &Administrator, ids: &[String]) -> Result<(), Fai
     Ok(())
 }
 
-async fn list(administrator: &Administrator, format: Format) -> Result<(), Failure> {
+async fn list(administrator: &Credentials, format: Format) -> Result<(), Failure> {
     let of_type = ListParams::default().fields(&format!("type={SECRET_TYPE}"));
     let api = secrets(administrator).await?;
     let found = api.list(&of_type).await.map_err(|error| administrator.failed("list the bootstrap tokens", &error))?;
@@ -166,7 +165,9 @@ async fn list(administrator: &Administrator, format: Format) -> Result<(), Failu
     for object in found {
         match from_object(&object) {
             Ok(token) => tokens.push(token),
-            Err(why) => eprintln!("The Secret {NAMESPACE}/{} is no bootstrap token: {why}.", object.name_any()),
+            Err(why) => {
+                tell(format_args!("The Secret {NAMESPACE}/{} is no bootstrap token: {why}.", object.name_any()));
+            }
         }
     }
     match format {
@@ -177,7 +178,7 @@ async fn list(administrator: &Administrator, format: Format) -> Result<(), Failu
     Ok(())
 }
 
-async fn secrets(administrator: &Administrator) -> Result<Api<Secret>, Failure> {
+async fn secrets(administrator: &Credentials) -> Result<Api<Secret>, Failure> {
     Ok(Api::namespaced(administrator.client().await?, NAMESPACE))
 }
 

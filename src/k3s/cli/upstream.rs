@@ -1,7 +1,7 @@
 //! Becoming an upstream program that comes with us.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, ExitCode},
@@ -28,17 +28,22 @@ pub(crate) fn find(name: &str) -> Result<PathBuf, Failure> {
     })
 }
 
+/// Whether the user set a variable; an empty one sets nothing.
+pub(crate) fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
 /// Replaces this process by `program`, with each of `defaults` set in its environment unless the user set it.
 pub(crate) fn become_program(
     program: PathBuf,
     name: &str,
     args: Vec<OsString>,
-    defaults: &[(&str, &str)],
+    defaults: &[(&str, &OsStr)],
 ) -> Result<ExitCode, Failure> {
     let mut command = Command::new(&program);
     command.arg0(name).args(args);
     for (variable, value) in defaults {
-        if std::env::var_os(variable).is_none() {
+        if !is_set(variable) {
             command.env(variable, value);
         }
     }
