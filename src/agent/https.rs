@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 /// How long a server may take for one request: what k3s grants.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More than any answer of a server has.
-const LARGEST: usize = 4 << 20;
+const LARGEST: usize = 1 << 20;
 
 /// Makes requests with one identity and one idea of whom to trust.
 #[derive(Clone)]

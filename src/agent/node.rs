@@ -1,6 +1,6 @@
 //! The node's life: prepared before anything runs, handed to the supervisor, joined to its network when the API knows it.
 
-use std::{fs, io, net::IpAddr, path::PathBuf};
+use std::{io, net::IpAddr, path::PathBuf};
 
 use k3s_components::{
     Components, InheritedEnvironment, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet,
@@ -171,11 +171,8 @@ fn launch_containerd(
     inherited: &InheritedEnvironment,
 ) -> Result<Launch, Error> {
     let path = paths.agent_etc("containerd/config-v3.toml.tmpl");
-    let template = match fs::read_to_string(&path) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(Error::File { path, source }),
-    };
+    let template = k3s_files::read(&path)?.map(String::from_utf8).transpose();
+    let template = template.map_err(|error| Error::File { path: path.clone(), source: io::Error::other(error) })?;
     let pause = node.config.pause_image.as_deref().unwrap_or(images::PAUSE);
     containerd(node, paths, components, pause, template.as_deref(), inherited)
         .map_err(|source| Error::Template { path, source })

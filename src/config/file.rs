@@ -11,7 +11,10 @@ use std::{
 
 use granit_parser::{Event, Parser, ScalarStyle};
 
-use crate::error::{Error, Origin, Place};
+use crate::{
+    error::{Error, Origin, Place},
+    whole_file::{self, LONGEST},
+};
 
 /// A key with its values, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,13 @@ pub(crate) struct FileValue {
     pub(crate) line: usize,
 }
 
+impl FileValue {
+    /// Bytes in memory.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.text.len()
+    }
+}
+
 /// The settings of `path` and then of `<path>.d/*.yaml` and `*.yml` in the order of their names. A missing `path` is an error
 /// only if somebody asked for it (`named`).
 pub(crate) fn read(path: &Path, named: Option<&Origin>) -> Result<Vec<Setting>, Error> {
@@ -40,7 +50,7 @@ pub(crate) fn read(path: &Path, named: Option<&Origin>) -> Result<Vec<Setting>, 
         let origin = named.cloned().unwrap_or(Origin::Default);
         Error::Unreadable { place: Place { flag: "config", origin }, path: path.to_owned(), source }
     };
-    let mut settings = match fs::read(path) {
+    let mut settings = match whole_file::read(path) {
         Ok(bytes) => parse(path, &bytes)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => Vec::new(),
         Err(error) => return Err(unreadable(path, error)),
@@ -51,7 +61,7 @@ pub(crate) fn read(path: &Path, named: Option<&Origin>) -> Result<Vec<Setting>, 
         PathBuf::from(name)
     };
     for path in drop_ins(&directory).map_err(|error| unreadable(&directory, error))? {
-        let bytes = fs::read(&path).map_err(|error| unreadable(&path, error))?;
+        let bytes = whole_file::read(&path).map_err(|error| unreadable(&path, error))?;
         settings.extend(parse(&path, &bytes)?);
     }
     Ok(settings)
@@ -79,6 +89,7 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Setting>, Error> {
     let shared: Arc<Path> = path.into();
     let mut settings = Vec::<Setting>::new();
     let mut anchors = HashMap::<usize, Vec<FileValue>>::new();
+    let mut repeated = 0;
     let mut state = State::Document;
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
@@ -132,7 +143,14 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Setting>, Error> {
                 state.after_value()
             }
             (state @ (State::Value | State::List(_)), Event::Alias(anchor)) => {
-                last(&mut settings).extend(anchors.get(&anchor).into_iter().flatten().cloned());
+                let values = anchors.get(&anchor).map(Vec::as_slice).unwrap_or_default();
+                repeated += values.iter().map(FileValue::size).sum::<usize>();
+                if repeated > LONGEST {
+                    let problem =
+                        format!("its aliases repeat more than {} MiB of values; write the values out", LONGEST >> 20);
+                    return Err(malformed(line, &problem));
+                }
+                last(&mut settings).extend_from_slice(values);
                 state.after_value()
             }
             (State::Done, _) => {
@@ -214,6 +232,26 @@ mod tests {
                 setting("node-external-dns", &["a", "b"]),
             ]
         );
+    }
+
+    #[test]
+    fn aliases_that_multiply_are_refused() {
+        let doubled = |levels: usize| {
+            let level = |level| format!("k{level}: &a{level} [*a{0}, *a{0}]\n", level - 1);
+            "k0: &a0 [x, x]\n".to_owned() + &(1..=levels).map(level).collect::<String>()
+        };
+        assert_eq!(settings(&doubled(10))[10].1.len(), 2048);
+        let refused = problem(&doubled(25));
+        assert!(refused.ends_with("its aliases repeat more than 1 MiB of values; write the values out"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("config.yaml");
+        fs::File::create(&path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
+        let refused = read(&path, None).expect_err("too long").to_string();
+        assert!(refused.contains("cannot be read (it is longer than 1 MiB)"), "{refused}");
     }
 
     #[test]

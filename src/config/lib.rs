@@ -21,6 +21,7 @@ pub mod server;
 pub mod snapshots;
 mod token;
 mod values;
+mod whole_file;
 
 #[cfg(test)]
 mod test_host;

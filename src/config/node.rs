@@ -1,7 +1,8 @@
 //! The node: what `k3s server` and `k3s agent` share.
 
 use std::{
-    fs,
+    fs::File,
+    io::{self, Read as _},
     net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -256,7 +257,7 @@ fn image(values: &Values, name: &'static str) -> Result<Option<String>, Error> {
 fn readable(values: &Values, name: &'static str, environment: &Environment) -> Result<Option<PathBuf>, Error> {
     let Some(given) = values.given(name) else { return Ok(None) };
     let path = given.path(environment)?;
-    fs::read(&path).map_err(|error| given.unreadable(&path, error))?;
+    try_to_read(&path).map_err(|error| given.unreadable(&path, error))?;
     Ok(Some(path))
 }
 
@@ -266,7 +267,12 @@ fn registries(values: &Values, environment: &Environment) -> Result<PathBuf, Err
     let given = values.text("private-registry");
     let path = given.path(environment)?;
     if default.map(Path::new) != Some(&path) {
-        fs::read(&path).map_err(|error| given.unreadable(&path, error))?;
+        try_to_read(&path).map_err(|error| given.unreadable(&path, error))?;
     }
     Ok(path)
+}
+
+/// Fails for what is missing, is a directory, or may not be read.
+fn try_to_read(path: &Path) -> io::Result<()> {
+    File::open(path)?.read(&mut [0]).map(drop)
 }

@@ -6,13 +6,14 @@
 //!
 //! No error tells anything of the token.
 
-use std::fs;
+use std::io;
 
 use crate::{
     environment::Environment,
     error::Error,
     secret::Secret,
     values::{Given, Values},
+    whole_file,
 };
 
 /// The token in the flag `text` or in the file that the flag `file` names, if one of them is given.
@@ -82,7 +83,8 @@ fn is_bootstrap(text: &str) -> bool {
 
 fn read(file: &Given, environment: &Environment) -> Result<Given, Error> {
     let path = file.path(environment)?;
-    let text = fs::read_to_string(&path).map_err(|error| file.unreadable(&path, error))?;
+    let text = whole_file::read(&path).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
+    let text = text.map_err(|error| file.unreadable(&path, error))?;
     let token = text.trim();
     if token.is_empty() {
         return Err(file.invalid(format!("{} is empty; write the token into it", path.display())));

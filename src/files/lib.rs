@@ -2,13 +2,15 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink as create_symlink},
     path::{Path, PathBuf},
 };
 
 /// For what only its owner may read: keys, tokens, kubeconfigs, and certificates too, as in k3s.
 pub const PRIVATE: u32 = 0o600;
+/// No file that k3s reads whole is longer: keys, certificates, tokens, kubeconfigs, and what it remembers itself.
+pub const LONGEST: u64 = 8 << 20;
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,12 +25,29 @@ pub struct FileError {
 }
 
 /// The contents of `path`, or `None` if there is no such file.
+///
+/// # Errors
+/// If it cannot be read, or is longer than [`LONGEST`]: no more than that is read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    match fs::read(path) {
+    match read_bounded(path) {
         Ok(contents) => Ok(Some(contents)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", path)(error)),
     }
+}
+
+/// The contents of a file that has to be there.
+///
+/// # Errors
+/// As [`read`], and if there is no such file.
+pub fn read_existing(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_bounded(path).map_err(failed("read", path))
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    File::open(path)?.take(LONGEST + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > LONGEST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(contents) }
 }
 
 /// Makes `path` a regular file with these contents and permission bits; tells whether the contents had to be written.
@@ -37,6 +56,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 pub fn write(path: &Path, contents: &[u8], mode: u32) -> Result<bool, FileError> {
     if let Ok(found) = fs::symlink_metadata(path)
         && found.is_file()
+        && found.len() == contents.len() as u64
         && read(path)?.is_some_and(|old| old == contents)
     {
         if found.permissions().mode() & 0o7777 != mode {
@@ -99,6 +119,7 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ", as the disk is full: make room on it",
         io::ErrorKind::ReadOnlyFilesystem => ", as its file system is read-only: mount it writable",
         io::ErrorKind::PermissionDenied => ": run as root",
+        io::ErrorKind::FileTooLarge => ", as it is longer than 8 MiB: k3s has no such file, put the right one there",
         _ => "",
     }
 }
@@ -183,6 +204,18 @@ mod tests {
         assert!(write(&path, b"theirs", PRIVATE).unwrap());
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
         assert_eq!(read(&target).unwrap().unwrap(), b"theirs");
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server-ca.crt");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        for refused in [read(&path).unwrap_err(), read_existing(&path).unwrap_err()] {
+            assert!(refused.to_string().ends_with("longer than 8 MiB: k3s has no such file, put the right one there"));
+        }
+        assert!(write(&path, b"right", PRIVATE).unwrap(), "it can be replaced");
+        assert_eq!(read_existing(&path).unwrap(), b"right");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use containerd_client::tonic::transport;
@@ -17,13 +17,14 @@ use tracing::{info, warn};
 
 use crate::containerd::{BlobWriter, Containerd, Lease, RpcError};
 use crate::contents::{self, ArchiveError, Blob, Image, Piece, Source};
-use crate::layout::Descriptor;
-use crate::{ImageName, InvalidName};
+use crate::{Digest, ImageName, InvalidName};
 
 /// Endings of archives, and of lists of image names (`.txt`), that k3s takes from its images folder.
 const ENDINGS: [&str; 10] =
     [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz", ".tar.lz4", ".tar.xz", LIST_ENDING];
 const LIST_ENDING: &str = ".txt";
+/// Bytes of a list: some ten thousand names.
+const LONGEST_LIST: u64 = 1 << 20;
 
 /// Pieces between the reader of an archive and containerd.
 const PIECES_AHEAD: usize = 2;
@@ -238,7 +239,7 @@ impl Importer {
         let Some(labels) = self.0.content_labels(&blob.digest).await? else { return Ok(false) };
         let held: HashSet<_> =
             labels.iter().filter(|(key, _)| key.starts_with(REFERENCE)).map(|(_, child)| child.as_str()).collect();
-        if !blob.children.iter().all(|child| held.contains(child.digest.to_string().as_str())) {
+        if !blob.children.iter().all(|child| held.contains(child.to_string().as_str())) {
             self.0.set_content_labels(&blob.digest, references(&blob.children)).await?;
         }
         Ok(true)
@@ -253,7 +254,7 @@ impl Importer {
                 continue;
             }
             match &blob.source {
-                Source::Entry(entry) => drop(from_archive.insert(entry.clone(), blob)),
+                Source::Entry(entry) => drop(from_archive.insert(entry.to_string(), blob)),
                 Source::Made(content) => {
                     if let Some(mut writer) = self.0.write(lease, blob.digest, blob.size).await.map_err(refused)? {
                         writer.write(content.clone()).await.map_err(refused)?;
@@ -327,14 +328,14 @@ async fn read<T: Send + 'static>(
 /// Labels by which containerd's garbage collector goes from a blob to what it refers to: any that begin so.
 const REFERENCE: &str = "containerd.io/gc.ref.content.";
 
-fn references(children: &[Descriptor]) -> HashMap<String, String> {
-    let label = |(number, child): (usize, &Descriptor)| (format!("{REFERENCE}{number}"), child.digest.to_string());
+fn references(children: &[Digest]) -> HashMap<String, String> {
+    let label = |(number, child): (usize, &Digest)| (format!("{REFERENCE}{number}"), child.to_string());
     children.iter().enumerate().map(label).collect()
 }
 
 /// One name a line; empty lines and comments after `#` are skipped.
 fn read_list(list: &Path) -> Result<Vec<ImageName>, Error> {
-    let text = fs::read_to_string(list).map_err(|source| Error::List { path: list.to_owned(), source })?;
+    let text = read_text(list).map_err(|source| Error::List { path: list.to_owned(), source })?;
     let mut names = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let name = line.split('#').next().unwrap_or_default().trim();
@@ -344,6 +345,13 @@ fn read_list(list: &Path) -> Result<Vec<ImageName>, Error> {
         }
     }
     Ok(names)
+}
+
+/// A list, unless it is longer than any list is.
+fn read_text(list: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = fs::File::open(list)?.take(LONGEST_LIST + 1).read_to_string(&mut text)?;
+    if read as u64 > LONGEST_LIST { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
 fn ends_with(path: &Path, ending: &str) -> bool {
@@ -358,7 +366,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::contents::tests::{packed, saved};
+    use crate::contents::testing::{packed, saved};
 
     #[test]
     fn sources_are_archives_and_lists_in_order() {

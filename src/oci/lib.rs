@@ -24,6 +24,6 @@ pub use name::{ImageName, InvalidName};
 #[cfg(feature = "import")]
 pub use containerd::RpcError;
 #[cfg(feature = "import")]
-pub use contents::ArchiveError;
+pub use contents::{ArchiveError, Excess};
 #[cfg(feature = "import")]
 pub use import::{Error, Importer, Report, import_dir, sources};

@@ -266,7 +266,7 @@ pub(crate) fn front_tls(config: &ServerConfig, pki: &ServerPki, now: SystemTime)
     let client_ca = ClientCa::new(pki.client_ca.bundle())
         .map_err(|error| unusable(&pki.client_ca.files().certificate, error.to_string()))?;
     let proxy = &pki.client_auth_proxy;
-    let read = |path: &Path| std::fs::read(path).map_err(Error::file(path));
+    let read = |path: &Path| k3s_files::read_existing(path);
     let proxy_certificate = CurrentCertificate::from_pem(&read(&proxy.certificate)?, &read(&proxy.key)?)
         .map_err(|error| unusable(&proxy.certificate, error.to_string()))?;
     let address = (Ipv4Addr::LOCALHOST, config.apiserver_port()).into();

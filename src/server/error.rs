@@ -128,7 +128,9 @@ impl Error {
             | Self::Pki(k3s_pki::Error::File(_))
             | Self::Identity(k3s_identity::Error::File(_))
             | Self::Bootstrap(BootstrapError::File(_))
-            | Self::Snapshot(SnapshotError::File { .. } | SnapshotError::NoRoom { .. })
+            | Self::Snapshot(
+                SnapshotError::File { .. } | SnapshotError::NoRoom { .. } | SnapshotError::NoRoomToRestore { .. },
+            )
             | Self::Node(k3s_agent::Error::Replace(_)) => 73,
             Self::Locked { .. } | Self::Snapshot(SnapshotError::UnderWay) => 75,
             Self::Snapshot(SnapshotError::Name(_)) | Self::KeptElsewhere => 64,

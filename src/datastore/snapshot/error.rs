@@ -31,6 +31,18 @@ pub enum SnapshotError {
         /// MiB that are needed.
         needed: u64,
     },
+    /// There is no room for the database that is in it.
+    #[error(
+        "{} has {free} MiB free and the snapshot unpacks to {needed} with the datastore's reserve: make room", directory.display()
+    )]
+    NoRoomToRestore {
+        /// Where the database lies.
+        directory: PathBuf,
+        /// MiB that are free.
+        free: u64,
+        /// MiB that are needed.
+        needed: u64,
+    },
     /// Another snapshot is being saved.
     #[error("a snapshot is being saved already: wait until it is done")]
     UnderWay,

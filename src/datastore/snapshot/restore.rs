@@ -6,10 +6,12 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use nix::sys::statvfs::statvfs;
 use tracing::{info, warn};
 
 use super::SnapshotError;
 use super::label::Snapshot;
+use super::save::SPARE;
 use crate::client::Stored;
 use crate::error::Error;
 use crate::key::KeyRange;
@@ -58,6 +60,7 @@ impl Snapshot {
         let directory = directory_of(&database);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(SnapshotError::file("create the directory", directory))?;
+        self.check_room(directory)?;
         self.unpack(&unpacked.0)?;
         let damaged = |error| match error {
             Error::Damaged { finding, .. } => SnapshotError::Damaged { path: self.path.clone(), finding },
@@ -76,13 +79,32 @@ impl Snapshot {
         let mut packed = File::open(&self.path).map_err(unreadable)?.take(self.payload);
         let mut unpack = || {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+            // One byte more tells that the label is wrong.
+            let most = self.label.database_bytes.saturating_add(1);
             if self.label.compressed {
-                zstd::stream::copy_decode(&mut packed, &mut file)
+                io::copy(&mut zstd::Decoder::new(&mut packed)?.take(most), &mut file)
             } else {
-                io::copy(&mut packed, &mut file).map(drop)
+                io::copy(&mut (&mut packed).take(most), &mut file)
             }
         };
-        unpack().map_err(SnapshotError::file("unpack the snapshot into", to))
+        let unpacked = unpack().map_err(SnapshotError::file("unpack the snapshot into", to))?;
+        if unpacked == self.label.database_bytes {
+            return Ok(());
+        }
+        let finding = format!("it does not unpack to the {} bytes that its label says", self.label.database_bytes);
+        Err(SnapshotError::Damaged { path: self.path.clone(), finding })
+    }
+
+    fn check_room(&self, directory: &Path) -> Result<(), SnapshotError> {
+        let disk =
+            statvfs(directory).map_err(|errno| SnapshotError::file("use the directory", directory)(errno.into()))?;
+        let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+        let needed = self.label.database_bytes.saturating_add(SPARE);
+        if free < needed {
+            let directory = directory.to_owned();
+            return Err(SnapshotError::NoRoomToRestore { directory, free: free >> 20, needed: needed >> 20 });
+        }
+        Ok(())
     }
 }
 
@@ -213,7 +235,7 @@ mod tests {
     use tempfile::TempDir;
     use tokio::task::JoinSet;
 
-    use super::super::{Save, SnapshotFolder};
+    use super::super::{Label, Save, SnapshotFolder};
     use super::*;
     use crate::datastore::{Datastore, Options};
     use crate::error::RequestError;
@@ -344,10 +366,7 @@ mod tests {
         running.close().await.unwrap();
 
         let files = server.files();
-        let newer = Snapshot {
-            label: super::super::Label { format: FORMAT + 1, ..snapshot.label.clone() },
-            ..snapshot.clone()
-        };
+        let newer = Snapshot { label: Label { format: FORMAT + 1, ..snapshot.label.clone() }, ..snapshot.clone() };
         assert!(matches!(newer.stage(&server.database), Err(SnapshotError::Newer { .. })));
         drop(snapshot.stage(&server.database).unwrap());
         let mut bytes = fs::read(&snapshot.path).unwrap();
@@ -356,6 +375,33 @@ mod tests {
         assert!(matches!(snapshot.stage(&server.database), Err(SnapshotError::Damaged { .. })));
         assert_eq!(server.files(), files);
         assert_eq!(value(&server.start().await, "/a").await.unwrap(), "one");
+    }
+
+    /// Its checksum is right: whoever wrote the file wrote that too.
+    #[tokio::test]
+    async fn a_snapshot_that_unpacks_to_more_than_it_says_stops_there() {
+        let server = Server::new();
+        let snapshot = server.with_snapshot().await;
+        let files = server.files();
+        let packed = |bytes: u64, label: u64| {
+            let path = server.directory.path().join("snapshots/bomb");
+            let zeros = io::repeat(0).take(bytes);
+            fs::write(&path, zstd::encode_all(zeros, 1).unwrap()).unwrap();
+            super::super::label::close(
+                &path,
+                Label { database_bytes: label, compressed: true, ..snapshot.label.clone() },
+            )
+            .unwrap()
+        };
+        for (bytes, label) in [(64 << 20, 4096), (4096, 8192)] {
+            let Err(SnapshotError::Damaged { finding, .. }) = packed(bytes, label).stage(&server.database) else {
+                panic!("{bytes} bytes for {label}")
+            };
+            assert_eq!(finding, format!("it does not unpack to the {label} bytes that its label says"));
+        }
+        let refused = packed(4096, 1 << 60).stage(&server.database).unwrap_err().to_string();
+        assert!(refused.contains("MiB free and the snapshot unpacks to 1099511627840 with"), "{refused}");
+        assert_eq!(server.files(), files, "nothing is left of them");
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use crate::log::sqlite::copy;
 /// What a file is called until it is complete.
 const PART: &str = ".part";
 /// Bytes that stay free beside a snapshot: twice the datastore's own reserve.
-const SPARE: u64 = 64 << 20;
+pub(super) const SPARE: u64 = 64 << 20;
 
 /// How to take a snapshot.
 #[derive(Clone, Debug)]

@@ -31,7 +31,7 @@ use k3s_identity::Error as IdentityError;
 use k3s_pki::ServerPki;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -227,7 +227,11 @@ impl Routes {
 
     async fn file(&self, name: &str) -> Result<Response<Body>, Status> {
         let path = self.server_dir.join(name);
-        match tokio::fs::read(&path).await {
+        let read = {
+            let path = path.clone();
+            spawn_blocking(move || k3s_files::read_existing(&path)).await
+        };
+        match read.map_err(|error| error.to_string()).and_then(|read| read.map_err(|error| error.to_string())) {
             Ok(bytes) => Ok(text(bytes)),
             Err(error) => {
                 error!(path = %path.display(), %error, "Cannot read a certificate authority that nodes ask for.");
