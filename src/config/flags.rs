@@ -45,6 +45,13 @@ pub fn command(role: Role) -> Command {
     command
 }
 
+/// Whether values of the flag of this name, or of this letter, are secrets: they are shown nowhere.
+pub fn is_secret(name: &str) -> bool {
+    let flags = SECTIONS.iter().flat_map(|section| section.flags);
+    let called = |flag: &Flag| flag.name == name || flag.short.is_some_and(|short| name.chars().eq([short]));
+    flags.into_iter().any(|flag| flag.secret && called(flag))
+}
+
 impl Role {
     /// The word after `k3s`.
     pub fn verb(self) -> &'static str {

@@ -30,7 +30,7 @@ mod wrong_configurations;
 
 pub use environment::Environment;
 pub use error::{Error, Origin, Place, UnknownKey, Warning};
-pub use flags::{CatalogueEntry, Refusal, Role, catalogue, command};
+pub use flags::{CatalogueEntry, Refusal, Role, catalogue, command, is_secret};
 pub use location::{Location, locate};
 pub use provenance::{MASK, Provenance, node_args};
 

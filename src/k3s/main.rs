@@ -8,7 +8,13 @@ mod version;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::run(std::env::args_os().collect()) {
+    let args: Vec<_> = std::env::args_os().collect();
+    if let Err(error) = cli::hide_secrets(&args) {
+        cli::tell(format_args!(
+            "k3s: other users of this machine can read the token on the command line, give it by a file instead: {error}"
+        ));
+    }
+    match cli::run(args) {
         Ok(code) => code,
         Err(failure) => {
             cli::tell(format_args!("k3s: {failure}"));

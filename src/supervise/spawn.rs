@@ -7,11 +7,12 @@
 #![allow(unsafe_code)]
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, PipeWriter},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStrExt as _, process::CommandExt},
     },
     path::PathBuf,
     process::{Command, Stdio},
@@ -49,6 +50,8 @@ const NOT_INHERITED: [&str; 12] = [
     "MAINPID",
     "MANAGERPID",
 ];
+/// Of variables that are ours: tokens are among them, and no child reads any.
+const OURS: &[u8] = b"K3S_";
 
 /// One start of a program.
 #[derive(Debug)]
@@ -201,7 +204,7 @@ fn fork(launch: Launch) -> io::Result<Held> {
         .stdin(Stdio::null())
         .stdout(launch.output.try_clone()?)
         .stderr(launch.output);
-    for name in NOT_INHERITED {
+    for name in std::env::vars_os().map(|(name, _)| name).filter(|name| is_withheld(name)) {
         command.env_remove(name);
     }
     command.envs(&program.env);
@@ -233,6 +236,10 @@ fn fork(launch: Launch) -> io::Result<Held> {
             Err(error)
         }
     }
+}
+
+fn is_withheld(name: &OsStr) -> bool {
+    NOT_INHERITED.iter().any(|withheld| name == *withheld) || name.as_bytes().starts_with(OURS)
 }
 
 /// The child between fork and exec: system calls only. What only costs a preference if it fails is not looked at.
@@ -328,6 +335,14 @@ mod tests {
         assert!(env.contains(&"COLOUR=green") && env.contains(&"NOTIFY_SOCKET=/run/k3s/notify/child.sock"));
         let leaked = |name: &&str| env.iter().any(|line| line.starts_with(&format!("{name}=")));
         assert_eq!(NOT_INHERITED.iter().copied().filter(|name| *name != "NOTIFY_SOCKET").find(leaked), None);
+    }
+
+    #[test]
+    fn tokens_are_withheld() {
+        for name in ["K3S_TOKEN", "K3S_AGENT_TOKEN", "K3S_DATASTORE_ENDPOINT", "K3S_VPN_AUTH", "NOTIFY_SOCKET"] {
+            assert!(is_withheld(OsStr::new(name)), "{name}");
+        }
+        assert!(!["PATH", "HTTPS_PROXY", "NOTIFY"].iter().any(|name| is_withheld(OsStr::new(name))));
     }
 
     #[tokio::test]

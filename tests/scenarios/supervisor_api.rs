@@ -177,6 +177,11 @@ fn a_server_takes_nodes_in_and_keeps_their_names_for_them() {
         }
         server.fail("test -e /var/lib/rancher/k3s/server/cred/node-passwd || k3s kubectl -n kube-system get secret gone.node-password.k3s");
     });
+    step("no secret is where other users and other programs see it", || {
+        server.fail("tr '\\0' '\\n' < /proc/$(pgrep -x k3s)/cmdline | grep s3cret");
+        server.succeed("tr '\\0' ' ' < /proc/$(pgrep -x k3s)/cmdline | grep -F 'server --token=******'");
+        server.fail("grep -l K3S_ $(pgrep -P $(pgrep -x k3s) | sed 's,.*,/proc/&/environ,')");
+    });
     step("no secret is in the log", || {
         server.fail(&format!(
             "grep -e s3cret -e {PASSWORD} -e {OTHER} -e $(cat /etc/rancher/node/password) /var/log/k3s.log"

@@ -4,6 +4,7 @@ mod administrator;
 mod agent;
 mod certificate;
 mod check_config;
+mod command_line;
 mod completion;
 mod crictl;
 mod ctr;
@@ -30,6 +31,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 use clap::{Parser, Subcommand};
 use k3s_config::Role;
 
+pub(crate) use command_line::hide_secrets;
 pub(crate) use failure::Failure;
 pub(crate) use output::tell;
 
