@@ -14,17 +14,17 @@ use crate::Error;
 /// Where a node keeps what makes it itself, beside the configuration that its user wrote.
 pub const ETC: &str = "/etc/rancher";
 
-/// The node's whole name: as configured, with its id under `--with-node-id`. Draws id and password at the first start.
-pub fn node_name(config: &NodeConfig, paths: &Paths) -> Result<String, Error> {
-    Ok(of(config, paths)?.0)
+/// The node's whole name: as configured, with its id under `--with-node-id`. Draws the id at the first start.
+pub fn node_name(config: &NodeConfig) -> Result<String, Error> {
+    match config.with_node_id {
+        true => Ok(format!("{}-{}", config.name, NodeFiles::new(Path::new(ETC)).id()?)),
+        false => Ok(config.name.clone()),
+    }
 }
 
-/// The node's whole name, and the password that keeps others from taking it.
-pub(crate) fn of(config: &NodeConfig, paths: &Paths) -> Result<(String, Password), Error> {
-    let files = NodeFiles::new(Path::new(ETC));
-    let password = files.password(&paths.agent().join("node-password.txt"))?;
-    let name = if config.with_node_id { format!("{}-{}", config.name, files.id()?) } else { config.name.clone() };
-    Ok((name, password))
+/// What keeps others from taking the node's name. Draws it at the first start.
+pub(crate) fn password(paths: &Paths) -> Result<Password, Error> {
+    Ok(NodeFiles::new(Path::new(ETC)).password(&paths.agent().join("node-password.txt"))?)
 }
 
 /// What an agent was given to join with.

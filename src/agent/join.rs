@@ -94,6 +94,15 @@ pub enum JoinError {
         /// The name.
         name: String,
     },
+    /// Nothing tells a node without a token whom to trust.
+    #[error(
+        "{} is empty, as after a power cut, and nothing else tells whom to trust: start this agent with its token (--token) once",
+        path.display()
+    )]
+    LostAuthority {
+        /// The file.
+        path: PathBuf,
+    },
     /// An answer that makes no sense.
     #[error("the server's {what} cannot be used: {why}")]
     Answer {
@@ -130,7 +139,11 @@ impl JoinError {
     /// Whether trying again cannot help: somebody has to change this node's configuration.
     pub(crate) fn is_final(&self) -> bool {
         match self {
-            Self::OtherAuthority { .. } | Self::Password | Self::Pki(_) | Self::File(_) => true,
+            Self::OtherAuthority { .. }
+            | Self::LostAuthority { .. }
+            | Self::Password
+            | Self::Pki(_)
+            | Self::File(_) => true,
             // A refused name is let in when the server has forgotten it, as in k3s; a server may get another token or configuration.
             Self::NameTaken { .. }
             | Self::Credentials { .. }
@@ -155,7 +168,10 @@ impl Applicant {
     pub(crate) async fn join(&self) -> Result<Joined, JoinError> {
         let pki = AgentPki::at(&self.dir);
         let joined_before = match &self.token {
-            None => files::read(&pki.server_ca)?.map(Bytes::from),
+            None => match files::read(&pki.server_ca)? {
+                Some(pem) if files::is_torn(&pem) => return Err(JoinError::LostAuthority { path: pki.server_ca }),
+                found => found.map(Bytes::from),
+            },
             Some(_) => None,
         };
         let pinned = self.token.as_ref().and_then(|token| token.ca_hash.as_ref());
@@ -192,7 +208,7 @@ impl Applicant {
         let own = files::read(&pki.client_kubelet.certificate)?;
         let own = own.and_then(|pem| Certificate::first_of(&pem).ok());
         let is_ours = own.is_some_and(|own| own.common_name.as_deref() == Some(&format!("system:node:{}", self.name)));
-        let all_there = [
+        let parts = [
             &pki.client_ca,
             &pki.server_ca,
             &pki.serving_kubelet.certificate,
@@ -200,10 +216,11 @@ impl Applicant {
             &pki.client_kubelet.key,
             &pki.client_kube_proxy.certificate,
             &pki.client_k3s_controller.certificate,
-        ]
-        .into_iter()
-        .all(|path| path.is_file());
-        if !(is_ours && all_there) {
+        ];
+        // What a power cut emptied would keep kubelet from starting.
+        let is_there = |path: &PathBuf| Ok(files::read(path)?.is_some_and(|content| !files::is_torn(&content)));
+        let all_there = parts.into_iter().map(is_there).collect::<Result<Vec<_>, FileError>>()?;
+        if !is_ours || all_there.contains(&false) {
             return Ok(None);
         }
         let Some(config) = self.cache().load(&self.name)? else { return Ok(None) };
@@ -336,6 +353,21 @@ mod tests {
         assert!(server.seen().iter().all(|seen| seen.authorization.is_none()));
         let renamed = Applicant { name: "edge-2".into(), ..server.applicant(None) };
         assert!(renamed.remembered().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_a_power_cut_emptied_is_no_memory() {
+        let server = TestServer::start().await;
+        server.applicant(Some(server.token())).join().await.unwrap();
+        let pki = AgentPki::at(&server.applicant(None).dir);
+        for path in [&pki.serving_kubelet.key, &pki.client_kube_proxy.certificate, &pki.client_ca, &pki.server_ca] {
+            fs::write(path, [0; 64]).unwrap();
+            assert!(server.applicant(None).remembered().unwrap().is_none(), "{}", path.display());
+        }
+        let error = server.applicant(None).join().await.err().unwrap();
+        assert!(matches!(error, JoinError::LostAuthority { .. }) && error.is_final(), "{error}");
+        server.applicant(Some(server.token())).join().await.unwrap();
+        assert!(server.applicant(None).remembered().unwrap().is_some());
     }
 
     #[tokio::test]

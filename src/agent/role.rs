@@ -106,7 +106,7 @@ impl Agent {
         let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
 
         let ips = watch::Sender::new(network::own_addresses(&config.node.ips).await?);
-        let (name, password) = identity::of(&config.node, &paths)?;
+        let (name, password) = (identity::node_name(&config.node)?, identity::password(&paths)?);
         config.node.name.clone_from(&name);
         let balancer = Balancer::new(BalancerOptions {
             name: BALANCER.to_owned(),

@@ -31,7 +31,7 @@ pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate}
 pub use node_hosts::run as run_node_hosts;
 pub use node_passwords::{
     NodePasswordError, ensure_node_password, migrate_node_passwords, node_exists, node_password_secret,
-    run_node_password_owners, tell_of_deferred,
+    replace_node_password, run_node_password_owners, tell_of_deferred,
 };
 pub use own_kubelet::follow_own_kubelet;
 pub use own_pods::{OwnPods, follow_own_pods};

@@ -28,13 +28,55 @@ impl NodeFiles {
     /// The node's password, drawn at the first start: a server lets nobody else have this node's name.
     ///
     /// `legacy` (`<data>/agent/node-password.txt`) is where the first releases of k3s kept it; it is moved over.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or there is no randomness.
     pub fn password(&self, legacy: &Path) -> Result<Password, Error> {
-        let path = self.dir.join("password");
+        match self.stored_password(legacy)? {
+            Some(password) => Ok(password),
+            None => {
+                if self.has_lost_password() {
+                    warn!(
+                        path = %self.password_file().display(),
+                        "The node's password is gone, as after a power cut, and is drawn anew: run `k3s node forget` with its name on a server."
+                    );
+                }
+                let password = Password::random()?;
+                self.store_password(&password)?;
+                Ok(password)
+            }
+        }
+    }
+
+    /// The password as it lies there; `None` before the first start, and if the file is empty.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the one of first releases cannot be moved.
+    pub fn stored_password(&self, legacy: &Path) -> Result<Option<Password>, Error> {
+        let path = self.password_file();
         if let (None, Some(old)) = (self.read(&path)?, self.read(legacy)?) {
             self.write(&path, &old, PRIVATE)?;
             files::remove(legacy)?;
         }
-        self.read_or(&path, PRIVATE, random_hex::<16>).map(Password::new)
+        Ok(self.read(&path)?.map(Password::new))
+    }
+
+    /// Whether there is a password file that holds nothing.
+    pub fn has_lost_password(&self) -> bool {
+        let path = self.password_file();
+        fs::symlink_metadata(&path).is_ok() && self.read(&path).is_ok_and(|text| text.is_none())
+    }
+
+    /// Makes this the node's password.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn store_password(&self, password: &Password) -> Result<(), Error> {
+        self.write(&self.password_file(), password.expose(), PRIVATE)
+    }
+
+    fn password_file(&self) -> PathBuf {
+        self.dir.join("password")
     }
 
     /// The suffix of the node's name under `--with-node-id`: 8 hexadecimal digits, drawn once.
@@ -101,7 +143,9 @@ mod tests {
         fs::write(etc.path().join("node/password"), " mine\n").unwrap();
         assert_eq!(node.password(&legacy).unwrap().expose(), "mine");
         fs::write(etc.path().join("node/password"), [0; 33]).unwrap();
+        assert!(node.has_lost_password() && node.stored_password(&legacy).unwrap().is_none());
         assert_eq!(node.password(&legacy).unwrap().expose().len(), 32);
+        assert!(!node.has_lost_password());
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::{
     bootstrap_data::{self, Found, Precedence},
     cluster_store::ClusterStore,
     front::Upstream,
+    lost_datastore,
     node_passwords::OwnNode,
     routes,
 };
@@ -51,11 +52,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Settles name and addresses, and puts the name into the node's configuration. Draws the node's id and password at the first start.
-    pub(crate) async fn of(config: &mut ServerConfig, paths: &Paths) -> Result<Self, Error> {
+    /// Settles name and addresses, and puts the name into the node's configuration. Draws the node's id at the first start.
+    pub(crate) async fn of(config: &mut ServerConfig) -> Result<Self, Error> {
         let given = config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
         let ips = k3s_agent::own_addresses(given).await?;
-        let name = Self::name(config, paths)?;
+        let name = Self::name(config)?;
         if let Some(node) = &mut config.node {
             node.name.clone_from(&name);
         }
@@ -64,9 +65,9 @@ impl Host {
     }
 
     /// The node's whole name, or the host's where there is no node.
-    pub(crate) fn name(config: &ServerConfig, paths: &Paths) -> Result<String, Error> {
+    pub(crate) fn name(config: &ServerConfig) -> Result<String, Error> {
         match &config.node {
-            Some(node) => Ok(k3s_agent::node_name(node, paths)?),
+            Some(node) => Ok(k3s_agent::node_name(node)?),
             None => Ok(config.node_name.clone()),
         }
     }
@@ -135,6 +136,9 @@ pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, store: &ClusterS
     let whole = String::from_utf8_lossy(&token_file);
     let whole = Some(whole.trim()).filter(|text| !text.is_empty());
     let mut found = bootstrap_data::load(&client, password.as_ref(), whole).await?;
+    if found.is_none() {
+        lost_datastore::check_content(&config.datastore, &client, paths).await?;
+    }
     let token = password.map_or_else(Password::random, Ok)?;
     if found.is_none() && store.is_shared() {
         found = bootstrap_data::claim(&client, &token).await?;
@@ -229,9 +233,13 @@ pub(crate) fn own_node(config: &ServerConfig, paths: &Paths, host: &Host) -> Res
     if config.node.is_none() {
         return Ok(None);
     }
-    let files = NodeFiles::new(Path::new(k3s_agent::ETC));
-    let password = files.password(&paths.agent().join("node-password.txt"))?;
-    Ok(Some(OwnNode { name: host.name.clone(), password }))
+    let (files, legacy) = (NodeFiles::new(Path::new(k3s_agent::ETC)), paths.agent().join("node-password.txt"));
+    let name = host.name.clone();
+    if files.has_lost_password() && files.stored_password(&legacy)?.is_none() {
+        // Written when the cluster knows it: until then each start finds that it is lost.
+        return Ok(Some(OwnNode { name, password: Password::random()?, lost: Some(files) }));
+    }
+    Ok(Some(OwnNode { name, password: files.password(&legacy)?, lost: None }))
 }
 
 /// Which TLS clients may speak with this server.

@@ -77,6 +77,16 @@ pub enum Error {
         /// The database.
         path: PathBuf,
     },
+    /// The datastore is empty, and was not.
+    #[error(
+        "the datastore {place} holds nothing, but this server has run a cluster: put the database back or restore a snapshot with          `k3s snapshot restore`; if an empty cluster is meant, remove {} and start again", trace.display()
+    )]
+    LostDatastore {
+        /// The database, or the flag that names it.
+        place: String,
+        /// What tells of the cluster.
+        trace: PathBuf,
+    },
     /// The database is in use, and not by a server that answers.
     #[error("the datastore is in use, but its server does not answer on {} ({source}): is it starting or stopping?", socket.display())]
     NoServer {
@@ -120,7 +130,8 @@ impl Error {
             Self::Listen { .. } | Self::NoServer { .. } | Self::Refused(_) => 69,
             Self::Snapshot(
                 SnapshotError::NotASnapshot(_) | SnapshotError::Damaged { .. } | SnapshotError::Newer { .. },
-            ) => 65,
+            )
+            | Self::LostDatastore { .. } => 65,
             Self::NoDatastore { .. } => 66,
             Self::File { .. }
             | Self::Replace(_)

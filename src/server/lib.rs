@@ -11,6 +11,7 @@ mod error;
 pub mod front;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+mod lost_datastore;
 mod node_dialer;
 mod node_passwords;
 mod peers;

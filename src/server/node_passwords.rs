@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use k3s_controllers::{NodePasswordError, ensure_node_password, node_exists, tell_of_deferred};
-use k3s_identity::Password;
+use k3s_controllers::{NodePasswordError, ensure_node_password, node_exists, replace_node_password, tell_of_deferred};
+use k3s_identity::{NodeFiles, Password};
 use kube::Client;
 use tokio::{
     sync::{Semaphore, watch},
@@ -57,6 +57,8 @@ pub struct OwnNode {
     pub name: String,
     /// What is in its file.
     pub password: Password,
+    /// The files of a node whose password a power cut has emptied: the password is a new one, and takes the place of the cluster's.
+    pub lost: Option<NodeFiles>,
 }
 
 impl NodePasswords {
@@ -177,9 +179,17 @@ impl NodePasswords {
 
     /// Whether nothing is left to do for this node.
     async fn settle(&self, client: &Client, name: &str, password: &Password) -> bool {
-        let checked = ensure_node_password(client, name, password).await;
+        let lost = self.own.as_ref().filter(|own| own.name == name).and_then(|own| own.lost.as_ref());
+        let checked = match lost {
+            Some(_) => replace_node_password(client, name, password).await,
+            None => ensure_node_password(client, name, password).await,
+        };
         match &checked {
-            Ok(()) => {}
+            Ok(()) => {
+                if let Some(Err(error)) = lost.map(|files| files.store_password(password)) {
+                    warn!(node = name, %error, "The node's new password cannot be kept; the next start draws another one.");
+                }
+            }
             Err(error) if error.is_refusal() => {
                 warn!(node = name, %error, "A node runs under a name that the cluster knows with another password.");
             }
@@ -200,6 +210,8 @@ impl NodePasswords {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
@@ -218,7 +230,7 @@ mod tests {
     }
 
     fn passwords(core: Core) -> NodePasswords {
-        NodePasswords::new(core, Some(OwnNode { name: "server".into(), password: Password::new("s3cret") }))
+        NodePasswords::new(core, Some(OwnNode { name: "server".into(), password: Password::new("s3cret"), lost: None }))
     }
 
     #[tokio::test]
@@ -232,20 +244,52 @@ mod tests {
         assert_eq!(passwords.admit(&agent(), &claim("edge-1", "s3cret")).await, not_ready);
     }
 
-    /// An API that has no Secret yet, as at the first start, and takes whatever is first.
-    fn forgetful_api() -> Client {
-        let answer = |request: http::Request<kube::client::Body>| async move {
-            let (code, body) = match *request.method() {
-                http::Method::GET => {
-                    (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}))
+    /// An API that keeps one Secret, whatever it is called.
+    fn api_with_one_secret() -> Client {
+        let kept = Arc::new(Mutex::new(None));
+        let answer = move |request: http::Request<kube::client::Body>| {
+            let kept = kept.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap();
+                let mut kept = kept.lock().unwrap();
+                match parts.method {
+                    http::Method::POST if parts.uri.path().ends_with("/secrets") => *kept = Some(body),
+                    http::Method::DELETE => drop(kept.take()),
+                    _ => {}
                 }
-                _ => (201, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "made"}})),
-            };
-            let response =
-                http::Response::builder().status(code).body(kube::client::Body::from(body.to_string().into_bytes()));
-            Ok::<_, std::convert::Infallible>(response.unwrap())
+                let gone = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+                let (code, body) = match &*kept {
+                    None if parts.method == http::Method::GET => (404, gone.to_string().into()),
+                    None => (200, json!({"kind": "Status", "status": "Success"}).to_string().into()),
+                    Some(secret) => (200, secret.clone()),
+                };
+                let response = http::Response::builder().status(code).body(kube::client::Body::from(body.to_vec()));
+                Ok::<_, std::convert::Infallible>(response.unwrap())
+            }
         };
         Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test]
+    async fn a_password_that_a_power_cut_emptied_is_replaced_in_the_cluster_and_on_the_disk() {
+        let etc = tempfile::tempdir().unwrap();
+        let files = NodeFiles::new(etc.path());
+        let api = api_with_one_secret();
+        ensure_node_password(&api, "server", &Password::new("before")).await.unwrap();
+        let of = |password: &str, lost| {
+            let own = OwnNode { name: "server".into(), password: Password::new(password), lost };
+            NodePasswords::new(Core::pending().1, Some(own))
+        };
+        of("another", None).remember_own(&api).await;
+        assert!(
+            ensure_node_password(&api, "server", &Password::new("before")).await.is_ok(),
+            "it may be another machine's"
+        );
+        of("after", Some(files.clone())).remember_own(&api).await;
+        assert!(ensure_node_password(&api, "server", &Password::new("after")).await.is_ok());
+        let stored = files.stored_password(&etc.path().join("legacy")).unwrap();
+        assert_eq!(stored, Some(Password::new("after")));
     }
 
     #[tokio::test]
@@ -255,7 +299,7 @@ mod tests {
         let (sender, core) = Core::pending();
         let passwords = passwords(core);
         assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
-        sender.send(forgetful_api());
+        sender.send(api_with_one_secret());
         assert_eq!(passwords.admit(&agent(), &claim("edge-1", "guess")).await, Ok(()), "whose name is free");
         assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
     }

@@ -31,6 +31,7 @@ use crate::{
     controllers::Controllers,
     core::{Core, CoreSender},
     front::{self, Front, Unauthenticated},
+    lost_datastore,
     node_passwords::NodePasswords,
     renewal::Renewal,
     routes::{Cluster, Reserved, Routes},
@@ -177,7 +178,8 @@ impl Server {
         shutdown: &CancellationToken,
     ) -> Result<Option<(Self, Listeners)>, Error> {
         let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
-        let host = Host::of(&mut config, &paths).await?;
+        lost_datastore::check_file(&config.datastore, &paths)?;
+        let host = Host::of(&mut config).await?;
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let gate = supervisor.gate("datastore")?;
         let open = ClusterStore::open(&config.datastore, &gate, shutdown);

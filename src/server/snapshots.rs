@@ -150,7 +150,7 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
     };
     let saved = async {
         let token = known_token(config, &paths)?.ok_or(BootstrapError::NoToken { sealed_by: Vec::new() })?;
-        let node = Host::name(config, &paths)?;
+        let node = Host::name(config)?;
         let SnapshotConfig { folder, compress, .. } = &config.snapshots;
         let (_, token) = watch::channel(token);
         Snapshots { datastore: Some(&datastore), config, node: &node, token, version }
@@ -222,7 +222,7 @@ pub fn folder(config: &ServerConfig) -> SnapshotFolder {
 /// # Errors
 /// [`Error::Snapshot`]; [`Error::Node`] if the node's name cannot be told.
 pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
-    let node = Host::name(config, &Paths::new(&config.data_dir, Paths::RUN))?;
+    let node = Host::name(config)?;
     Ok(folder(config).prune(name, &node, config.snapshots.retention)?)
 }
 

@@ -2,6 +2,8 @@
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
+use crate::refusal::{DATA_ERROR, refused};
+
 #[test]
 fn an_agentless_server_serves_the_api_and_runs_no_node() {
     let network = Network::new();
@@ -32,5 +34,35 @@ fn an_agentless_server_serves_the_api_and_runs_no_node() {
     step("it ends when asked to, and leaves no process", || {
         server.succeed("pid=$(pgrep -x k3s); kill -TERM $pid; tail --pid=$pid -f /dev/null");
         server.fail("pgrep -x k3s || pgrep kube-");
+    });
+    let data = "/var/lib/rancher/k3s/server";
+    step("files that a power cut emptied come from the datastore", || {
+        let torn = ["cred/passwd", "tls/server-ca.crt", "tls/server-ca.key", "tls/service.key"];
+        for file in torn {
+            server.succeed(&format!("cp {data}/{file} /tmp/$(basename {file}) && : > {data}/{file}"));
+        }
+        server.start_k3s("");
+        server.wait_until_succeeds("k3s kubectl get configmap stored", PATIENCE);
+        for file in torn {
+            server.succeed(&format!("cmp {data}/{file} /tmp/$(basename {file})"));
+        }
+        server.succeed("test $(grep -c 'are replaced' /var/log/k3s.log) = 1");
+        server.stop_k3s();
+    });
+    step("a database that is gone or empty is no new cluster, unless it is meant", || {
+        let lost = "holds nothing, but this server has run a cluster";
+        server.succeed(&format!("cp {data}/db/state.db /tmp/ && : > {data}/db/state.db"));
+        refused(&server.execute("k3s server"), DATA_ERROR, lost);
+        server.succeed(&format!("rm {data}/db/state.db"));
+        refused(&server.execute("k3s server"), DATA_ERROR, lost);
+        server.fail(&format!("test -e {data}/db/state.db"));
+        server.succeed(&format!("mv /tmp/state.db {data}/db/"));
+        server.start_k3s("");
+        server.wait_until_succeeds("k3s kubectl get configmap stored", PATIENCE);
+        server.stop_k3s();
+        server.succeed(&format!("rm {data}/db/state.db {data}/tls/dynamic-cert.json"));
+        server.start_k3s("");
+        server.wait_until_succeeds("k3s kubectl get namespace default", PATIENCE);
+        server.fail("k3s kubectl get configmap stored");
     });
 }

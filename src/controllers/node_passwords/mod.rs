@@ -13,4 +13,6 @@ mod secret;
 
 pub use legacy::migrate_node_passwords;
 pub use owners::run as run_node_password_owners;
-pub use secret::{NodePasswordError, ensure_node_password, node_exists, node_password_secret, tell_of_deferred};
+pub use secret::{
+    NodePasswordError, ensure_node_password, node_exists, node_password_secret, replace_node_password, tell_of_deferred,
+};

@@ -8,11 +8,11 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::PostParams,
+    api::{DeleteParams, PostParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio::task::spawn_blocking;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub(super) const NAMESPACE: &str = "kube-system";
 pub(super) const TYPE: &str = "k3s.cattle.io/node-password";
@@ -104,6 +104,27 @@ pub async fn ensure_node_password(client: &Client, node: &str, password: &Passwo
         }
         Err(source) => Err(NodePasswordError::Uncreated { node: node.to_owned(), source: Box::new(source) }),
     }
+}
+
+/// Makes this a node's password in place of the one that the cluster knows: for the server's own node, which has lost its file.
+///
+/// # Errors
+/// As [`ensure_node_password`].
+pub async fn replace_node_password(client: &Client, node: &str, password: &Password) -> Result<(), NodePasswordError> {
+    match ensure_node_password(client, node, password).await {
+        Err(error) if error.is_refusal() => {}
+        known => return known,
+    }
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let name = node_password_secret(node);
+    match secrets.delete(&name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(source) => return Err(NodePasswordError::Unread { node: node.to_owned(), source: Box::new(source) }),
+        Ok(_) => {}
+    }
+    ensure_node_password(client, node, password).await?;
+    warn!(node, "This node had lost its password, as after a power cut; the cluster knows it by a new one.");
+    Ok(())
 }
 
 /// Tells on the node how the check came out that its join did not wait for, as k3s does.

@@ -24,6 +24,6 @@ pub use error::SnapshotError;
 pub use folder::{Listed, SnapshotFolder};
 pub use label::{Label, Snapshot};
 pub(crate) use restore::finish_interrupted;
-pub use restore::{Restored, Staged};
+pub use restore::{Restored, Staged, is_lost};
 pub use save::Save;
 pub(crate) use save::save;

@@ -164,6 +164,19 @@ pub(crate) fn finish_interrupted(database: &Path) -> Result<(), Error> {
     swap(database, &complete).map(drop).map_err(Error::file("put the snapshot in the place of", database))
 }
 
+/// Whether there is no database, or an empty file in its place, and no restore that the next start would finish.
+///
+/// # Errors
+/// If the place cannot be looked at.
+pub fn is_lost(database: &Path) -> io::Result<bool> {
+    let is_empty = match fs::metadata(database) {
+        Ok(found) => found.is_file() && found.len() == 0,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error),
+    };
+    Ok(is_empty && !beside(database, COMPLETE).exists())
+}
+
 /// Files of a database under way, gone when this is dropped unless they were renamed.
 struct Unpacked(PathBuf);
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::SignedDuration;
+use k3s_files::is_torn;
 use tracing::{info, warn};
 
 use super::{
@@ -27,6 +28,8 @@ pub(crate) enum Precedence {
 enum Standing {
     Same,
     Missing,
+    /// Emptied by a power cut: it tells nothing, whatever its time.
+    Torn,
     Older,
     Newer,
 }
@@ -36,6 +39,7 @@ impl Standing {
         match on_disk {
             None => Self::Missing,
             Some(on_disk) if on_disk.content == stored.content => Self::Same,
+            Some(on_disk) if is_torn(&on_disk.content) => Self::Torn,
             Some(on_disk) if on_disk.modified.duration_since(stored.modified) >= SKEW => Self::Newer,
             Some(_) => Self::Older,
         }
@@ -50,7 +54,7 @@ pub(crate) fn reconcile(stored: &BootstrapData, server: &Path, precedence: Prece
         stored.files.iter().filter_map(|(name, file)| Some((files::path_of(server, name)?, file))).collect();
     let is_new = files::is_new(server);
     let mut differing = false;
-    let mut newer = Vec::new();
+    let (mut newer, mut replaced) = (Vec::new(), Vec::new());
     for (path, file) in &files {
         let standing = Standing::of(file, files::read(path)?.as_ref());
         differing |= standing != Standing::Same;
@@ -58,13 +62,19 @@ pub(crate) fn reconcile(stored: &BootstrapData, server: &Path, precedence: Prece
             Standing::Same => {}
             Standing::Newer if !is_new && precedence == Precedence::Undecided => newer.push(path.clone()),
             Standing::Missing if is_new => {}
-            Standing::Missing | Standing::Older | Standing::Newer => {
-                warn!(path = %path.display(), "A file differs from the datastore's and is replaced.");
+            Standing::Missing | Standing::Torn | Standing::Older | Standing::Newer => {
+                replaced.push(path.display().to_string());
             }
         }
     }
     if !newer.is_empty() {
         return Err(BootstrapError::NewerOnDisk { paths: newer });
+    }
+    if !replaced.is_empty() {
+        warn!(
+            files = replaced.join(", "),
+            "Files are missing, empty or other than in the datastore, and are replaced."
+        );
     }
     if differing {
         for (path, file) in &files {
@@ -137,6 +147,19 @@ mod tests {
             (read(&server, "cred/passwd"), read(&server, "tls/server-ca.crt")),
             ("PasswdFile".into(), "ServerCA".into())
         );
+    }
+
+    #[test]
+    fn a_file_that_a_power_cut_emptied_is_not_newer() {
+        for torn in [&[][..], &[0; 512]] {
+            let server = server();
+            for path in ["tls/server-ca.crt", "tls/etcd/server-ca.crt", "cred/passwd"] {
+                fs::write(server.path().join(path), torn).unwrap();
+            }
+            assert!(reconcile(&stored(), server.path(), Precedence::Undecided).unwrap());
+            let read = ["tls/server-ca.crt", "tls/etcd/server-ca.crt", "cred/passwd"].map(|path| read(&server, path));
+            assert_eq!(read, ["ServerCA", "ETCDServerCA", "PasswdFile"]);
+        }
     }
 
     #[test]

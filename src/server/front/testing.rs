@@ -478,7 +478,7 @@ impl Setup {
         TokenFiles::ensure(server_dir.path(), Some(TOKEN), Some(AGENT_TOKEN), pki.server_ca.bundle()).unwrap();
         let datastore = Datastore::open(Options::new(server_dir.path().join("state.db"))).await.unwrap();
         let (core_sender, core) = Core::pending();
-        let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD) };
+        let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD), lost: None };
         let (ready, is_ready) = watch::channel(true);
         let routes = Routes::new(Cluster {
             server_dir: server_dir.path().to_owned(),
