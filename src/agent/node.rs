@@ -47,6 +47,8 @@ pub struct Request {
     pub leads_to_pods: bool,
     /// klog verbosity for children.
     pub verbosity: u8,
+    /// Where containerd's shims go, from the root of the unified hierarchy; where it starts them if `None`.
+    pub shim_cgroup: Option<PathBuf>,
     /// Tells of new certificates in `<data>/agent`.
     pub renewed: Renewed,
 }
@@ -84,7 +86,7 @@ impl NodeRole {
             cgroup_driver: cgroup::driver(cgroup_v2),
             may_lower_oom_score: capabilities.has(Capability::SysResource),
             cgroup_v2,
-            shim_cgroup: None,
+            shim_cgroup: request.shim_cgroup.map(|cgroup| cgroup.display().to_string()),
             cloud_provider_external: request.cloud_controller,
             verbosity: request.verbosity,
             config,

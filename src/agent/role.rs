@@ -278,6 +278,7 @@ impl Agent {
             cloud_controller: known.config.cloud_controller,
             leads_to_pods: known.config.egress.includes_pods(),
             verbosity: self.config.verbosity,
+            shim_cgroup: self.supervisor.survivors_cgroup(),
             renewed: self.membership.renewed(),
         }
     }

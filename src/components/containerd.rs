@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString, path::Path, time::Duration};
 
 use k3s_config::agent::Snapshotter;
-use k3s_supervise::program::{Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
 
 use crate::{
     CgroupDriver, InheritedEnvironment, Node, Paths,
@@ -54,6 +54,7 @@ pub fn containerd(
             stop: Stop { timeout: Duration::from_secs(15), ..Stop::default() },
             resources: Resources::default(),
             oom_score_adj: Some(-999),
+            descendants: Descendants::Outlive,
             log_file: Some(root.join("containerd.log")),
         },
     })
@@ -174,6 +175,14 @@ mod tests {
         assert!(rendered(&node, None).unwrap().contains("restrict_oom_score_adj = true"));
         node.may_lower_oom_score = true;
         assert!(rendered(&node, None).unwrap().contains("restrict_oom_score_adj = false"));
+    }
+
+    #[test]
+    fn shims_go_where_the_node_has_a_place_for_them() {
+        let mut node = node(&[]);
+        assert!(!rendered(&node, None).unwrap().contains("ShimCgroup"));
+        node.shim_cgroup = Some("/k3s-shims".into());
+        assert!(rendered(&node, None).unwrap().contains("\n  ShimCgroup = '/k3s-shims'\n"));
     }
 
     #[test]

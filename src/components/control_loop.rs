@@ -7,7 +7,7 @@ use std::{
 };
 
 use k3s_config::{args::ComponentArgs, server::ServerConfig};
-use k3s_supervise::program::{Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
 
 use crate::{
     Paths,
@@ -67,6 +67,7 @@ impl ControlLoop {
                 stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
                 resources: Resources::default(),
                 oom_score_adj: Some(-400),
+                descendants: Descendants::End,
                 log_file: None,
             },
         }

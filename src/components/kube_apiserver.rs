@@ -10,7 +10,7 @@ use k3s_config::{
     datastore::{ClientCertificate, Datastore, Etcd},
     server::{EgressMode, ServerConfig},
 };
-use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Resources, Stop};
 use serde_json::json;
 
 use crate::{
@@ -133,6 +133,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
             stop: Stop { timeout: Duration::from_secs(20), ..Stop::default() },
             resources: Resources { cpu_weight: 200, ..Resources::default() },
             oom_score_adj: Some(-500),
+            descendants: Descendants::End,
             log_file: None,
         },
     }

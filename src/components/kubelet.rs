@@ -7,7 +7,7 @@ use std::{
 };
 
 use k3s_config::agent::{Taint, TaintEffect};
-use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Resources, Stop};
 use serde_json::{Value, json};
 
 use crate::{
@@ -60,6 +60,7 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components) -> Launch {
             stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
             resources: Resources::default(),
             oom_score_adj: Some(-999),
+            descendants: Descendants::Outlive,
             log_file: None,
         },
     }

@@ -394,6 +394,7 @@ impl Server {
             // This server dials its own pods; others reach them through its tunnels.
             leads_to_pods: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
             verbosity: self.config.verbosity,
+            shim_cgroup: self.supervisor.survivors_cgroup(),
             renewed: self.renewal.renewed(),
         })
         .await?;

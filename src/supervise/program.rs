@@ -31,6 +31,8 @@ pub struct Program {
     pub resources: Resources,
     /// Written before exec; raising is always allowed, lowering needs CAP_SYS_RESOURCE and is skipped without it.
     pub oom_score_adj: Option<i16>,
+    /// What becomes of processes that it started and that are still there once it has ended.
+    pub descendants: Descendants,
     /// Also kept in this file, for components whose users expect one (containerd's `containerd.log`).
     pub log_file: Option<PathBuf>,
 }
@@ -95,6 +97,16 @@ impl Default for Stop {
     }
 }
 
+/// The processes that a program leaves in its cgroup leaf.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Descendants {
+    /// Killed: without their program they serve nobody (kube-proxy's `nft`).
+    #[default]
+    End,
+    /// Kept, outside of whatever a stop or restart of ours touches: containerd's shims, a file system's daemon that kubelet mounted.
+    Outlive,
+}
+
 /// Weights of a cgroup leaf, in cgroup v2 terms; v1 gets `cpu.shares` from the CPU weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resources {
@@ -127,6 +139,7 @@ impl Program {
             stop: Stop::default(),
             resources: Resources::default(),
             oom_score_adj: None,
+            descendants: Descendants::End,
             log_file: None,
         }
     }

@@ -126,7 +126,7 @@ impl Runner {
             state = self.step(state, event, &mut awaited, &output).await;
         }
         output.close().await;
-        self.site.cgroups.remove(&self.program.name).await;
+        self.site.cgroups.remove(&self.program).await;
     }
 
     /// The state after `event`, once what it asks for is done.
@@ -171,7 +171,7 @@ impl Runner {
             Probe::Notify => Some(Ear::open(&self.site.run_dir, &program.name)?),
             _ => None,
         };
-        let cgroups = self.site.cgroups.leaf(&program.name, program.resources).unwrap_or_else(|error| {
+        let cgroups = self.site.cgroups.leaf(&program).unwrap_or_else(|error| {
             warn!(component = program.name, %error, "The component gets no cgroup of its own.");
             Vec::new()
         });

@@ -199,6 +199,12 @@ impl Supervisor {
         }
     }
 
+    /// The cgroup for processes that are to outlive this one, where there is one: for containerd's `ShimCgroup`, a path from the root of
+    /// what is mounted at `/sys/fs/cgroup`.
+    pub fn survivors_cgroup(&self) -> Option<PathBuf> {
+        self.inner.site.cgroups.of_survivors()
+    }
+
     /// The status in one line, as it changes: for systemd's STATUS.
     pub fn subscribe(&self) -> watch::Receiver<String> {
         self.board().watch_headline()

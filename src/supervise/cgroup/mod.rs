@@ -3,6 +3,9 @@
 //! v2 needs a cgroup that was delegated to us (a unit with `Delegate=yes`, or a container with a namespace of its own); on v1 the
 //! hierarchies of `cpu`, `cpuacct` and `memory` are used, which kubelet wants to find a process in together. Without either,
 //! children stay where we are and [`Cgroups`]' description says why. Pods' cgroups are kubelet's business.
+//!
+//! Processes that outlive us (containerd's shims) have a cgroup on v2 that lies outside of our own, see [`v2`]: systemd starts a unit
+//! in the unit's own cgroup, which the kernel refuses as long as anything is left in a leaf below.
 
 mod v1;
 mod v2;
@@ -18,7 +21,7 @@ use std::{
 use tokio::time::sleep;
 use tracing::debug;
 
-use crate::program::Resources;
+use crate::program::Program;
 
 /// Where leaves go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,29 +91,45 @@ impl Cgroups {
         }
     }
 
-    /// Makes the leaf of `name`, and opens the files to put a process into it with.
-    pub(crate) fn leaf(&self, name: &str, resources: Resources) -> io::Result<Vec<File>> {
+    /// Makes the leaf of `program`, empty of what an earlier process of it left behind, and opens the files to put a process into it with.
+    pub(crate) fn leaf(&self, program: &Program) -> io::Result<Vec<File>> {
         match self {
-            Self::V2(tree) => tree.leaf(name, resources).map(|procs| vec![procs]),
-            Self::V1(tree) => tree.leaf(name, resources),
+            Self::V2(tree) => {
+                tree.clear(&program.name, program.descendants);
+                tree.leaf(&program.name, program.resources).map(|procs| vec![procs])
+            }
+            Self::V1(tree) => tree.leaf(&program.name, program.resources),
             Self::None(_) => Ok(Vec::new()),
         }
     }
 
-    /// Removes the leaf of `name` unless processes that outlive their program are in it.
-    pub(crate) async fn remove(&self, name: &str) {
+    /// Removes the leaf of `program`, on v1 unless processes that outlive it are in it.
+    pub(crate) async fn remove(&self, program: &Program) {
         let dirs = match self {
-            Self::V2(tree) => tree.leaf_dirs(name),
-            Self::V1(tree) => tree.leaf_dirs(name),
+            Self::V2(tree) => {
+                tree.clear(&program.name, program.descendants);
+                tree.leaf_dirs(&program.name)
+            }
+            Self::V1(tree) => tree.leaf_dirs(&program.name),
             Self::None(_) => return,
         };
         remove(dirs).await;
     }
 
+    /// Where processes that outlive us go, a path from the root of what is mounted at `/sys/fs/cgroup`.
+    pub(crate) fn of_survivors(&self) -> Option<PathBuf> {
+        match self {
+            Self::V2(tree) => tree.of_survivors(),
+            Self::V1(_) | Self::None(_) => None,
+        }
+    }
+
     /// Removes what [`Cgroups::open`] made, where it is empty.
     pub(crate) async fn close(&self) {
-        if let Self::V1(tree) = self {
-            remove(tree.own_dirs()).await;
+        match self {
+            Self::V2(tree) => tree.close(),
+            Self::V1(tree) => remove(tree.own_dirs()).await,
+            Self::None(_) => {}
         }
     }
 }

@@ -127,7 +127,7 @@ mod tests {
         let cgroups = super::super::Cgroups::V1(tree);
         cgroups.close().await;
         assert!(cpu.own.join("k3s/kubelet").exists(), "what is in use stays");
-        cgroups.remove("kubelet").await;
+        cgroups.remove(&crate::program::Program::example("kubelet", "true")).await;
         cgroups.close().await;
         assert!(!cpu.own.join("k3s").exists());
     }
