@@ -20,6 +20,7 @@ mod system_packages;
 mod test;
 mod traces;
 mod up;
+mod vm_test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Run Kubernetes' own storage tests against the datastore of `target/dist`, or against etcd or kine.
     StorageTests(storage_tests::Args),
+    /// Run tests on virtual machines: real systemd, journald and cgroup v2, from `target/dist`.
+    VmTest(vm_test::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
     /// Evaluate the flake and the NixOS module, and write what is made of them.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::StorageTests(args) => storage_tests::run(&args),
+        Verb::VmTest(args) => vm_test::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Nix(args) => nix::run(&args),
         Verb::Bench(args) => bench::run(&args),

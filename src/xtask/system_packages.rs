@@ -11,8 +11,11 @@ use nix::unistd::geteuid;
 
 use crate::process::succeed;
 
-/// A Debian package, the program by which it is known elsewhere, and what for.
-const PACKAGES: [(&str, Option<&str>); 15] = [
+/// A Debian package, and the program by which it is known elsewhere.
+pub(crate) type Package = (&'static str, Option<&'static str>);
+
+/// What building and testing takes, and what for.
+const PACKAGES: [Package; 15] = [
     // C: SQLite, the cryptography, runc's and pause's own.
     ("gcc", Some("cc")),
     ("libc6-dev", None),
@@ -44,8 +47,13 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// Installs what is missing; on a machine without apt, names it.
 pub(crate) fn ensure() -> Result<()> {
+    ensure_each(&PACKAGES)
+}
+
+/// As [`ensure`], of what one task needs besides.
+pub(crate) fn ensure_each(packages: &[Package]) -> Result<()> {
     if !has("apt-get") || !has("dpkg-query") {
-        let missing: Vec<_> = PACKAGES.iter().filter_map(|(_, program)| *program).filter(|name| !has(name)).collect();
+        let missing: Vec<_> = packages.iter().filter_map(|(_, program)| *program).filter(|name| !has(name)).collect();
         ensure!(
             missing.is_empty(),
             "This machine has no apt: install {} yourself, and the headers of libc, libseccomp and protobuf",
@@ -53,7 +61,7 @@ pub(crate) fn ensure() -> Result<()> {
         );
         return Ok(());
     }
-    let missing = missing_packages()?;
+    let missing = missing_packages(packages)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -64,17 +72,18 @@ pub(crate) fn ensure() -> Result<()> {
         .context("Install these packages yourself, then try again")
 }
 
-fn missing_packages() -> Result<Vec<&'static str>> {
+fn missing_packages(packages: &[Package]) -> Result<Vec<&'static str>> {
     let mut query = Command::new("dpkg-query");
-    query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]).args(PACKAGES.map(|(package, _)| package));
+    query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]);
+    query.args(packages.iter().map(|(package, _)| package));
     // It complains of, and fails for, packages that it never heard of: that is the answer.
     let output = query.stdin(Stdio::null()).output().context("Cannot run dpkg-query")?;
-    Ok(not_installed(&String::from_utf8_lossy(&output.stdout)))
+    Ok(not_installed(packages, &String::from_utf8_lossy(&output.stdout)))
 }
 
-fn not_installed(listing: &str) -> Vec<&'static str> {
+fn not_installed(packages: &[Package], listing: &str) -> Vec<&'static str> {
     let installed = |package: &str| listing.lines().any(|line| line.split_once(' ') == Some((package, "installed")));
-    PACKAGES.map(|(package, _)| package).into_iter().filter(|package| !installed(package)).collect()
+    packages.iter().map(|(package, _)| *package).filter(|package| !installed(package)).collect()
 }
 
 fn as_root(program: &str) -> Command {
@@ -104,9 +113,9 @@ mod tests {
     #[test]
     fn what_dpkg_does_not_call_installed_is_missing() {
         let known = PACKAGES.map(|(package, _)| format!("{package} installed")).join("\n");
-        assert!(not_installed(&known).is_empty());
+        assert!(not_installed(&PACKAGES, &known).is_empty());
         let removed = known.replace("nftables installed", "nftables config-files").replace("curl installed\n", "");
         let removed = removed.replace("curl installed", "");
-        assert_eq!(not_installed(&removed), ["nftables", "curl"]);
+        assert_eq!(not_installed(&PACKAGES, &removed), ["nftables", "curl"]);
     }
 }

@@ -1,0 +1,95 @@
+"""What a test says of one machine, and the credentials by which systemd learns it (systemd.system-credentials(7))."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+TREE = pathlib.Path(__file__).resolve().parents[3]
+UNITS = {"server": "k3s.service", "agent": "k3s-agent.service"}
+ARCHIVES = "/var/lib/rancher/k3s/agent/images"
+# Where the image mounts the disk with the package and with archives for tests.
+DIST, TEST_ARCHIVES = "/opt/k3s", "/opt/k3s/test/images"
+
+
+class UnknownSetting(Exception):
+    """A node has a setting that has no effect."""
+
+
+@dataclasses.dataclass
+class Node:
+    """A machine. `number` is its place among the test's sorted names, from 1, as NixOS numbers them."""
+
+    name: str
+    number: int
+    memory: int = 2048
+    cores: int = 2
+    # "server" or "agent": the unit of that role runs, from images/systemd.
+    role: str | None = None
+    # config.yaml; JSON is YAML.
+    config: dict = dataclasses.field(default_factory=dict)
+    # More units by name; with a role's unit, its text.
+    units: dict = dataclasses.field(default_factory=dict)
+    # Units that are started at boot, besides the role's.
+    wants: list = dataclasses.field(default_factory=list)
+    # Texts by path.
+    files: dict = dataclasses.field(default_factory=dict)
+    # Targets of links by path.
+    links: dict = dataclasses.field(default_factory=dict)
+    # Archives for tests (`target/dist-test`) that the node has.
+    archives: list = dataclasses.field(default_factory=lambda: ["demo"])
+
+    @classmethod
+    def parse(cls, name, given, number):
+        known = {field.name for field in dataclasses.fields(cls)} - {"name", "number"}
+        if unknown := set(given) - known:
+            raise UnknownSetting(f"{name}: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+        return cls(name=name, number=number, **given)
+
+    @property
+    def address(self):
+        return address(self.number)
+
+    def credentials(self, names):
+        units, wants = dict(self.units), ["driver.service", *self.wants]
+        if self.role:
+            unit = UNITS[self.role]
+            units.setdefault(unit, (TREE / "images/systemd" / unit).read_text())
+            wants.append(unit)
+        files = {"/etc/hosts": "".join(f"{at} {name}\n" for at, name in self.hosts(names)), **self.files}
+        if self.role:
+            # As the driver of NixOS does with its nodes' own network.
+            config = {"node-ip": self.address, **self.config}
+            files.setdefault("/etc/rancher/k3s/config.yaml", json.dumps(config, indent=2) + "\n")
+        return {
+            "system.hostname": self.name,
+            "network.network.10-test": f"[Match]\nKind=!*\nName=en* eth*\n[Network]\nAddress={self.address}/24\n"
+                                       "Gateway=192.168.1.254\n[Link]\nRequiredForOnline=yes\n",
+            "tmpfiles.extra": "".join(self.tmpfiles(files)),
+            "systemd.unit-dropin.multi-user.target~test": f"[Unit]\nWants={' '.join(wants)}\n",
+            **{f"systemd.extra-unit.{name}": text for name, text in units.items()},
+        }
+
+    def hosts(self, names):
+        yield "127.0.0.1", "localhost"
+        yield "::1", "localhost"
+        for number, name in enumerate(names, start=1):
+            yield address(number), name
+
+    def tmpfiles(self, files):
+        """Lines of tmpfiles.d(5)."""
+        for path in [*files, *self.links]:
+            yield f"d {os.path.dirname(path)} 0755\n"
+        for path, text in files.items():
+            escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("%", "%%")
+            yield f"f+ {path} 0644 root root - {escaped}\n"
+        for path, target in self.links.items():
+            yield f"L+ {path} - - - - {target}\n"
+        if self.role:
+            yield f"d {ARCHIVES} 0700\n"
+            for name in self.archives:
+                yield f"C {ARCHIVES}/{name}.tar 0600 - - - {TEST_ARCHIVES}/{name}.tar\n"
+
+
+def address(number):
+    return f"192.168.1.{number}"
