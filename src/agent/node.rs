@@ -14,7 +14,7 @@ use k3s_files as files;
 use k3s_network::{Conntrack, HostPlan, Warning};
 use k3s_supervise::{
     GraphError, Supervisor,
-    capability::{Capabilities, Capability},
+    capability::{self, Capability},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -76,7 +76,6 @@ impl NodeRole {
         })
         .await;
         let cgroup_v2 = cgroup::is_unified().map_err(Error::file("/sys/fs/cgroup"))?;
-        let capabilities = Capabilities::current().map_err(Error::file("/proc/self/status"))?;
         let node = Node {
             resolv_conf: resolv_conf::choose(config.resolv_conf.as_deref(), &paths.agent_etc("resolv.conf"))?,
             proxy_mode: match host.proxy_mode {
@@ -84,7 +83,8 @@ impl NodeRole {
                 k3s_network::ProxyMode::Iptables => ProxyMode::Iptables,
             },
             cgroup_driver: cgroup::driver(cgroup_v2),
-            may_lower_oom_score: capabilities.has(Capability::SysResource),
+            // Without an answer runc is asked for less, which always works.
+            may_lower_oom_score: capability::has(Capability::CAP_SYS_RESOURCE).unwrap_or(false),
             cgroup_v2,
             shim_cgroup: request.shim_cgroup.map(|cgroup| cgroup.display().to_string()),
             cloud_provider_external: request.cloud_controller,

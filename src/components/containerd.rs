@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString, path::Path, time::Duration};
 
 use k3s_config::agent::Snapshotter;
+use k3s_supervise::capability::Capabilities;
 use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
 
 use crate::{
@@ -54,6 +55,7 @@ pub fn containerd(
             stop: Stop { timeout: Duration::from_secs(15), ..Stop::default() },
             resources: Resources::default(),
             oom_score_adj: Some(-999),
+            capabilities: Capabilities::Inherited,
             descendants: Descendants::Outlive,
             log_file: Some(root.join("containerd.log")),
         },

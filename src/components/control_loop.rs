@@ -10,7 +10,7 @@ use k3s_config::{args::ComponentArgs, server::ServerConfig};
 use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
 
 use crate::{
-    Paths,
+    Paths, capabilities,
     launch::{Flags, Launch},
     libexec::Components,
 };
@@ -67,6 +67,7 @@ impl ControlLoop {
                 stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
                 resources: Resources::default(),
                 oom_score_adj: Some(-400),
+                capabilities: capabilities::of_control_plane(),
                 descendants: Descendants::End,
                 log_file: None,
             },

@@ -14,7 +14,7 @@ use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Resources, S
 use serde_json::json;
 
 use crate::{
-    Paths,
+    Paths, capabilities,
     launch::{File, Flags, Launch},
     libexec::Components,
 };
@@ -133,6 +133,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
             stop: Stop { timeout: Duration::from_secs(20), ..Stop::default() },
             resources: Resources { cpu_weight: 200, ..Resources::default() },
             oom_score_adj: Some(-500),
+            capabilities: capabilities::of_control_plane(),
             descendants: Descendants::End,
             log_file: None,
         },

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
 
 use crate::{
-    Node, Paths,
+    Node, Paths, capabilities,
     launch::{Flags, Launch},
     libexec::Components,
 };
@@ -41,6 +41,7 @@ pub fn kube_proxy(node: &Node, paths: &Paths, found: &Components) -> Launch {
             stop: Stop { timeout: Duration::from_secs(5), ..Stop::default() },
             resources: Resources::default(),
             oom_score_adj: Some(-999),
+            capabilities: capabilities::of_kube_proxy(),
             descendants: Descendants::End,
             log_file: None,
         },

@@ -7,6 +7,7 @@ use std::{
 };
 
 use k3s_config::agent::{Taint, TaintEffect};
+use k3s_supervise::capability::Capabilities;
 use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Resources, Stop};
 use serde_json::{Value, json};
 
@@ -60,6 +61,7 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components) -> Launch {
             stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
             resources: Resources::default(),
             oom_score_adj: Some(-999),
+            capabilities: Capabilities::Inherited,
             descendants: Descendants::Outlive,
             log_file: None,
         },

@@ -4,6 +4,7 @@
 //! and hand its program to the supervisor. Flags follow what k3s passes to the same components, so that a user's
 //! `--kube-apiserver-arg` and its like meet the defaults they expect.
 
+mod capabilities;
 mod containerd;
 mod control_loop;
 mod environment;

@@ -7,6 +7,8 @@ mod version;
 
 use std::process::ExitCode;
 
+use k3s_supervise::log::Target;
+
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     if let Err(error) = cli::hide_secrets(&args) {
@@ -17,7 +19,9 @@ fn main() -> ExitCode {
     match cli::run(args) {
         Ok(code) => code,
         Err(failure) => {
-            cli::tell(format_args!("k3s: {failure}"));
+            // As journald reads the priority of a line (sd-daemon(3)); by then the log may not have begun.
+            let priority = if matches!(Target::detect(), Target::Journal { .. }) { "<3>" } else { "" };
+            cli::tell(format_args!("{priority}k3s: {failure}"));
             failure.code()
         }
     }

@@ -1,42 +1,37 @@
-//! What the kernel lets this process do.
+//! Which of root's capabilities we have, and which a child keeps.
 
-use std::{fs, io};
+use caps::{CapSet, CapsHashSet};
+pub use caps::{Capability, errors::CapsError};
+use nix::libc::c_ulong;
 
-/// The capabilities that running a node depends on; the value is the kernel's number (`include/uapi/linux/capability.h`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Capability {
-    /// Interfaces, routes, nftables.
-    NetAdmin = 12,
-    /// Loading kernel modules.
-    SysModule = 16,
-    /// Mounts, namespaces, most sysctls.
-    SysAdmin = 21,
-    /// Lowering an OOM score, raising limits.
-    SysResource = 24,
+/// Whether this process has `capability`: root in a container lacks some. An error means that the kernel does not tell.
+pub fn has(capability: Capability) -> Result<bool, CapsError> {
+    caps::has_cap(None, CapSet::Effective, capability)
 }
 
-/// The effective capabilities of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities(u64);
+/// The capabilities of a child, on top of being root.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Capabilities {
+    /// All that we have: what starts containers gives them theirs.
+    #[default]
+    Inherited,
+    /// Of those only these; the rest is out of reach for its own children too.
+    Only(Vec<Capability>),
+}
 
 impl Capabilities {
-    /// Those of this process.
-    pub fn current() -> io::Result<Self> {
-        let status = fs::read_to_string("/proc/self/status")?;
-        Self::parse(&status)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/self/status has no CapEff line"))
-    }
-
-    /// Reads the `CapEff` line of a `/proc/PID/status`.
-    pub fn parse(status: &str) -> Option<Self> {
-        let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        u64::from_str_radix(bits.trim(), 16).ok().map(Self)
-    }
-
-    /// Whether `capability` is among them.
-    pub fn has(self, capability: Capability) -> bool {
-        self.0 & (1 << capability as u8) != 0
+    /// What is to be taken out of the child's bounding set (capabilities(7)), by the kernel's numbers. Nothing where we may not.
+    pub(crate) fn dropped(&self) -> Vec<c_ulong> {
+        let Self::Only(kept) = self else { return Vec::new() };
+        let is_allowed = has(Capability::CAP_SETPCAP).unwrap_or(false);
+        let bounding = if is_allowed { caps::read(None, CapSet::Bounding) } else { Ok(CapsHashSet::new()) };
+        // Without an answer the child keeps what it would have had.
+        let bounding = bounding.unwrap_or_default();
+        bounding
+            .iter()
+            .filter(|capability| !kept.contains(capability))
+            .map(|capability| capability.index().into())
+            .collect()
     }
 }
 
@@ -45,20 +40,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_in_a_container_may_lack_some() {
-        let some = Capabilities::parse("Name:\tk3s\nCapEff:\t000001fffeffffff\nCapBnd:\t0\n").unwrap();
-        assert!(some.has(Capability::SysAdmin) && some.has(Capability::NetAdmin));
-        assert!(!some.has(Capability::SysResource));
-    }
-
-    #[test]
-    fn no_line_is_no_answer() {
-        assert_eq!(Capabilities::parse("Name:\tk3s\nCapEff:\tzzz\n"), None);
-        assert_eq!(Capabilities::parse(""), None);
-    }
-
-    #[test]
-    fn the_kernel_writes_what_we_read() {
-        Capabilities::current().unwrap();
+    fn what_is_not_kept_is_dropped() {
+        assert!(Capabilities::Inherited.dropped().is_empty());
+        let kept = Capabilities::Only(vec![Capability::CAP_NET_ADMIN]).dropped();
+        assert!(!kept.contains(&Capability::CAP_NET_ADMIN.index().into()));
+        let may_drop = has(Capability::CAP_SETPCAP).unwrap();
+        assert_eq!(kept.contains(&Capability::CAP_CHOWN.index().into()), may_drop);
     }
 }

@@ -1,7 +1,7 @@
 //! What systemd is told about us (`sd_notify(3)`), and what children tell us in the same words.
 
 use std::{
-    env, fmt, io,
+    env, io,
     os::{
         linux::net::SocketAddrExt,
         unix::{
@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use sd_notify::NotifyState;
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -39,11 +40,7 @@ impl Notifier {
     /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say.
     pub fn from_env() -> Result<Self, NotifyError> {
         let address = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
-        let watchdog = watchdog_interval(
-            env::var("WATCHDOG_USEC").ok().as_deref(),
-            env::var("WATCHDOG_PID").ok().as_deref(),
-            std::process::id(),
-        );
+        let watchdog = sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero());
         Self::new(address.as_deref().map(OsStrExt::as_bytes), watchdog)
     }
 
@@ -70,22 +67,22 @@ impl Notifier {
 
     /// Start-up is over, or a reload is.
     pub fn ready(&self) {
-        self.send(format_args!("READY=1"));
+        self.send(&NotifyState::Ready);
     }
 
     /// One line about what is going on.
     pub fn status(&self, line: &str) {
-        self.send(format_args!("STATUS={}", line.replace('\n', " ")));
+        self.send(&NotifyState::Status(&line.replace('\n', " ")));
     }
 
     /// The end has begun.
     pub fn stopping(&self) {
-        self.send(format_args!("STOPPING=1"));
+        self.send(&NotifyState::Stopping);
     }
 
     /// Start or stop takes longer than usual: so much more, from now on.
     pub fn extend_timeout(&self, more: Duration) {
-        self.send(format_args!("EXTEND_TIMEOUT_USEC={}", more.as_micros()));
+        self.send(&NotifyState::ExtendTimeoutUsec(more.as_micros().try_into().unwrap_or(u32::MAX)));
     }
 
     /// Passes `lines` on as STATUS as they change.
@@ -100,15 +97,16 @@ impl Notifier {
         }
     }
 
-    /// Attests, at half the interval that the unit's `WatchdogSec=` grants, that this runtime and every child's state machine
+    /// Attests, at a quarter of the interval that the unit's `WatchdogSec=` grants, that this runtime and every child's state machine
     /// advance; how well the children are is not asked. Comes back at once if there is no watchdog.
     pub async fn watchdog(&self, supervisor: &Supervisor, shutdown: CancellationToken) {
         let (Some(interval), Some(_)) = (self.watchdog, &self.socket) else { return };
-        let mut ticks = time::interval(interval / 2);
+        // What is left is for a machine so busy that this runs late: killing us would make it busier.
+        let mut ticks = time::interval(interval / 4);
         ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
             match shutdown.run_until_cancelled(time::timeout(interval / 2, supervisor.pulse())).await {
-                Some(Ok(None)) => self.send(format_args!("WATCHDOG=1")),
+                Some(Ok(None)) => self.send(&NotifyState::Watchdog),
                 Some(Ok(Some(name))) => {
                     warn!(component = name, "The component's supervision has ended: the watchdog is not served.");
                 }
@@ -118,18 +116,13 @@ impl Notifier {
         }
     }
 
-    fn send(&self, message: fmt::Arguments<'_>) {
+    /// By a socket of our own: `sd_notify::notify` knows no abstract addresses, which containers have, and waits where nobody reads.
+    fn send(&self, message: &NotifyState<'_>) {
         let Some((socket, peer)) = &self.socket else { return };
         if let Err(error) = socket.send_to_addr(message.to_string().as_bytes(), peer) {
             warn!(%error, %message, "The service manager could not be told.");
         }
     }
-}
-
-/// `sd_watchdog_enabled(3)`: the watchdog may be meant for another process of the unit.
-fn watchdog_interval(usec: Option<&str>, watched: Option<&str>, own: u32) -> Option<Duration> {
-    let interval = usec?.parse().ok().filter(|usec| *usec > 0).map(Duration::from_micros)?;
-    watched.is_none_or(|pid| pid.parse() == Ok(own)).then_some(interval)
 }
 
 /// A `NOTIFY_SOCKET` of ours for one process.
@@ -228,16 +221,6 @@ mod tests {
     fn an_address_too_long_is_named() {
         let error = Notifier::new(Some(&[b'x'; 200]), None).unwrap_err().to_string();
         assert!(error.starts_with("NOTIFY_SOCKET=xxx"), "{error}");
-    }
-
-    #[test]
-    fn the_watchdog_may_be_for_somebody_else() {
-        let second = Some(Duration::from_secs(1));
-        assert_eq!(watchdog_interval(Some("1000000"), None, 7), second);
-        assert_eq!(watchdog_interval(Some("1000000"), Some("7"), 7), second);
-        assert_eq!(watchdog_interval(Some("1000000"), Some("8"), 7), None);
-        assert_eq!(watchdog_interval(Some("0"), None, 7), None);
-        assert_eq!(watchdog_interval(None, None, 7), None);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, 
 
 use nix::sys::signal::Signal;
 
+use crate::capability::Capabilities;
+
 /// One supervised program. Total: nothing in here can fail to make sense once it is built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -31,6 +33,8 @@ pub struct Program {
     pub resources: Resources,
     /// Written before exec; raising is always allowed, lowering needs CAP_SYS_RESOURCE and is skipped without it.
     pub oom_score_adj: Option<i16>,
+    /// What it may do as root.
+    pub capabilities: Capabilities,
     /// What becomes of processes that it started and that are still there once it has ended.
     pub descendants: Descendants,
     /// Also kept in this file, for components whose users expect one (containerd's `containerd.log`).
@@ -139,6 +143,7 @@ impl Program {
             stop: Stop::default(),
             resources: Resources::default(),
             oom_score_adj: None,
+            capabilities: Capabilities::default(),
             descendants: Descendants::End,
             log_file: None,
         }

@@ -217,9 +217,10 @@ fn fork(launch: Launch) -> io::Result<Held> {
 
     let parent = nix::unistd::getpid().as_raw();
     let oom_score_adj = program.oom_score_adj.map(|score| score.to_string().into_bytes());
+    let dropped = program.capabilities.dropped();
     let cgroups = launch.cgroups;
     // SAFETY: `settle` makes system calls only: it neither allocates nor takes a lock.
-    unsafe { command.pre_exec(move || settle(parent, &cgroups, oom_score_adj.as_deref())) };
+    unsafe { command.pre_exec(move || settle(parent, &cgroups, oom_score_adj.as_deref(), &dropped)) };
     let mut child = command.spawn()?;
 
     let pid = child.id();
@@ -243,7 +244,12 @@ fn is_withheld(name: &OsStr) -> bool {
 }
 
 /// The child between fork and exec: system calls only. What only costs a preference if it fails is not looked at.
-fn settle(parent: libc::pid_t, cgroups: &[File], oom_score_adj: Option<&[u8]>) -> io::Result<()> {
+fn settle(
+    parent: libc::pid_t,
+    cgroups: &[File],
+    oom_score_adj: Option<&[u8]>,
+    dropped: &[libc::c_ulong],
+) -> io::Result<()> {
     // SAFETY: async-signal-safe calls (signal-safety(7)) with descriptors, constants and buffers that outlive them.
     unsafe {
         for procs in cgroups {
@@ -255,6 +261,12 @@ fn settle(parent: libc::pid_t, cgroups: &[File], oom_score_adj: Option<&[u8]>) -
             if file >= 0 {
                 libc::write(file, score.as_ptr().cast(), score.len());
                 libc::close(file);
+            }
+        }
+        // Root's exec takes its capabilities from this set.
+        for capability in dropped {
+            if libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0) != 0 {
+                return Err(io::Error::last_os_error());
             }
         }
         // A terminal's ^C is for the supervisor alone.
@@ -281,6 +293,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Read};
 
     use super::*;
+    use crate::capability::{self, Capabilities, Capability};
 
     fn launch(script: &str) -> (Launch, io::PipeReader) {
         let (read, output) = io::pipe().unwrap();
@@ -362,6 +375,20 @@ mod tests {
     }
 
     /// The thread and the runtime that asked for a child have ended: it lives on, as the forking thread does.
+    #[tokio::test]
+    async fn a_child_has_no_capability_that_it_does_not_keep() {
+        let (mut looks, output) = launch("grep CapEff /proc/self/status");
+        let kept = Capabilities::Only(vec![Capability::CAP_NET_ADMIN]);
+        Arc::make_mut(&mut looks.program).capabilities = kept;
+        let text = output_of(looks, output).await;
+        let effective = u64::from_str_radix(text.trim_start_matches("CapEff:").trim(), 16).unwrap();
+        if capability::has(Capability::CAP_SETPCAP).unwrap() && capability::has(Capability::CAP_NET_ADMIN).unwrap() {
+            assert_eq!(effective, Capability::CAP_NET_ADMIN.bitmask());
+        } else {
+            println!("skipped: this process may not drop capabilities; run the test as root");
+        }
+    }
+
     #[test]
     fn a_child_outlives_the_thread_that_asked_for_it() {
         let spawner = Spawner::start().unwrap();

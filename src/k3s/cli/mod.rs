@@ -13,6 +13,7 @@ mod duration;
 mod environment;
 mod failure;
 mod globals;
+mod journal;
 mod kubectl;
 mod location;
 mod node;

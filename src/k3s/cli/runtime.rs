@@ -5,9 +5,14 @@ use std::{
     io::{self, IsTerminal},
 };
 
-use tracing_subscriber::EnvFilter;
+use k3s_supervise::log::Target;
+use tracing::warn;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::failure::{Failure, OS_ERROR};
+use super::{
+    failure::{Failure, OS_ERROR},
+    journal::Journal,
+};
 
 /// Without the Kubernetes client's own word on failed requests: whoever asked says what it waits for, once.
 const INFO: &str = "info,kube_client=off";
@@ -27,17 +32,31 @@ pub(super) fn run<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T
     runtime.block_on(verb)
 }
 
-/// Logs to standard error: INFO and above, or what `K3S_LOG` asks for; `debug` adds our own details.
+/// Logs to the journal where our standard error goes there, else to standard error: INFO and above, or what `K3S_LOG` asks for; `debug`
+/// adds our own details.
 pub(super) fn log(debug: bool) {
     let default = if debug { DEBUG } else { INFO };
     let filter = EnvFilter::try_from_env("K3S_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let registry = tracing_subscriber::registry().with(filter);
+    let refused = match Target::detect() {
+        Target::Stderr => None,
+        Target::Journal { .. } => match Journal::connect() {
+            Ok(journal) => return registry.with(journal).init(),
+            Err(error) => Some(error),
+        },
+    };
     let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(colours)
-        .with_writer(io::stderr)
-        // It would tell by a macro that panics, where whoever reads the log has gone.
-        .log_internal_errors(false)
+    registry
+        .with(
+            tracing_subscriber::fmt::layer()
+                .with_target(false)
+                .with_ansi(colours)
+                .with_writer(io::stderr)
+                // It would tell by a macro that panics, where whoever reads the log has gone.
+                .log_internal_errors(false),
+        )
         .init();
+    if let Some(error) = refused {
+        warn!(%error, "The journal takes no entries: our own lines go to standard error, without priorities.");
+    }
 }
