@@ -22,7 +22,7 @@ use tracing::info;
 use crate::{
     cache::ClusterCache,
     cluster_config::{ClusterConfig, UnusableConfig},
-    https::RequestError,
+    https::{Patience, RequestError},
     server_api::{Asked, ServerApi, node_headers},
     trust::{self, Identity},
 };
@@ -34,6 +34,8 @@ pub(crate) struct Applicant {
     pub(crate) server: ServerUrl,
     /// The way there.
     pub(crate) balancer: Balancer,
+    /// How long a server may take.
+    pub(crate) patience: Patience,
     /// What lets it in; `None` where certificates of an earlier join do.
     pub(crate) token: Option<Token>,
     /// Its whole name.
@@ -175,8 +177,14 @@ impl Applicant {
             Some(_) => None,
         };
         let pinned = self.token.as_ref().and_then(|token| token.ca_hash.as_ref());
-        let trust = trust::establish(&self.balancer, pinned, joined_before).await?;
-        let api = ServerApi::new(&self.balancer, &trust, Identity::load(&pki.client_kubelet), self.token.as_ref())?;
+        let trust = trust::establish(&self.balancer, &self.patience, pinned, joined_before).await?;
+        let api = ServerApi::new(
+            &self.balancer,
+            &self.patience,
+            &trust,
+            Identity::load(&pki.client_kubelet),
+            self.token.as_ref(),
+        )?;
 
         let answer = api.config().await.map_err(|error| self.refused(error))?;
         let config = ClusterConfig::parse(&answer)?;
@@ -198,7 +206,13 @@ impl Applicant {
         pki.write_kubeconfigs(&self.apiserver)?;
         self.cache().store(&self.name, &answer)?;
         info!(server = %self.server, node = self.name, "Joined the cluster.");
-        let api = ServerApi::new(&self.balancer, &trust, Identity::load(&pki.client_kubelet), self.token.as_ref())?;
+        let api = ServerApi::new(
+            &self.balancer,
+            &self.patience,
+            &trust,
+            Identity::load(&pki.client_kubelet),
+            self.token.as_ref(),
+        )?;
         Ok(Joined { config, api })
     }
 

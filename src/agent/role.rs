@@ -22,6 +22,7 @@ use tracing::{error, info};
 use crate::{
     Error, api,
     clock::LastKnownTime,
+    https::Patience,
     identity,
     join::Applicant,
     membership::{Known, Membership},
@@ -117,6 +118,7 @@ impl Agent {
         let membership = Membership::new(Applicant {
             server: config.server.clone(),
             balancer: balancer.clone(),
+            patience: Patience::default(),
             token: identity::token(&config)?,
             name,
             password,

@@ -9,7 +9,7 @@ use k3s_identity::{Credentials, Token};
 use tracing::info;
 
 use crate::{
-    https::{Https, RequestError},
+    https::{Https, Patience, RequestError},
     join::JoinError,
     trust::{Identity, Trust},
 };
@@ -49,11 +49,12 @@ impl Asked {
 impl ServerApi {
     pub(crate) fn new(
         balancer: &Balancer,
+        patience: &Patience,
         trust: &Trust,
         identity: Option<Identity>,
         token: Option<&Token>,
     ) -> Result<Self, JoinError> {
-        let https = |identity| Ok::<_, JoinError>(Https::new(balancer.clone(), trust.tls(identity)?));
+        let https = |identity| Ok::<_, JoinError>(Https::new(balancer.clone(), trust.tls(identity)?, patience.clone()));
         Ok(Self {
             known: identity.map(|identity| https(Some(identity))).transpose()?,
             anonymous: https(None)?,

@@ -33,7 +33,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::{cluster_config::tests::CONFIG, join::Applicant};
+use crate::{cluster_config::tests::CONFIG, https::Patience, join::Applicant};
 
 /// The node that joins.
 const NODE: &str = "edge-1";
@@ -157,6 +157,7 @@ impl TestServer {
         Applicant {
             server: format!("https://{host}:{}", self.address.port()).parse().unwrap(),
             balancer: balancer.unwrap(),
+            patience: Patience::default(),
             token,
             name: NODE.into(),
             password: Password::new("s3cret"),

@@ -17,7 +17,7 @@ use rustls::{
 use tracing::warn;
 
 use crate::{
-    https::{Https, RequestError},
+    https::{Https, Patience, RequestError},
     join::JoinError,
 };
 
@@ -42,21 +42,22 @@ pub(crate) struct Identity {
 /// A token without a hash trusts the first server that it sees. Without any token, the authorities of the first join are asked for.
 pub(crate) async fn establish(
     balancer: &Balancer,
+    patience: &Patience,
     pinned: Option<&CaHash>,
     joined_before: Option<Bytes>,
 ) -> Result<Trust, JoinError> {
     if let Some(authorities) = joined_before {
         return Ok(Trust::Authorities(authorities));
     }
-    if shown(balancer, Trust::System.tls(None)?).await.is_ok() {
+    if shown(balancer, patience, Trust::System.tls(None)?).await.is_ok() {
         if pinned.is_some() {
             warn!("The operating system trusts the server's certificate: the token's hash is not checked.");
         }
         return Ok(Trust::System);
     }
-    let authorities = shown(balancer, anyone()).await?;
+    let authorities = shown(balancer, patience, anyone()).await?;
     let trust = Trust::Authorities(authorities.clone());
-    shown(balancer, trust.tls(None)?).await?;
+    shown(balancer, patience, trust.tls(None)?).await?;
     let found = CaHash::of(&authorities).map_err(|why| JoinError::Answer { what: "/cacerts", why: why.to_string() })?;
     match pinned {
         Some(pinned) if *pinned != found => Err(JoinError::OtherAuthority { pinned: pinned.clone(), found }),
@@ -70,9 +71,9 @@ pub(crate) async fn establish(
     }
 }
 
-async fn shown(balancer: &Balancer, tls: ClientConfig) -> Result<Bytes, RequestError> {
+async fn shown(balancer: &Balancer, patience: &Patience, tls: ClientConfig) -> Result<Bytes, RequestError> {
     let request = Request::get("/cacerts").body(Full::default()).expect("the path is one");
-    Https::new(balancer.clone(), tls).send(request).await
+    Https::new(balancer.clone(), tls, patience.clone()).send(request).await
 }
 
 impl Trust {
