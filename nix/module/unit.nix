@@ -37,7 +37,7 @@ in
         LoadCredential = credential "token-file" cfg.tokenFile ++ credential "agent-token-file" cfg.agentTokenFile;
         # The first start makes keys, and a machine without a clock waits for the time.
         TimeoutStartSec = 0;
-        WatchdogSec = "30s";
+        WatchdogSec = "2min";
         Restart = "always";
         RestartSec = "5s";
         # Pods outlive the service; k3s itself ends its components.

@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     network,
     node::{NodeRole, Request},
+    pod_shutdown::end_pods_with_host,
     reach::{self, Reachable},
     servers,
     tunnels::{self, Tunnels},
@@ -263,6 +264,8 @@ impl Agent {
 
     async fn drain(&self, notifier: &Notifier, ends: &CancellationToken) {
         notifier.stopping();
+        notifier.extend_timeout(STOP);
+        end_pods_with_host(&self.paths, &self.config.node.name, &self.supervisor, notifier).await;
         notifier.extend_timeout(STOP);
         self.supervisor.stop().await;
         ends.cancel();

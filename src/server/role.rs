@@ -359,6 +359,11 @@ impl Server {
     async fn drain(&self, notifier: &Notifier, ends: &Ends) {
         notifier.stopping();
         notifier.extend_timeout(STOP);
+        if self.config.node.is_some() {
+            // While the API answers.
+            k3s_agent::end_pods_with_host(&self.paths, &self.host.name, &self.supervisor, notifier).await;
+            notifier.extend_timeout(STOP);
+        }
         ends.front.cancel();
         self.supervisor.stop().await;
         ends.snapshots.cancel();

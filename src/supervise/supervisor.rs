@@ -61,6 +61,8 @@ struct Inner {
 struct Crew {
     graph: Graph,
     commands: BTreeMap<String, mpsc::Sender<Command>>,
+    /// Stopped alone, for good.
+    stopped: BTreeSet<String>,
     is_stopping: bool,
 }
 
@@ -172,6 +174,21 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Stops the program for good, with nobody else touched, and comes back when it has ended.
+    pub async fn stop_program(&self, name: &str) -> Result<(), UnknownProgram> {
+        let commands = self.crew(|crew| {
+            let commands = crew.commands.get(name).cloned()?;
+            crew.stopped.insert(name.to_owned());
+            Some(commands)
+        });
+        let commands = commands.ok_or_else(|| UnknownProgram(name.to_owned()))?;
+        // A runner that has ended needs no telling.
+        let _ = commands.send(Command::Stop).await;
+        // The board is ours, so that it does not go away.
+        let _ = self.board().watch().wait_for(|facts| facts.stopped().contains(name)).await;
+        Ok(())
+    }
+
     /// Adds a sentence to the status that tells what the user should know or do; one of the same key is replaced.
     pub fn warn(&self, key: &str, sentence: impl Into<String>) {
         self.board().warn(key, sentence.into());
@@ -212,7 +229,14 @@ impl Supervisor {
 
     /// Comes back once each runner has shown that it advances, with one that never will since a bug ended it.
     pub(crate) async fn pulse(&self) -> Option<String> {
-        let runners = self.crew(|crew| crew.commands.clone());
+        let runners = self.crew(|crew| {
+            let runs = |(name, _): &(&String, _)| !crew.stopped.contains(*name);
+            crew.commands
+                .iter()
+                .filter(runs)
+                .map(|(name, commands)| (name.clone(), commands.clone()))
+                .collect::<Vec<_>>()
+        });
         for (name, commands) in runners {
             let (reply, answered) = oneshot::channel();
             let advances = commands.send(Command::Pulse(reply)).await.is_ok() && answered.await.is_ok();
@@ -550,6 +574,21 @@ mod tests {
         assert_eq!(supervisor.all_ready().await, Err(failed));
         supervisor.stop().await;
         assert_eq!(supervisor.ready("kube-apiserver").await, Err(NotReady::Stopping));
+    }
+
+    #[tokio::test]
+    async fn one_is_stopped_alone_and_the_watchdog_does_not_miss_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        supervisor.start([ledger.talker("containerd", &[]), ledger.talker("kubelet", &["containerd"])]).unwrap();
+        assert_eq!(ledger.line().await, "+ containerd");
+        assert_eq!(ledger.line().await, "+ kubelet");
+        supervisor.stop_program("kubelet").await.unwrap();
+        assert_eq!(ledger.line().await, "- kubelet");
+        assert_eq!(supervisor.pulse().await, None);
+        assert_eq!(supervisor.stop_program("etcd").await, Err(UnknownProgram("etcd".into())));
+        supervisor.stop().await;
+        assert_eq!(ledger.line().await, "- containerd");
     }
 
     #[tokio::test]

@@ -101,7 +101,7 @@ map (
     ExecStart = "${pkgs.k3s}/bin/k3s server";
     LoadCredential = [ ];
     TimeoutStartSec = 0;
-    WatchdogSec = "30s";
+    WatchdogSec = "2min";
     Restart = "always";
     RestartSec = "5s";
     KillMode = "process";
