@@ -1,7 +1,34 @@
-//! A port that strangers can reach: who is at the other end, and what that may cost us before they have shown credentials.
+//! A port that strangers can reach: who may connect, for how long they may be silent, and who they are by their certificates.
+//!
+//! ```text
+//! accept ─► place ─► TLS handshake ─► certificate ─► [preface of HTTP/2] ─► requests ─► drain ─► end
+//!           per source   10 s           once            10 s                clock       5 s
+//!           and in total
+//! ```
+//!
+//! What a connection may cost depends on whether its client has shown credentials ([`Peer::authenticate`]). Those who have not are
+//! strangers: they displace each other, never anybody else.
 
+mod accept;
+mod clock;
+mod connections;
+mod drive;
+mod handshake;
+mod limits;
 mod peer;
+mod repeated;
+mod requests;
+mod source;
+mod stream;
 mod verification;
 
+pub use accept::accept;
+pub use connections::{Connections, Place};
+pub use drive::{CutOff, drive};
+pub use handshake::{Handshakes, Inbound, NoConnection, Protocol};
+pub use limits::Limits;
 pub use peer::Peer;
+pub use repeated::Repeated;
+pub use requests::{Requests, Running};
+pub use stream::Stream;
 pub use verification::Verification;

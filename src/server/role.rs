@@ -13,6 +13,7 @@ use k3s_components::{
 };
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
 use k3s_datastore::{BoundEndpoint, ClientError};
+use k3s_listener::Limits;
 use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
 use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
@@ -224,8 +225,18 @@ impl Server {
             });
             let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
             let unauthenticated = Unauthenticated::with(&config.args.kube_apiserver);
-            let front_settings =
-                Front { certificate, tls, client_ca, upstream, unauthenticated, ready, routes, nodes, metrics };
+            let front_settings = Front {
+                certificate,
+                tls,
+                client_ca,
+                limits: Limits::of_process(),
+                upstream,
+                unauthenticated,
+                ready,
+                routes,
+                nodes,
+                metrics,
+            };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
             Ok((token, api_ready, core_sender, node_passwords, renewal, listeners))
         };

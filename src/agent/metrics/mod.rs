@@ -26,7 +26,6 @@ use std::{
 
 use k3s_controllers::Backoff;
 use k3s_files::{self as files, FileError};
-use k3s_listener::Verification;
 use k3s_pki::{AgentPki, CertificateError, ClientCa, CurrentCertificate, TlsPolicy, Unreadable};
 use k3s_supervise::Supervisor;
 use prometheus_client::registry::Registry;
@@ -122,8 +121,7 @@ impl Metrics {
         let suites = Some(wanted.cipher_suites.join(",")).filter(|suites| !suites.is_empty());
         let tls = TlsPolicy::new(Some(&wanted.min_tls_version), suites.as_deref());
         let access = watch::Sender::new(Arc::new(access));
-        let page =
-            Page { registry: self.registry.clone(), access: access.subscribe(), verification: Verification::new() };
+        let page = Page { registry: self.registry.clone(), access: access.subscribe() };
         let certificate = Arc::new(certificate);
         let renew = async {
             while renewed.changed().await.is_ok() {

@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use k3s_listener::Running;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,38 @@ pub(super) fn streamed(incoming: Incoming) -> Body {
 /// `body`, keeping `kept` until it has ended or is given up.
 pub(super) fn keep<K: Send + Unpin + 'static>(body: Body, kept: K) -> Body {
     Kept { body, _kept: kept }.boxed_unsync()
+}
+
+/// `body`, telling `running` when there is something for the client to take, and when it has taken it.
+pub(super) fn deliver(body: Body, running: Running) -> Body {
+    Delivered { body, running }.boxed_unsync()
+}
+
+struct Delivered {
+    body: Body,
+    running: Running,
+}
+
+impl HttpBody for Delivered {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        match &frame {
+            Poll::Ready(_) => self.running.wait_for_client(),
+            Poll::Pending => self.running.wait_for_us(),
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 struct Kept<K> {

@@ -34,9 +34,10 @@ impl<'a> Caller<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::SocketAddr, sync::Arc, time::Duration};
 
     use http::{HeaderValue, header::AUTHORIZATION};
+    use k3s_listener::{Connections, Limits};
 
     use super::*;
     use crate::front::testing::{Ca, Leaf};
@@ -45,7 +46,9 @@ mod tests {
 
     fn peer(ca: &Ca, certificate: Option<&Leaf>) -> Peer {
         let chain = certificate.map(|leaf| vec![leaf.der()]).unwrap_or_default();
-        Peer::new("192.0.2.1:1".parse().unwrap(), ca.client_ca().verify(&chain, SystemTime::now()))
+        let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let place = Connections::new(Limits::of_process()).enter(address.ip());
+        Peer::new(address, ca.client_ca().verify(&chain, SystemTime::now()), Arc::new(place))
     }
 
     fn token() -> HeaderMap {

@@ -1,15 +1,8 @@
-//! One client's connection: handshake, requests, drain.
+//! One client's connection: its requests, and what they may cost.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use h2::Reason;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::{
     body::Incoming,
@@ -17,11 +10,14 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use k3s_listener::{Peer, Verification};
-use k3s_pki::{ClientCa, Rejection};
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio::{net::TcpStream, sync::watch};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use k3s_listener::{Handshakes, Inbound, Peer, Place, Protocol, Requests, Running, drive};
+use k3s_pki::ClientCa;
+use tokio::{
+    net::TcpStream,
+    select,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -34,18 +30,20 @@ use super::{
     tasks::Tasks,
 };
 
-/// For the TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// For a request's headers on HTTP/1.1, the time before they begin included; kube-apiserver's limit.
-const REQUEST_HEADERS: Duration = Duration::from_secs(32);
-/// Without requests, a connection ends after this: as kube-apiserver's.
-const IDLE: Duration = Duration::from_secs(90);
 /// For a client that is sent away to hear it.
 const GOAWAY: Duration = Duration::from_secs(1);
+/// Between questions on HTTP/2 whether the client is still there, while it asks for nothing.
+const PING: Duration = Duration::from_secs(60);
+/// For its answer.
+const PONG: Duration = Duration::from_secs(20);
 /// All headers of a request, bytes.
 const HEADERS: u32 = 128 << 10;
 /// Streams of one connection; kube-apiserver's limit.
 const STREAMS: u32 = 100;
+/// Requests of a stranger's connection that are answered at the same time. Others wait, most often for the first answer to a token.
+const STRANGERS_REQUESTS: usize = 16;
+/// Requests of all strangers that wait for that, each with its headers; those beyond have to come again.
+const WAITING: usize = 256;
 /// What a client may send on a stream ahead of kube-apiserver's reading, bytes.
 const STREAM_WINDOW: u32 = 32 << 10;
 /// What of an answer waits here for a client to read it, bytes.
@@ -53,12 +51,12 @@ const SEND_BUFFER: usize = 32 << 10;
 
 /// What all connections share.
 pub(super) struct Context {
-    pub(super) acceptor: TlsAcceptor,
+    handshakes: Handshakes,
+    /// `None` while the server starts, and nobody is anybody.
+    client_ca: Option<Arc<ClientCa>>,
     /// `None` while the server starts.
     pub(super) gateway: Option<Gateway>,
-    /// What clients' certificates are verified by; `None` while the server starts, and nobody is anybody.
-    pub(super) client_ca: Option<Arc<ClientCa>>,
-    pub(super) verification: Verification,
+    waiting: Semaphore,
     pub(super) tasks: Tasks,
     pub(super) shutdown: CancellationToken,
 }
@@ -66,95 +64,108 @@ pub(super) struct Context {
 /// What the requests of one connection share.
 struct Client {
     peer: Peer,
-    /// Requests whose answers have not ended.
-    running: watch::Sender<usize>,
+    requests: Arc<Requests>,
+    /// What is answered at the same time while the client is a stranger.
+    answering: Arc<Semaphore>,
     /// Asks for what runs to end and nothing new to begin.
     drain: CancellationToken,
     abuse: Arc<Abuse>,
 }
 
-/// A request until its answer has ended.
-struct Running(Arc<Client>);
+impl Context {
+    pub(super) fn new(handshakes: Handshakes, tasks: Tasks, shutdown: CancellationToken) -> Self {
+        let waiting = Semaphore::new(WAITING);
+        Self { handshakes, client_ca: None, gateway: None, waiting, tasks, shutdown }
+    }
+
+    pub(super) fn with_gateway(self, client_ca: Arc<ClientCa>, gateway: Gateway) -> Self {
+        Self { client_ca: Some(client_ca), gateway: Some(gateway), ..self }
+    }
+}
 
 /// Serves the connection until it ends; on shutdown, until the requests on it have ended.
-pub(super) async fn serve(stream: TcpStream, address: SocketAddr, context: Arc<Context>) {
-    let Some(stream) = handshake(stream, address, &context).await else { return };
-    let session = stream.get_ref().1;
-    let is_http2 = session.alpn_protocol() == Some(b"h2");
-    let chain = session.peer_certificates().unwrap_or_default().to_vec();
-    let certificate = match &context.client_ca {
-        Some(client_ca) => context.verification.verify(client_ca, chain).await,
-        None => Err(Rejection::None),
+pub(super) async fn serve(stream: TcpStream, address: SocketAddr, place: Place, context: Arc<Context>) {
+    let shake = context.handshakes.shake(stream, address, place, context.client_ca.as_ref());
+    let Some(shaken) = context.shutdown.run_until_cancelled(shake).await else { return };
+    let Inbound { peer, protocol, requests, stream } = match shaken {
+        Ok(inbound) => inbound,
+        Err(error) => return debug!(%address, error = &error as &dyn std::error::Error, "A client sends no requests."),
     };
     let client = Arc::new(Client {
-        peer: Peer::new(address, certificate),
-        running: watch::Sender::new(0),
+        peer,
+        requests,
+        answering: Arc::new(Semaphore::new(STRANGERS_REQUESTS)),
         drain: context.shutdown.child_token(),
         abuse: Abuse::new(),
     });
 
     let service = {
         let (context, client) = (context.clone(), client.clone());
-        // Boxed: the task of a watch is as large as this future, and outlives it by hours.
-        service_fn(move |request| Box::pin(answer(request, context.clone(), Running::begin(&client))))
+        service_fn(move |request: Request<Incoming>| {
+            let running = client.begin(request.version());
+            // Boxed: the task of a watch is as large as this future, and outlives it by hours.
+            Box::pin(answer(request, running, context.clone(), client.clone()))
+        })
     };
-    let ended = if is_http2 {
-        let connection = Gathered::new(stream).drive(|io| {
-            http2::Builder::new(context.tasks.clone())
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(STREAMS * STREAM_WINDOW)
-                .max_concurrent_streams(STREAMS)
-                .max_send_buf_size(SEND_BUFFER)
-                .max_header_list_size(HEADERS)
-                .serve_connection(TokioIo::new(io), service)
-        });
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = drive(connection.as_mut(), |turns| turns.get_mut().connection().graceful_shutdown(), &client) => ended,
-            () = client.abuse.exceeded() => {
-                debug!(%address, "A client that gave up too many requests is sent away.");
-                // It is given up whether it hears that or not.
-                let _ = tokio::time::timeout(GOAWAY, connection.enhance_your_calm()).await;
-                return;
+    let clock = (&client.peer, protocol, &*client.requests);
+    let ended = match protocol {
+        Protocol::Http2 => {
+            let connection = Gathered::new(stream).drive(|io| {
+                http2::Builder::new(context.tasks.clone())
+                    .timer(TokioTimer::new())
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(STREAMS * STREAM_WINDOW)
+                    .max_concurrent_streams(STREAMS)
+                    .max_send_buf_size(SEND_BUFFER)
+                    .max_header_list_size(HEADERS)
+                    .keep_alive_interval(PING)
+                    .keep_alive_timeout(PONG)
+                    .serve_connection(TokioIo::new(io), service)
+            });
+            let mut connection = pin!(connection);
+            select! {
+                ended = drive(
+                    connection.as_mut(),
+                    |turns| turns.get_mut().connection().graceful_shutdown(),
+                    clock,
+                    &client.drain,
+                ) => ended,
+                () = client.abuse.exceeded() => {
+                    debug!(%address, "A client that gave up too many requests is sent away.");
+                    // It is given up whether it hears that or not.
+                    let _ = timeout(GOAWAY, connection.enhance_your_calm()).await;
+                    return;
+                }
             }
         }
-    } else {
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(REQUEST_HEADERS)
-            .max_buf_size(HEADERS as usize)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, &client).await
+        Protocol::Http1 => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                // The connection's clock has it.
+                .header_read_timeout(None)
+                .max_buf_size(HEADERS as usize)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, clock, &client.drain).await
+        }
     };
-    if let Err(error) = ended {
-        debug!(%address, %error, "A connection broke off.");
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%address, %error, "A connection broke off."),
+        Err(reason) => debug!(%address, %reason, "A connection was cut off."),
     }
-}
-
-async fn handshake(stream: TcpStream, address: SocketAddr, context: &Context) -> Option<TlsStream<TcpStream>> {
-    if let Err(error) = configure(&stream) {
-        debug!(%address, %error, "A client was gone at once.");
-        return None;
-    }
-    let handshake = tokio::time::timeout(HANDSHAKE, context.acceptor.accept(stream));
-    match context.shutdown.run_until_cancelled(handshake).await? {
-        Ok(Ok(stream)) => return Some(stream),
-        Ok(Err(error)) => debug!(%address, %error, "A TLS handshake failed."),
-        Err(_) => debug!(%address, "A client did not finish its TLS handshake in time."),
-    }
-    None
 }
 
 async fn answer(
     request: Request<Incoming>,
+    running: Result<Running, h2::Error>,
     context: Arc<Context>,
-    running: Running,
-) -> Result<Response<Body>, Infallible> {
-    let (version, unanswered) = (request.version(), running.0.abuse.begin());
+    client: Arc<Client>,
+) -> Result<Response<Body>, h2::Error> {
+    let (version, running, unanswered) = (request.version(), running?, client.abuse.begin());
+    let place = client.place(&context.waiting).await?;
     let mut response = match &context.gateway {
-        Some(gateway) => gateway.answer(request, &running.0.peer, &context.tasks).await,
+        Some(gateway) => gateway.answer(request, &client.peer, &context.tasks).await,
         None => Status::unavailable("starting").into(),
     };
     unanswered.answered();
@@ -163,52 +174,37 @@ async fn answer(
     // On HTTP/1.1 too: a certificate is verified once for a connection, so the next try needs a new one.
     if response.status() == StatusCode::UNAUTHORIZED {
         match version {
-            Version::HTTP_2 => running.0.drain.cancel(),
+            Version::HTTP_2 => client.drain.cancel(),
             _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),
         }
     }
-    Ok(response.map(|answer| body::keep(answer, running)))
+    Ok(response.map(|answer| body::deliver(body::keep(answer, place), running)))
 }
 
-/// Runs the connection, and drains it when it is idle or asked to.
-async fn drive<C: Future>(
-    mut connection: Pin<&mut C>,
-    begin_drain: impl Fn(Pin<&mut C>),
-    client: &Client,
-) -> C::Output {
-    let mut running = client.running.subscribe();
-    let mut draining = false;
-    loop {
-        let idle = *running.borrow_and_update() == 0;
-        tokio::select! {
-            ended = &mut connection => return ended,
-            () = client.drain.cancelled(), if !draining => draining = true,
-            () = tokio::time::sleep(IDLE), if idle && !draining => draining = true,
-            Ok(()) = running.changed() => continue,
+impl Client {
+    /// A request comes.
+    fn begin(&self, version: Version) -> Result<Running, h2::Error> {
+        // What a client sends after it was told to go, it may send again elsewhere; one that does not listen gets no more answers.
+        if version == Version::HTTP_2 && self.drain.is_cancelled() {
+            return Err(Reason::REFUSED_STREAM.into());
         }
-        begin_drain(connection.as_mut());
+        Ok(self.requests.begin())
     }
-}
 
-/// Small writes go out at once, and a client that vanished without a word is noticed after two minutes: its watches end.
-fn configure(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    setsockopt(stream, sockopt::KeepAlive, &true)?;
-    setsockopt(stream, sockopt::TcpKeepIdle, &60)?;
-    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
-    setsockopt(stream, sockopt::TcpKeepCount, &4)?;
-    Ok(())
-}
-
-impl Running {
-    fn begin(client: &Arc<Client>) -> Self {
-        client.running.send_modify(|running| *running += 1);
-        Self(client.clone())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.running.send_modify(|running| *running -= 1);
+    /// A place among what is answered at the same time, held until the answer has ended. Clients that have shown credentials need none.
+    async fn place(&self, waiting: &Semaphore) -> Result<Option<OwnedSemaphorePermit>, h2::Error> {
+        if self.peer.is_authenticated() {
+            return Ok(None);
+        }
+        if let Ok(place) = self.answering.clone().try_acquire_owned() {
+            return Ok(Some(place));
+        }
+        let refused = || h2::Error::from(Reason::REFUSED_STREAM);
+        let _waiting = waiting.try_acquire().map_err(|_| refused())?;
+        select! {
+            place = self.answering.clone().acquire_owned() => Ok(place.ok()),
+            () = self.peer.authenticated() => Ok(None),
+            () = self.drain.cancelled() => Err(refused()),
+        }
     }
 }

@@ -60,8 +60,7 @@ struct Asking<'a> {
 
 impl Gateway {
     pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
-        let Front { certificate: _, tls: _, client_ca: _, upstream, unauthenticated, ready, routes, nodes, metrics } =
-            front;
+        let Front { upstream, unauthenticated, ready, routes, nodes, metrics, .. } = front;
         let nodes = Nodes::new(nodes, shutdown);
         let [trusted, plain] =
             [upstream.trusted_tls(), upstream.plain_tls()].map(|tls| Connector::new(upstream.address, tls));
@@ -134,7 +133,10 @@ impl Gateway {
         let answer = self.ask(&party, request, upgrade, tasks).await;
         match (trial, &answer) {
             (Some(trial), Ok(response)) if response.status() == StatusCode::UNAUTHORIZED => trial.refused(),
-            (Some(trial), Ok(_)) => trial.accepted(),
+            (Some(trial), Ok(_)) => {
+                trial.accepted();
+                peer.authenticate();
+            }
             (Some(trial), Err(_)) => trial.unanswered(),
             (None, _) => {}
         }

@@ -29,12 +29,15 @@ mod upgrade;
 mod upstream;
 
 #[cfg(test)]
+mod strangers;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
+use k3s_listener::Limits;
 use k3s_pki::{ClientCa, CurrentCertificate, TlsPolicy};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -63,6 +66,8 @@ pub struct Front {
     pub tls: TlsPolicy,
     /// What clients' certificates are checked by.
     pub client_ca: Arc<ClientCa>,
+    /// How many connections there may be.
+    pub limits: Limits,
     /// kube-apiserver.
     pub upstream: Upstream,
     /// Who answers requests without credentials.

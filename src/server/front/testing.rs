@@ -25,6 +25,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use k3s_datastore::{Datastore, Options};
 use k3s_identity::{Password, TokenFiles};
+use k3s_listener::Limits;
 use k3s_pki::{ClientCa, CurrentCertificate, Lifetime, ServerPki, ServerRequest, TlsPolicy};
 use k3s_tunnel::{Egress, Tunnels};
 use prometheus_client::registry::Registry;
@@ -465,8 +466,17 @@ impl Setup {
         Self::start_with(None, Unauthenticated::Refused).await
     }
 
+    /// With so many connections.
+    pub(crate) async fn start_with_limits(limits: Limits) -> Self {
+        Self::start_as(None, Unauthenticated::Refused, limits).await
+    }
+
     /// With metrics of ours, or with anonymous access.
     pub(crate) async fn start_with(metrics: Option<Registry>, unauthenticated: Unauthenticated) -> Self {
+        Self::start_as(metrics, unauthenticated, Limits::of_process()).await
+    }
+
+    async fn start_as(metrics: Option<Registry>, unauthenticated: Unauthenticated, limits: Limits) -> Self {
         let (client_ca, server_ca, request_header_ca) = (Ca::new("client-ca"), Ca::new("server-ca"), Ca::new("rh-ca"));
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
         let proxy_certificate = request_header_ca.client("system:auth-proxy", None).current();
@@ -505,6 +515,7 @@ impl Setup {
             certificate: certificate.clone(),
             tls: TlsPolicy::default(),
             client_ca: Arc::new(client_ca.client_ca()),
+            limits,
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             unauthenticated,
             ready: is_ready,

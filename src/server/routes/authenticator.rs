@@ -38,10 +38,11 @@ impl Authenticator {
     /// Who asks, if it is in one of `groups`. As in k3s: whoever brings nothing is refused like one who may not (403); whoever brings
     /// something that is wrong, and nothing that is right, with 401.
     pub(super) async fn admit(&self, groups: &[Group], headers: &HeaderMap, peer: &Peer) -> Result<Caller, Status> {
-        match self.caller(headers, peer).await? {
-            Some(caller) if caller.is_in(groups) => Ok(caller),
-            _ => Err(Status::forbidden("forbidden")),
+        let caller = self.caller(headers, peer).await?;
+        if caller.is_some() {
+            peer.authenticate();
         }
+        caller.filter(|caller| caller.is_in(groups)).ok_or_else(|| Status::forbidden("forbidden"))
     }
 
     async fn caller(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<Caller>, Status> {

@@ -1,0 +1,135 @@
+//! From a TCP connection to one on which requests come.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use k3s_pki::{ClientCa, Rejection};
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::ServerConfig;
+use tokio::{io::AsyncReadExt as _, net::TcpStream, select, time::timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{connections::Place, peer::Peer, requests::Requests, stream::Stream, verification::Verification};
+
+/// For the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For the preface of HTTP/2, as in Go's servers.
+const FIRST: Duration = Duration::from_secs(10);
+/// With which a client of HTTP/2 begins.
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Shakes hands. Clones share the order in which certificates are verified.
+#[derive(Clone)]
+pub struct Handshakes {
+    acceptor: TlsAcceptor,
+    verification: Verification,
+}
+
+/// A connection on which requests come.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Who is at its other end.
+    pub peer: Peer,
+    /// What was agreed on.
+    pub protocol: Protocol,
+    /// The requests on it.
+    pub requests: Arc<Requests>,
+    /// What is read and written.
+    pub stream: Stream,
+}
+
+/// What a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Why no requests come.
+#[derive(Debug, thiserror::Error)]
+pub enum NoConnection {
+    /// The client was gone at once.
+    #[error("the client was gone at once")]
+    Gone(#[source] io::Error),
+    /// TLS failed.
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
+    /// It took too long.
+    #[error("the client did not finish its handshake in time")]
+    Timeout,
+    /// HTTP/2 was agreed on, and something else came.
+    #[error("the client does not speak HTTP/2, on which it agreed")]
+    Preface,
+    /// Another one needed the place.
+    #[error("another client needed the place")]
+    Displaced,
+}
+
+impl Handshakes {
+    /// Under this policy and certificate.
+    pub fn new(tls: ServerConfig) -> Self {
+        Self { acceptor: TlsAcceptor::from(Arc::new(tls)), verification: Verification::new() }
+    }
+
+    /// Shakes hands, and verifies what the client shows by `client_ca`; without one, nobody is anybody.
+    ///
+    /// # Errors
+    ///
+    /// The client does not come as far as its first request, or has to leave before.
+    pub async fn shake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: Place,
+        client_ca: Option<&Arc<ClientCa>>,
+    ) -> Result<Inbound, NoConnection> {
+        let place = Arc::new(place);
+        select! {
+            inbound = self.shake_on(stream, address, place.clone(), client_ca) => inbound,
+            () = place.displaced() => Err(NoConnection::Displaced),
+        }
+    }
+
+    async fn shake_on(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: Arc<Place>,
+        client_ca: Option<&Arc<ClientCa>>,
+    ) -> Result<Inbound, NoConnection> {
+        configure(&stream).map_err(NoConnection::Gone)?;
+        let tls = timeout(HANDSHAKE, self.acceptor.accept(stream)).await;
+        let tls = tls.map_err(|_| NoConnection::Timeout)?.map_err(NoConnection::Tls)?;
+        let session = tls.get_ref().1;
+        let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
+        let chain = session.peer_certificates().unwrap_or_default().to_vec();
+        let certificate = match client_ca {
+            Some(client_ca) => self.verification.verify(client_ca, chain).await,
+            None => Err(Rejection::None),
+        };
+        let requests = Requests::new();
+        let mut stream = Stream::new(tls, requests.clone(), place.clone());
+        if protocol == Protocol::Http2 {
+            // Until it comes, the connection costs no state of HTTP/2.
+            let mut preface = [0; PREFACE.len()];
+            let read = timeout(FIRST, stream.read_exact(&mut preface)).await;
+            read.map_err(|_| NoConnection::Timeout)?.map_err(NoConnection::Gone)?;
+            if preface != *PREFACE {
+                return Err(NoConnection::Preface);
+            }
+            stream.put_back_preface();
+        }
+        Ok(Inbound { peer: Peer::new(address, certificate, place), protocol, requests, stream })
+    }
+}
+
+/// Small writes go out at once, and a client that vanished without a word is noticed after two minutes: its watches end.
+fn configure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)?;
+    Ok(())
+}
