@@ -1,28 +1,36 @@
-//! How long to wait before a child is started again.
+//! How long to wait before a child or a task is started again.
 
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(100);
-const CAP: Duration = Duration::from_secs(30);
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(75))
+    .with_max_delay(Duration::from_secs(20))
+    .without_max_times()
+    .with_jitter();
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// Exponential pauses: 100 ms, doubled each time up to 30 s, each a quarter more or less so that children that failed together
-/// do not start together. The first one is short, since most failures are single ones.
-#[derive(Debug, Default)]
+/// Exponential pauses: from 75 ms, doubled each time up to 20 s, each as much again longer by chance, so that what failed together does
+/// not start together. The first one is short, since most failures are single ones.
+#[derive(Debug)]
 pub(crate) struct Backoff {
-    failures: u32,
+    pauses: ExponentialBackoff,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { pauses: PAUSES.build() }
+    }
 }
 
 impl Backoff {
-    /// The pause after a run that was ready for `healthy`; a minute makes earlier failures forgotten.
-    /// `chance`, from 0 to 1, chooses within the jitter.
-    pub(crate) fn pause(&mut self, healthy: Duration, chance: f64) -> Duration {
+    /// The pause after a run that was healthy for so long; a minute makes earlier failures forgotten.
+    pub(crate) fn pause(&mut self, healthy: Duration) -> Duration {
         if healthy >= HEALTHY {
-            self.failures = 0;
+            self.pauses = PAUSES.build();
         }
-        let doubled = FIRST.saturating_mul(1 << self.failures.min(16));
-        self.failures = self.failures.saturating_add(1);
-        doubled.min(CAP).mul_f64(0.75 + 0.5 * chance.clamp(0.0, 1.0))
+        self.pauses.next().expect("there is no limit to how often")
     }
 }
 
@@ -31,24 +39,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_cap() {
+    fn pauses_double_up_to_the_cap_and_a_healthy_minute_starts_over() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<_> = (0..12).map(|_| backoff.pause(Duration::ZERO, 0.5).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000, 30000]);
-    }
-
-    #[test]
-    fn a_healthy_minute_starts_over() {
-        let mut backoff = Backoff::default();
-        for _ in 0..5 {
-            backoff.pause(Duration::from_secs(59), 0.5);
+        let within = |pause: Duration, ms: u64| {
+            assert!(
+                (u128::from(ms)..=u128::from(2 * ms)).contains(&pause.as_millis()),
+                "{pause:?} is not about {ms} ms"
+            );
+        };
+        for ms in [75, 150, 300, 600, 1200, 2400, 4800, 9600, 19_200, 20_000, 20_000] {
+            within(backoff.pause(Duration::from_secs(59)), ms);
         }
-        assert_eq!(backoff.pause(Duration::from_secs(60), 0.5), FIRST);
-    }
-
-    #[test]
-    fn jitter_is_a_quarter_each_way() {
-        assert_eq!(Backoff::default().pause(Duration::ZERO, 0.0), Duration::from_millis(75));
-        assert_eq!(Backoff::default().pause(Duration::ZERO, 1.0), Duration::from_millis(125));
+        within(backoff.pause(Duration::from_secs(60)), 75);
     }
 }

@@ -284,6 +284,7 @@ impl Facts {
             started_at: unix_millis(self.began_at),
             uptime_ms: millis(now.duration_since(self.began)),
             components: components.collect(),
+            tasks: Vec::new(),
             gates: gates.collect(),
             warnings: self.warnings.values().cloned().collect(),
             timeline: self.timeline.clone(),

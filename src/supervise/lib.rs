@@ -2,6 +2,7 @@
 //!
 //! A [`Program`](program::Program) says what a child is. A [`Supervisor`] runs many: it starts one when the programs and
 //! [`Gate`]s it is after have been ready once, and from then on one child's failure is that child's restart and nobody else's.
+//! Work of our own process runs beside them as a [`Task`] each, whose panic or error is likewise its own restart.
 //! What all of them do is told to systemd by [`notify`], to people and programs by [`status`].
 //!
 //! No child outlives this process: see `spawn.rs`. What children leave behind on purpose (containers and their shims) is not touched.
@@ -18,12 +19,16 @@ mod board;
 mod gate;
 mod graph;
 mod probe;
+mod report;
 mod runner;
 mod spawn;
 mod state;
 mod supervisor;
+mod task;
 
 pub use gate::Gate;
 pub use graph::GraphError;
+pub use report::report;
 pub use state::State;
 pub use supervisor::{NotReady, Options, StopReport, Supervisor, UnknownProgram};
+pub use task::{Problem, StatusLine, Task, TaskError, TaskFailure, TaskState, TaskStatus};

@@ -2,7 +2,6 @@
 
 use std::{
     future::pending,
-    hash::{BuildHasher, RandomState},
     io,
     path::PathBuf,
     pin::Pin,
@@ -210,7 +209,7 @@ impl Runner {
     }
 
     fn pause(&mut self) -> Awaited {
-        let pause = self.backoff.pause(std::mem::take(&mut self.healthy), chance());
+        let pause = self.backoff.pause(std::mem::take(&mut self.healthy));
         debug!(component = self.program.name, ?pause, "The component is started again after a pause.");
         after(pause, Event::RetryDue)
     }
@@ -347,9 +346,4 @@ async fn until_stuck(name: &str, liveness: &Liveness) -> Event {
     }
     warn!(component = name, "The component is stuck and is restarted.");
     Event::Stuck
-}
-
-/// From 0 to 1; the standard library's hasher keys are random.
-fn chance() -> f64 {
-    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }

@@ -21,6 +21,7 @@ use crate::{
     runner::{Command, Runner, Site},
     spawn::Spawner,
     status::{Status, memory_of},
+    task::{Task, Tasks},
 };
 
 /// Commands are few; a runner that does not take them is stuck.
@@ -55,6 +56,7 @@ struct Inner {
     site: Arc<Site>,
     crew: Mutex<Crew>,
     runners: TaskTracker,
+    tasks: Tasks,
 }
 
 #[derive(Debug, Default)]
@@ -113,7 +115,12 @@ impl Supervisor {
             run_dir: options.run_dir,
         };
         Ok(Self {
-            inner: Arc::new(Inner { site: Arc::new(site), crew: Mutex::default(), runners: TaskTracker::new() }),
+            inner: Arc::new(Inner {
+                site: Arc::new(site),
+                crew: Mutex::default(),
+                runners: TaskTracker::new(),
+                tasks: Tasks::default(),
+            }),
         })
     }
 
@@ -189,6 +196,11 @@ impl Supervisor {
         Ok(())
     }
 
+    /// A task of this process, which is in the status from the first time that it runs or waits.
+    pub fn task(&self, name: &str) -> Task {
+        Task::new(self.clone(), name)
+    }
+
     /// Adds a sentence to the status that tells what the user should know or do; one of the same key is replaced.
     pub fn warn(&self, key: &str, sentence: impl Into<String>) {
         self.board().warn(key, sentence.into());
@@ -202,6 +214,7 @@ impl Supervisor {
     /// The truth at this moment; memory is looked up now.
     pub async fn status(&self) -> Status {
         let mut status = self.board().watch().borrow().status(&self.inner.site.cgroups.to_string());
+        status.tasks = self.tasks().status();
         // The kernel walks each process' page tables for this.
         let looked_up = tokio::task::spawn_blocking(move || {
             for component in &mut status.components {
@@ -300,6 +313,10 @@ impl Supervisor {
                 return Err(NotReady::Stopping);
             }
         }
+    }
+
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
     }
 
     fn board(&self) -> &Arc<Board> {

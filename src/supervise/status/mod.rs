@@ -6,9 +6,10 @@ mod table;
 
 use serde::{Deserialize, Serialize};
 
-use crate::State;
+use crate::{State, TaskStatus};
 
 pub(crate) use memory::memory_of;
+pub(crate) use socket::PATIENCE;
 pub use socket::{StatusError, bind, fetch, serve};
 
 /// Everything there is to know at one moment. [`Display`](std::fmt::Display) writes it as a table for people.
@@ -24,6 +25,9 @@ pub struct Status {
     pub uptime_ms: u64,
     /// The programs, by name.
     pub components: Vec<Component>,
+    /// The work in our own process, by name.
+    #[serde(default)]
+    pub tasks: Vec<TaskStatus>,
     /// The conditions in our own process, by name.
     pub gates: Vec<GateStatus>,
     /// What the user should know or do, a sentence each.
@@ -140,6 +144,7 @@ impl std::fmt::Display for LastExit {
 impl Status {
     /// A server that starts.
     pub(crate) fn example() -> Self {
+        use crate::{TaskFailure, TaskState};
         let component = |name: &str, state| Component {
             name: name.to_owned(),
             state,
@@ -151,6 +156,15 @@ impl Status {
             ready_at: None,
             memory: None,
             waiting_for: None,
+        };
+        let task = |name: &str, state| TaskStatus {
+            name: name.to_owned(),
+            state,
+            restarts: 0,
+            in_state_ms: 0,
+            last_failure: None,
+            line: None,
+            problems: Vec::new(),
         };
         Self {
             health: Health::Degraded,
@@ -184,6 +198,22 @@ impl Status {
                     waiting_for: Some("images".into()),
                     in_state_ms: 754_000,
                     ..component("kubelet", State::Waiting)
+                },
+            ],
+            tasks: vec![
+                TaskStatus {
+                    in_state_ms: 750_000,
+                    line: Some("12 of 13 manifests are applied".into()),
+                    ..task("addons", TaskState::Running)
+                },
+                TaskStatus {
+                    restarts: 3,
+                    in_state_ms: 1_200,
+                    last_failure: Some(TaskFailure {
+                        at: 1_795_000_753_000,
+                        why: "it panicked: index out of bounds".into(),
+                    }),
+                    ..task("node-hosts", TaskState::Backoff)
                 },
             ],
             gates: vec![

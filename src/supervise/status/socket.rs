@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use super::Status;
 use crate::Supervisor;
 
 /// Nobody waits longer for a status.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// More than any status has.
 const LARGEST: usize = 4 << 20;
 
@@ -75,7 +76,7 @@ fn is_socket(path: &Path) -> io::Result<bool> {
 }
 
 /// Answers `GET /status` until `shutdown`; then answers what was asked and removes the socket.
-pub async fn serve(listener: UnixListener, supervisor: Supervisor, shutdown: CancellationToken) {
+pub async fn serve(listener: Arc<UnixListener>, supervisor: Supervisor, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         match accepted {
@@ -170,7 +171,7 @@ mod tests {
         supervisor.all_ready().await.unwrap();
         supervisor.warn("forward", "The FORWARD chain's policy is DROP.");
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(bind(&path).unwrap(), supervisor.clone(), shutdown.clone()));
+        let server = tokio::spawn(serve(Arc::new(bind(&path).unwrap()), supervisor.clone(), shutdown.clone()));
 
         let status = fetch(&path).await.unwrap();
         assert_eq!(status.headline, "All components are ready. There is 1 warning.");

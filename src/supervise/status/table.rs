@@ -3,10 +3,10 @@
 use std::fmt;
 
 use super::{Component, Status};
-use crate::State;
+use crate::{State, TaskState, TaskStatus};
 
-const COLUMNS: usize = 6;
-const HEAD: [&str; COLUMNS] = ["COMPONENT", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"];
+const COMPONENTS: [&str; 6] = ["COMPONENT", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"];
+const TASKS: [&str; 4] = ["TASK", "STATE", "FOR", "RESTARTS"];
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,14 +14,10 @@ impl fmt::Display for Status {
         for warning in &self.warnings {
             writeln!(f, "Warning: {warning}")?;
         }
-        let rows: Vec<_> = self.components.iter().map(|component| (row(component), remark(component))).collect();
-        let width =
-            |column: usize| rows.iter().map(|(row, _)| row[column].chars().count()).chain([HEAD[column].len()]).max();
-        let widths: [usize; COLUMNS] = std::array::from_fn(|column| width(column).unwrap_or_default());
-        writeln!(f)?;
-        write_row(f, &HEAD.map(str::to_owned), widths, "REMARK")?;
-        for (row, remark) in &rows {
-            write_row(f, row, widths, remark)?;
+        let components = self.components.iter().map(|component| (row(component), remark(component)));
+        write_table(f, COMPONENTS, components.collect())?;
+        if !self.tasks.is_empty() {
+            write_table(f, TASKS, self.tasks.iter().map(|task| (task_row(task), task_remark(task))).collect())?;
         }
         let closed: Vec<_> = self.gates.iter().filter(|gate| !gate.open).collect();
         if !closed.is_empty() {
@@ -39,7 +35,7 @@ impl fmt::Display for Status {
     }
 }
 
-fn row(component: &Component) -> [String; COLUMNS] {
+fn row(component: &Component) -> [String; COMPONENTS.len()] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         component.name.clone(),
@@ -62,14 +58,35 @@ fn remark(component: &Component) -> String {
     }
 }
 
-fn write_row(
+fn task_row(task: &TaskStatus) -> [String; TASKS.len()] {
+    [task.name.clone(), task.state.as_str().to_owned(), age(task.in_state_ms), task.restarts.to_string()]
+}
+
+fn task_remark(task: &TaskStatus) -> String {
+    match (&task.last_failure, &task.line) {
+        (Some(failure), _) if task.state == TaskState::Backoff => failure.why.clone(),
+        (_, Some(line)) => line.clone(),
+        (Some(failure), None) => format!("last time {}", failure.why),
+        (None, None) => String::new(),
+    }
+}
+
+/// A line of heads and one a row, after an empty line; each column as wide as its widest cell.
+fn write_table<const COLUMNS: usize>(
     f: &mut fmt::Formatter<'_>,
-    row: &[String; COLUMNS],
-    widths: [usize; COLUMNS],
-    remark: &str,
+    head: [&str; COLUMNS],
+    rows: Vec<([String; COLUMNS], String)>,
 ) -> fmt::Result {
-    let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-    writeln!(f, "{}", format!("{}  {remark}", cells.join("  ")).trim_end())
+    let width =
+        |column: usize| rows.iter().map(|(row, _)| row[column].chars().count()).chain([head[column].len()]).max();
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| width(column).unwrap_or_default());
+    writeln!(f)?;
+    let head = (head.map(str::to_owned), "REMARK".to_owned());
+    for (row, remark) in [head].iter().chain(&rows) {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        writeln!(f, "{}", format!("{}  {remark}", cells.join("  ")).trim_end())?;
+    }
+    Ok(())
 }
 
 /// Two units at most, as kubectl shows ages.
@@ -97,6 +114,10 @@ COMPONENT       STATE    FOR     PID  RESTARTS  MEMORY   REMARK
 kube-apiserver  ready    12m30s  101  1         219 MiB  last time ended by SIGKILL
 kube-scheduler  backoff  0s      -    0         -        exited with 1: E1121 no such file
 kubelet         waiting  12m34s  -    0         -        after images
+
+TASK        STATE    FOR     RESTARTS  REMARK
+addons      running  12m30s  0         12 of 13 manifests are applied
+node-hosts  backoff  1s      3         it panicked: index out of bounds
 
 Not yet: images (importing coredns.tar)
 ";
