@@ -7,7 +7,8 @@ use std::{
 };
 
 use http::{Request, Response};
-use k3s_controllers::Backoff;
+use k3s_components::Paths;
+use k3s_controllers::{Backoff, ClusterView, NodeScope};
 use k3s_supervise::Gate;
 use kube::{
     Client, Config,
@@ -41,15 +42,28 @@ pub(crate) async fn hasty_client(kubeconfig: &Path) -> Result<Client, Error> {
 ///
 /// It goes on with new connections, as client-go does: one that stands is known by the certificate that it was made with, and
 /// kube-apiserver asks with each request whether that has ended.
-pub async fn lasting_client(kubeconfig: &Path, renewed: Renewed) -> Result<Client, Error> {
-    let first = client(kubeconfig).await?;
+pub async fn lasting_client(kubeconfig: impl Into<PathBuf>, renewed: Renewed) -> Result<Client, Error> {
+    let kubeconfig = kubeconfig.into();
+    let first = client(&kubeconfig).await?;
     let namespace = first.default_namespace().to_owned();
-    let lasting = Arc::new(Lasting { kubeconfig: kubeconfig.to_path_buf(), current: Mutex::new((first, renewed)) });
+    let lasting = Arc::new(Lasting { kubeconfig, current: Mutex::new((first, renewed)) });
     let send = move |request: Request<Body>| {
         let lasting = lasting.clone();
         async move { lasting.send(request).await }
     };
     Ok(Client::new(service_fn(send), namespace))
+}
+
+/// What the node called `name` sees of the cluster, by the certificates that it has at the time.
+pub(crate) async fn view_of_node(
+    name: &str,
+    paths: &Paths,
+    nodes: NodeScope,
+    renewed: &Renewed,
+) -> Result<ClusterView, Error> {
+    let client = |kubeconfig: &str| lasting_client(paths.agent().join(kubeconfig), renewed.clone());
+    let (kubelet, controller) = (client("kubelet.kubeconfig").await?, client("k3scontroller.kubeconfig").await?);
+    Ok(ClusterView::of_node(name, kubelet, controller, nodes))
 }
 
 /// Waits until the API is ready for the holder of a kubeconfig; `gate` tells what is missing.

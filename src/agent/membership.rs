@@ -173,7 +173,7 @@ impl Membership {
                 warn!(server = %self.applicant.server, "This node is not in the cluster yet; trying on: {error}.");
                 told = error;
             }
-            sleep(backoff.advance().mul_f64(1.0 + fastrand::f64())).await;
+            sleep(backoff.advance()).await;
         }
     }
 

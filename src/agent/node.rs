@@ -9,7 +9,7 @@ use k3s_config::{
     agent::NodeConfig,
     network::{ClusterNetwork, Overlay},
 };
-use k3s_controllers::annotate;
+use k3s_controllers::{ClusterView, annotate};
 use k3s_files as files;
 use k3s_network::{Conntrack, HostPlan, Warning};
 use k3s_supervise::{
@@ -49,6 +49,8 @@ pub struct Request {
     pub verbosity: u8,
     /// Where containerd's shims go, from the root of the unified hierarchy; where it starts them if `None`.
     pub shim_cgroup: Option<PathBuf>,
+    /// What the process sees of the cluster.
+    pub view: ClusterView,
     /// Tells of new certificates in `<data>/agent`.
     pub renewed: Renewed,
 }
@@ -62,6 +64,7 @@ pub struct NodeRole {
     image_folders: Vec<PathBuf>,
     warnings: Vec<Warning>,
     leads_to_pods: bool,
+    view: ClusterView,
     renewed: Renewed,
 }
 
@@ -105,8 +108,8 @@ impl NodeRole {
         }
         network::install_cni(&node, &paths)?;
         let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
-        let (leads_to_pods, renewed) = (request.leads_to_pods, request.renewed);
-        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings, leads_to_pods, renewed })
+        let (leads_to_pods, view, renewed) = (request.leads_to_pods, request.view, request.renewed);
+        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings, leads_to_pods, view, renewed })
     }
 
     /// Hands the programs to the supervisor.
@@ -149,7 +152,7 @@ impl NodeRole {
             }
             Ok(())
         };
-        let network = pod_network::run(&self.node, &self.paths, &self.renewed, supervisor);
+        let network = pod_network::run(&self.node, &self.paths, &self.view, &self.renewed, supervisor);
         let work = async { tokio::try_join!(import, self.introduce(supervisor), network).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
@@ -160,8 +163,9 @@ impl NodeRole {
             return Ok(());
         }
         let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
-        let client = api::lasting_client(&kubeconfig, self.renewed.clone()).await?;
-        annotate(client, &self.node.config.name, &annotations::metadata(&self.node, self.leads_to_pods)).await;
+        let client = api::lasting_client(kubeconfig, self.renewed.clone()).await?;
+        let metadata = annotations::metadata(&self.node, self.leads_to_pods);
+        annotate(&self.view, client, &self.node.config.name, &metadata).await;
         Ok(())
     }
 }

@@ -8,13 +8,12 @@
 //!
 //! What was last seen of the cluster is kept on disk: a node that starts while no server answers is on the network nevertheless.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, pin::pin, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 
-use futures_util::{StreamExt as _, future::ready, stream};
 use ipnet::IpNet;
 use k3s_components::{Node, Paths};
 use k3s_config::network::Overlay as Configured;
-use k3s_controllers::{Backoff, follow_members, set_annotations};
+use k3s_controllers::{Backoff, ClusterView, set_annotations};
 use k3s_network::{
     AddressChanges, Family, PodNat, SubnetEnv, Underlay,
     overlay::{self, Attachment, Backend, Member, Overlay, PeerError},
@@ -39,7 +38,13 @@ const ADDRESS_KEY: &str = "node-address";
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Keeps the node on the pod network until dropped. What fails is told in the status and tried again.
-pub(crate) async fn run(node: &Node, paths: &Paths, renewed: &Renewed, supervisor: &Supervisor) -> Result<(), Error> {
+pub(crate) async fn run(
+    node: &Node,
+    paths: &Paths,
+    view: &ClusterView,
+    renewed: &Renewed,
+    supervisor: &Supervisor,
+) -> Result<(), Error> {
     let backend = match node.network.overlay {
         Configured::Vxlan => Backend::Vxlan,
         Configured::HostGw => Backend::HostGw,
@@ -58,19 +63,14 @@ pub(crate) async fn run(node: &Node, paths: &Paths, renewed: &Renewed, superviso
         moved: None,
         told: String::new(),
     };
-    let client = |kubeconfig: &str| {
-        let kubeconfig = paths.agent().join(kubeconfig);
-        async move { api::lasting_client(&kubeconfig, renewed.clone()).await }
-    };
-    let (own, all) = (client("kubelet.kubeconfig").await?, client("k3scontroller.kubeconfig").await?);
-    let answers = stream::once(supervisor.ready("kube-apiserver")).filter_map(|answers| ready(answers.ok()));
-    let mut members = pin!(answers.flat_map(|()| follow_members(all.clone(), overlay::is_annotation)));
+    let own = api::lasting_client(paths.agent().join("kubelet.kubeconfig"), renewed.clone()).await?;
+    let mut members = view.members(overlay::is_annotation);
     let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
         let complete = network.settle(supervisor).await;
         let pause = backoff.advance();
         select! {
-            Some(members) = members.next() => network.learn(members, &own),
+            members = members.changed() => network.learn(members, &own),
             changed = changes.next() => changed?,
             () = sleep(pause), if !complete => {}
         }

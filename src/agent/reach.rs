@@ -5,15 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use k3s_components::Paths;
 use k3s_config::server::EgressMode;
-use k3s_controllers::{OwnPods, follow_own_kubelet, follow_own_pods};
+use k3s_controllers::{ClusterView, OwnPods};
 use k3s_tunnel::{Reach, Rules};
 use tokio::sync::watch;
-use tracing::{info, warn};
-
-use crate::{
-    api::{self, Renewed},
-    error::chain,
-};
+use tracing::info;
 
 /// Where kubelet listens unless the Node object tells another port.
 const KUBELET: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10250);
@@ -29,10 +24,10 @@ pub struct Reachable {
     pub pod_cidrs: Vec<IpNet>,
     /// What servers reach beside its kubelet.
     pub egress: EgressMode,
-    /// Where its state lies.
+    /// Tells where its kubelet and pods are.
+    pub view: ClusterView,
+    /// Where its certificates lie.
     pub paths: Paths,
-    /// Tells of new certificates in it.
-    pub renewed: Renewed,
 }
 
 /// What holds before anything is known of the cluster, and in the modes in which nothing else is reached.
@@ -53,23 +48,25 @@ impl Reachable {
             // Told by the pods themselves.
             EgressMode::Pod => {}
         }
-        let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
-        match api::lasting_client(&kubeconfig, self.renewed.clone()).await {
-            Ok(client) => {
-                let kubelet = follow_own_kubelet(client.clone(), &self.name, |port| lead_to_kubelet(rules, port));
-                let pods = async {
-                    if self.egress == EgressMode::Pod {
-                        follow_own_pods(client, &self.name, |OwnPods { addresses, host_ports }| {
-                            set(Reach::Pods { pods: addresses, node: self.ips.iter().copied().collect(), host_ports });
-                        })
-                        .await;
-                    }
-                };
-                tokio::join!(kubelet, pods);
+        let kubelet = async {
+            let mut ports = self.view.kubelet_port(&self.name);
+            loop {
+                // A node that goes leaves its kubelet where it was.
+                if let Some(port) = ports.changed().await {
+                    lead_to_kubelet(rules, port);
+                }
             }
-            Err(error) => warn!(error = chain(&error), "Servers may not reach this node's kubelet and pods."),
-        }
-        std::future::pending::<()>().await;
+        };
+        let pods = async {
+            if self.egress == EgressMode::Pod {
+                let mut pods = self.view.pods_of(&self.name);
+                loop {
+                    let OwnPods { addresses, host_ports } = pods.changed().await;
+                    set(Reach::Pods { pods: addresses, node: self.ips.iter().copied().collect(), host_ports });
+                }
+            }
+        };
+        tokio::join!(kubelet, pods);
     }
 }
 
@@ -86,20 +83,28 @@ fn lead_to_kubelet(rules: &watch::Sender<Rules>, port: u16) {
 
 #[cfg(test)]
 mod tests {
+    use k3s_controllers::NodeScope;
+
     use super::*;
-    use crate::testing::{KUBELET_PORT, TestServer};
+    use crate::{
+        api,
+        testing::{KUBELET_PORT, TestServer},
+    };
 
     #[tokio::test]
     async fn kubelet_is_reached_on_the_port_that_its_node_tells() {
         let server = TestServer::start().await;
         server.direct_applicant().join().await.unwrap();
+        let paths = Paths::new(server.disk.path(), Paths::RUN);
+        let view = api::view_of_node("edge-1", &paths, NodeScope::All, &watch::channel(()).1).await.unwrap();
+        view.begin();
         let node = Reachable {
             name: "edge-1".into(),
             ips: Vec::new(),
             pod_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
             egress: EgressMode::Cluster,
-            paths: Paths::new(server.disk.path(), Paths::RUN),
-            renewed: watch::channel(()).1,
+            view,
+            paths,
         };
         let rules = kubelet_alone();
         let mut seen = rules.subscribe();

@@ -9,7 +9,8 @@ use std::{
 
 use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
 use k3s_components::{Components, Paths};
-use k3s_config::agent::AgentConfig;
+use k3s_config::{agent::AgentConfig, network::Overlay};
+use k3s_controllers::{ClusterView, NodeScope};
 use k3s_supervise::{Gate, Options, Supervisor, notify::Notifier, status};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -58,7 +59,7 @@ pub struct Package {
 /// drain:   children, in reverse ─► load balancer
 /// ```
 pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
-    let notifier = Notifier::from_env()?;
+    let notifier = Arc::new(Notifier::from_env()?);
     let (agent, listeners) = Agent::prepare(config, package).await?;
     let ends = CancellationToken::new();
     let live = async {
@@ -153,13 +154,11 @@ impl Agent {
     }
 
     /// Serves the node's own clients, `k3s status`, readers of metrics and the service manager until the end.
-    async fn serve(&self, listeners: Listeners, notifier: &Notifier, ends: &CancellationToken) {
+    async fn serve(&self, listeners: Listeners, notifier: &Arc<Notifier>, ends: &CancellationToken) {
         tokio::join!(
             self.balancer.serve(listeners.balancer, ends.clone()),
-            status::serve(listeners.status, self.supervisor.clone(), ends.clone()),
+            k3s_supervise::report(listeners.status, notifier, &self.supervisor, ends),
             self.metrics.run(self.membership.known(), self.membership.renewed(), ends.clone()),
-            notifier.follow(self.supervisor.subscribe(), ends.clone()),
-            notifier.watchdog(&self.supervisor, ends.clone()),
         );
     }
 
@@ -169,14 +168,16 @@ impl Agent {
         let member = async { Ok(self.membership.hold(&server, &self.supervisor).await?) };
         let node = async {
             let known = next(&mut self.membership.known()).await;
-            let node = NodeRole::prepare(self.request(&known)).await?;
+            let view = self.view(&known).await?;
+            let node = NodeRole::prepare(self.request(&known, &view)).await?;
             node.start(&self.supervisor)?;
             let beside = async {
-                let servers = servers::follow(&self.balancer, self.membership.api(), &self.paths);
-                tokio::join!(self.open_api(&api), self.announce(notifier), servers, self.hold_tunnels());
+                let servers = servers::follow(&self.balancer, self.membership.api(), &view);
+                let (opening, tunnels) = (self.open_api(&api, &view), self.hold_tunnels(&view));
+                tokio::join!(opening, self.announce(notifier), servers, tunnels);
                 Ok(())
             };
-            tokio::try_join!(self.run_node(node, known, shutdown), beside)
+            tokio::try_join!(self.run_node(node, known, &view, shutdown), beside)
         };
         let addresses = network::follow_own_addresses(&self.config.node.ips, &self.ips);
         let lost = async {
@@ -192,7 +193,13 @@ impl Agent {
     }
 
     /// Runs the node by what is known of its cluster, and anew by whatever that changes to.
-    async fn run_node(&self, mut node: NodeRole, mut known: Known, shutdown: &CancellationToken) -> Result<(), Error> {
+    async fn run_node(
+        &self,
+        mut node: NodeRole,
+        mut known: Known,
+        view: &ClusterView,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
         let mut changes = self.membership.known();
         loop {
             let changed = changes.wait_for(|now| now.as_ref().is_some_and(|now| *now != known));
@@ -204,14 +211,14 @@ impl Agent {
             if now.config != known.config || now.authority != known.authority {
                 info!("What the servers tell of the cluster has changed.");
             }
-            let successor = NodeRole::prepare(self.request(&now)).await?;
+            let successor = NodeRole::prepare(self.request(&now, view)).await?;
             successor.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
             (node, known) = (successor, now);
         }
     }
 
     /// Holds tunnels to the servers, with whatever they may reach at the time.
-    async fn hold_tunnels(&self) {
+    async fn hold_tunnels(&self, view: &ClusterView) {
         let rules = reach::kubelet_alone();
         let tunnels = Tunnels {
             servers: self.balancer.servers(),
@@ -230,8 +237,8 @@ impl Agent {
                     ips: known.ips.clone(),
                     pod_cidrs: known.config.network.cluster_cidrs.clone(),
                     egress: known.config.egress,
+                    view: view.clone(),
                     paths: self.paths.clone(),
-                    renewed: self.membership.renewed(),
                 };
                 tokio::select! {
                     () = reachable.keep(&rules) => {}
@@ -246,10 +253,11 @@ impl Agent {
     }
 
     /// Opens what waits for kube-apiserver once it answers through the load balancer.
-    async fn open_api(&self, gate: &Gate) {
+    async fn open_api(&self, gate: &Gate, view: &ClusterView) {
         api::until_ready(&self.paths.agent().join("kubelet.kubeconfig"), gate).await;
         info!("The Kubernetes API answers.");
         gate.open();
+        view.begin();
     }
 
     /// Says READY once everything is; of a node that started without a server, once kubelet is, since pods run then.
@@ -271,7 +279,16 @@ impl Agent {
         ends.cancel();
     }
 
-    fn request(&self, known: &Known) -> Request {
+    /// What this process sees of the cluster, by the certificates that it has from now on.
+    async fn view(&self, known: &Known) -> Result<ClusterView, Error> {
+        let nodes = match known.config.network.overlay {
+            Overlay::None => NodeScope::Own,
+            Overlay::Vxlan | Overlay::HostGw => NodeScope::All,
+        };
+        api::view_of_node(&self.config.node.name, &self.paths, nodes, &self.membership.renewed()).await
+    }
+
+    fn request(&self, known: &Known, view: &ClusterView) -> Request {
         Request {
             config: self.config.node.clone(),
             network: known.config.network.clone(),
@@ -284,6 +301,7 @@ impl Agent {
             leads_to_pods: known.config.egress.includes_pods(),
             verbosity: self.config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
+            view: view.clone(),
             renewed: self.membership.renewed(),
         }
     }

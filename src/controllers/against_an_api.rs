@@ -1,15 +1,7 @@
 //! The controllers against a real API server, which needs nothing beside kube-apiserver and its store:
 //! `KUBECONFIG=… cargo test -p k3s-controllers -- --ignored`. The cluster should be a fresh one to throw away.
 
-use std::{
-    collections::BTreeSet,
-    future::{Future, ready},
-    path::Path,
-    pin::pin,
-    time::Duration,
-};
-
-use futures_util::StreamExt as _;
+use std::{collections::BTreeSet, future::Future, path::Path, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -23,8 +15,8 @@ use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Addons, NodeAddresses, NodeController, NodeMetadata, PROVIDER_TAINT, Variables, annotate, follow_members,
-    run_node_hosts,
+    Addons, ClusterView, Context, Controller, NodeAddresses, NodeController, NodeHosts, NodeMetadata, PROVIDER_TAINT,
+    Variables, annotate, controller::recorder, fake_api,
 };
 
 fn addons(folder: &Path, disabled: &[&str]) -> Addons {
@@ -58,12 +50,41 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     let folder = tempfile::tempdir().unwrap();
     let shutdown = CancellationToken::new();
     let running = TaskTracker::new();
+    let (supervisor, _dir) = fake_api::supervisor();
+    let view = ClusterView::of_server(client.clone());
+    view.begin();
+    let (contexts, lines) = tokio::sync::mpsc::unbounded_channel();
+    running.spawn({
+        let (task, shutdown) = (supervisor.task("test"), shutdown.clone());
+        async move {
+            task.run(&shutdown, |line| {
+                let _ = contexts.send(line);
+                std::future::pending()
+            })
+            .await;
+        }
+    });
+    let mut lines = lines;
+    let status = lines.recv().await.unwrap();
+    let context = || Context {
+        client: client.clone(),
+        view: view.clone(),
+        events: recorder(&client, "test"),
+        shutdown: shutdown.clone(),
+        status: status.clone(),
+    };
+    let run = |work: std::pin::Pin<Box<dyn Future<Output = Result<(), k3s_supervise::TaskError>> + Send>>| {
+        let shutdown = shutdown.clone();
+        running.spawn(async move { shutdown.run_until_cancelled(work).await });
+    };
+    let of_node = context();
     let controller = NodeController { initialises: true, own_node: Some("node-1".into()) };
-    running.spawn(controller.run(client.clone(), shutdown.clone()));
-    running.spawn(run_node_hosts(client.clone(), shutdown.clone()));
+    run(Box::pin(async move { controller.run(of_node).await }));
+    let of_hosts = context();
+    run(Box::pin(async move { NodeHosts.run(of_hosts).await }));
 
     // Packaged add-ons, and the key that coredns waits for.
-    addons(folder.path(), &[]).run(client.clone(), shutdown.clone()).await;
+    addons(folder.path(), &[]).run(context()).await.unwrap();
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
     let node_hosts = async || config_maps.get("coredns").await.unwrap().data.unwrap().get("NodeHosts").cloned();
     assert_eq!(until("NodeHosts", &node_hosts).await, "");
@@ -93,13 +114,20 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
         });
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
     };
-    let (agent, stopping) = (client.clone(), shutdown.clone());
-    running.spawn(async move {
-        stopping.run_until_cancelled(annotate(agent, "node-1", &metadata)).await;
-    });
-    let mut members = pin!(follow_members(client.clone(), |_| false).skip_while(|members| ready(members.is_empty())));
-    let ((), members) = tokio::join!(register(), members.next());
-    assert_eq!(members.unwrap()[0].pod_cidrs, ["10.42.0.0/24".parse().unwrap()]);
+    let (agent, seen) = (client.clone(), view.clone());
+    run(Box::pin(async move {
+        annotate(&seen, agent, "node-1", &metadata).await;
+        Ok(())
+    }));
+    register().await;
+    let mut members = view.members(|_| false);
+    let members = loop {
+        let members = members.changed().await;
+        if !members.is_empty() {
+            break members;
+        }
+    };
+    assert_eq!(members[0].pod_cidrs, ["10.42.0.0/24".parse().unwrap()]);
     let initialised = async || {
         let node = nodes.get("node-1").await.unwrap();
         let tainted = node.spec.as_ref()?.taints.iter().flatten().any(|taint| taint.key == PROVIDER_TAINT);
@@ -131,7 +159,7 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
         format!("{objects:?}")
     };
     let before = version().await;
-    addons(folder.path(), &[]).run(client.clone(), shutdown.clone()).await;
+    addons(folder.path(), &[]).run(context()).await.unwrap();
     assert_eq!(version().await, before);
 
     // A node that was deleted and registers anew is initialised anew.
@@ -142,7 +170,7 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     // A node that goes takes its name along; a disabled add-on takes its objects along.
     nodes.delete("node-1", &DeleteParams::default()).await.unwrap();
     until("an empty NodeHosts", async || node_hosts().await.filter(String::is_empty)).await;
-    addons(folder.path(), &["coredns"]).run(client.clone(), shutdown.clone()).await;
+    addons(folder.path(), &["coredns"]).run(context()).await.unwrap();
     assert!(services.get_opt("kube-dns").await.unwrap().is_none());
     assert!(!folder.path().join("coredns.yaml").exists());
 

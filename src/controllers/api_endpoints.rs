@@ -6,11 +6,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
     net::{IpAddr, SocketAddr},
-    pin::pin,
 };
 
-use futures_util::StreamExt as _;
+use k3s_supervise::TaskError;
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::Endpoints,
@@ -19,19 +19,20 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::Config,
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    select,
+    time::{Instant, sleep_until},
+};
 use tracing::{debug, info};
 
 use crate::{
-    api_servers::{ADDRESS, ApiServers, SELECTOR, Sight},
-    backoff::{Backoff, log_broken_watch},
+    ClusterView, Context, Controller, Derived,
+    api_servers::{ADDRESS, ApiServers, SELECTOR, ServerLease},
+    backoff::{Backoff, Failure},
+    view::Reflector,
 };
 
 const NAMESPACE: &str = "default";
@@ -41,49 +42,121 @@ const NAME: &str = "kubernetes";
 const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
-/// Publishes `address` as the one endpoint of the `kubernetes` Service; tries until it is written or `shutdown` falls. Writing what is
-/// there already changes nothing.
-pub async fn publish_api_endpoint(client: Client, address: SocketAddr, shutdown: CancellationToken) {
-    shutdown.run_until_cancelled(publish(&client, &BTreeSet::from([address]))).await;
+/// Publishes where the API is served, and again whenever somebody changes that or deletes it.
+#[derive(Debug)]
+pub struct ApiEndpoints {
+    /// Where this server's front is.
+    pub own: SocketAddr,
+    /// The machine's name, by which kube-apiserver marks its lease, where servers share a cluster: then the fronts of all that live are
+    /// published, and no two of them may have the same name. Each does the same, and what they see makes them write the same.
+    pub shared_as: Option<String>,
 }
 
-/// Publishes the fronts of all servers that live, of which `own` is one, until `shutdown`. Each server of the cluster does the same, and
-/// what they see makes them write the same. `hostname` is the machine's, by which kube-apiserver marks its lease: no two servers may have
-/// the same.
-pub async fn publish_api_endpoints(client: Client, own: SocketAddr, hostname: String, shutdown: CancellationToken) {
-    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-system");
-    let of_servers = watcher::Config::default().labels(SELECTOR);
-    let mut events = pin!(watcher(leases.clone(), of_servers).backoff(Backoff::default()));
-    let mut servers = ApiServers::new(own, hostname);
-    let mut published = BTreeSet::new();
-    let follow = async {
+impl Controller for ApiEndpoints {
+    const NAME: &'static str = "api-endpoints";
+
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        let mut published = Published::follow(&context.view);
+        let leases: Api<Lease> = Api::namespaced(context.client.clone(), "kube-system");
+        let mut servers = Servers::follow(self, &context.view, &leases);
+        let mut told = BTreeSet::new();
+        let mut backoff = Backoff::default();
+        let mut retry = false;
         loop {
-            let event = match servers.next_end(Instant::now()) {
-                Some(end) => timeout_at(end, events.next()).await.ok(),
-                None => Some(events.next().await),
-            };
-            match event {
-                // Somebody has been silent for too long.
-                None => {}
-                Some(None) => return,
-                Some(Some(Ok(Event::Init))) => servers.begin(),
-                Some(Some(Ok(Event::InitDone))) => servers.complete(),
-                Some(Some(Ok(Event::Delete(lease)))) => servers.forget(&lease),
-                Some(Some(Ok(Event::Apply(lease) | Event::InitApply(lease)))) => {
-                    match servers.see(&lease, Instant::now()) {
-                        Sight::Known => {}
-                        Sight::OwnWithoutAddress => write_address(&leases, &lease.name_any(), own).await,
-                    }
-                }
-                Some(Some(Err(error))) => log_broken_watch("the servers' leases", &error),
+            select! {
+                () = servers.changed(&leases) => {}
+                () = published.changed() => {}
+                () = backoff.wait(), if retry => {}
             }
-            if let Some(alive) = servers.alive(Instant::now()).filter(|alive| *alive != published) {
-                publish(&client, &alive).await;
-                published = alive;
+            let Some(addresses) = servers.alive() else { continue };
+            retry = match published.differs_from(&addresses) {
+                false => false,
+                true => match apply(&context.client, &addresses).await {
+                    Ok(()) => {
+                        context.status.solved(OBJECT);
+                        backoff.begin_anew();
+                        if addresses != told {
+                            let sentence = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                            info!(addresses = sentence, "Pods reach the API here.");
+                            told = addresses;
+                        } else {
+                            info!("Somebody had changed where pods reach the API; it is as before.");
+                        }
+                        false
+                    }
+                    Err(error) => {
+                        if Failure::of(&error) == Failure::Refused {
+                            context.status.problem(OBJECT, format!("the API refuses its endpoints: {error}"));
+                        }
+                        debug!(%error, "The API's endpoints could not be published; trying again.");
+                        true
+                    }
+                },
+            };
+        }
+    }
+}
+
+/// As the status names what this writes.
+const OBJECT: &str = "Service default/kubernetes";
+
+/// Who serves the API.
+enum Servers {
+    /// This server alone; whether that was told.
+    One(SocketAddr, bool),
+    Several {
+        servers: ApiServers,
+        leases: Derived<BTreeMap<String, ServerLease>>,
+        own: SocketAddr,
+    },
+}
+
+impl Servers {
+    fn follow(controller: &ApiEndpoints, view: &ClusterView, leases: &Api<Lease>) -> Self {
+        let own = controller.own;
+        let Some(hostname) = controller.shared_as.clone() else { return Self::One(own, false) };
+        let of_servers = Config::default().labels(SELECTOR);
+        let leases = view.reflect("the servers' leases", leases.clone(), of_servers, |_| {});
+        let leases = leases.derive(|lease| Some(ServerLease::of(lease)), by_name);
+        Self::Several { servers: ApiServers::new(own, hostname), leases, own }
+    }
+
+    /// Comes back when the answer may be another.
+    async fn changed(&mut self, api: &Api<Lease>) {
+        match self {
+            Self::One(_, true) => pending().await,
+            Self::One(_, told) => *told = true,
+            Self::Several { servers, leases, own } => {
+                let silence = servers.next_end(Instant::now());
+                let silent = async {
+                    match silence {
+                        Some(end) => sleep_until(end).await,
+                        None => pending().await,
+                    }
+                };
+                select! {
+                    leases = leases.changed() => {
+                        if let Some(unmarked) = servers.observe(leases, Instant::now()) {
+                            write_address(api, &unmarked, *own).await;
+                        }
+                    }
+                    () = silent => {}
+                }
             }
         }
-    };
-    shutdown.run_until_cancelled(follow).await;
+    }
+
+    fn alive(&self) -> Option<BTreeSet<SocketAddr>> {
+        match self {
+            Self::One(own, _) => Some(BTreeSet::from([*own])),
+            Self::Several { servers, .. } => servers.alive(Instant::now()),
+        }
+    }
+}
+
+fn by_name<T: Clone>(objects: &BTreeMap<String, T>) -> BTreeMap<String, T> {
+    let name = |key: &String| key.rsplit_once('/').map_or(key.as_str(), |(_, name)| name).to_owned();
+    objects.iter().map(|(key, value)| (name(key), value.clone())).collect()
 }
 
 /// Tells the other servers where this one's front is. A lease that was renewed meanwhile is seen again, and written then.
@@ -95,47 +168,60 @@ async fn write_address(leases: &Api<Lease>, lease: &str, own: SocketAddr) {
     }
 }
 
-async fn publish(client: &Client, addresses: &BTreeSet<SocketAddr>) {
-    let mut backoff = Backoff::default();
-    while let Err(error) = apply(client, addresses).await {
-        debug!(%error, "The API's endpoints could not be published; trying again.");
-        backoff.wait().await;
-    }
-    let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    info!(addresses, "Pods reach the API here.");
+/// What there is of the `kubernetes` Service's endpoints.
+struct Published {
+    slices: Derived<BTreeMap<String, Value>>,
+    endpoints: Derived<Option<Value>>,
 }
 
-/// Tells where the API is served, whenever that changes, for as long as it is polled; never an empty set. `system:k3s-controller` may
-/// read it.
-pub async fn follow_api_endpoints(client: Client, mut changed: impl FnMut(BTreeSet<SocketAddr>)) {
-    let slices: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
-    let of_service = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
-    let mut events = pin!(watcher(slices, of_service).backoff(Backoff::default()));
-    let mut known: BTreeMap<String, BTreeSet<SocketAddr>> = BTreeMap::new();
-    let mut told = BTreeSet::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => {
-                known.clear();
-                continue;
-            }
-            Ok(Event::InitApply(slice)) => {
-                known.insert(slice.name_any(), addresses(&slice));
-                continue;
-            }
-            Ok(Event::InitDone) => {}
-            Ok(Event::Apply(slice)) => drop(known.insert(slice.name_any(), addresses(&slice))),
-            Ok(Event::Delete(slice)) => drop(known.remove(&slice.name_any())),
-            Err(error) => {
-                log_broken_watch("the servers", &error);
-                continue;
-            }
+impl Published {
+    fn follow(view: &ClusterView) -> Self {
+        let endpoints = Api::<Endpoints>::namespaced(view.client().clone(), NAMESPACE);
+        let own = Config::default().fields(&format!("metadata.name={NAME}"));
+        let endpoints = view.reflect("the API's endpoints", endpoints, own, |_| {});
+        let ours = |slice: &EndpointSlice| slice.labels().get(MANAGED_BY).is_some_and(|by| by == "k3s");
+        Self {
+            slices: slices(view).derive(move |slice| ours(slice).then(|| content(slice, SLICE)), by_name),
+            endpoints: endpoints
+                .derive(|object| Some(content(object, ENDPOINTS)), |endpoints| endpoints.values().next().cloned()),
         }
-        let now: BTreeSet<SocketAddr> = known.values().flatten().copied().collect();
-        if !now.is_empty() && now != told {
-            told.clone_from(&now);
-            changed(now);
+    }
+
+    async fn changed(&mut self) {
+        select! {
+            _ = self.slices.changed() => {}
+            _ = self.endpoints.changed() => {}
         }
+    }
+
+    /// Whether something else is there, as far as that is known.
+    fn differs_from(&self, addresses: &BTreeSet<SocketAddr>) -> bool {
+        let (Some(slices), Some(endpoints)) = (self.slices.current(), self.endpoints.current()) else { return false };
+        let wanted = slices_of(addresses).into_iter().map(|(name, slice)| (name, content(&slice, SLICE))).collect();
+        slices != wanted || endpoints != Some(content(&endpoints_of(addresses), ENDPOINTS))
+    }
+}
+
+/// The fields that count of each kind.
+const SLICE: &[&str] = &["addressType", "endpoints", "ports"];
+const ENDPOINTS: &[&str] = &["subsets"];
+
+fn content(object: &impl k8s_openapi::serde::Serialize, fields: &[&str]) -> Value {
+    let mut object = serde_json::to_value(object).unwrap_or_default();
+    fields.iter().map(|field| ((*field).to_owned(), object[*field].take())).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// The slices of the `kubernetes` Service.
+fn slices(view: &ClusterView) -> Reflector<EndpointSlice> {
+    let slices = Api::<EndpointSlice>::namespaced(view.client().clone(), NAMESPACE);
+    view.reflect("the API's endpoint slices", slices, Config::default().labels(&format!("{SERVICE}={NAME}")), |_| {})
+}
+
+impl ClusterView {
+    /// Where the API is served, as the endpoints of the `kubernetes` Service tell; empty before the first server has published it.
+    /// `system:k3s-controller` may read it.
+    pub fn api_endpoints(&self) -> Derived<BTreeSet<SocketAddr>> {
+        slices(self).derive(|slice| Some(addresses(slice)), |slices| slices.values().flatten().copied().collect())
     }
 }
 
@@ -213,7 +299,15 @@ fn endpoints_of(addresses: &BTreeSet<SocketAddr>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::{
+        Registry, Shared,
+        fake_api::{FakeApi, supervisor},
+    };
 
     fn set(addresses: &[&str]) -> BTreeSet<SocketAddr> {
         addresses.iter().map(|address| address.parse().unwrap()).collect()
@@ -243,5 +337,48 @@ mod tests {
         assert_eq!(slices.keys().collect::<Vec<_>>(), ["kubernetes", "kubernetes-ipv4-7443", "kubernetes-ipv6-6443"]);
         let read = slices.into_values().flat_map(|slice| addresses(&serde_json::from_value(slice).unwrap()));
         assert_eq!(read.collect::<BTreeSet<_>>(), published);
+    }
+
+    #[tokio::test]
+    async fn what_somebody_deletes_or_changes_is_there_again() {
+        let api = FakeApi::new();
+        let (supervisor, _dir) = supervisor();
+        let shared = Shared {
+            client: api.client(),
+            view: ClusterView::of_server(api.client()),
+            supervisor,
+            leads: tokio::sync::watch::channel(true).1,
+        };
+        let mut registry = Registry::default();
+        registry.add(Some(ApiEndpoints { own: "10.0.0.1:6443".parse().unwrap(), shared_as: None }));
+        shared.view.begin();
+        let shutdown = CancellationToken::new();
+        let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+        let endpoints = "/api/v1/namespaces/default/endpoints/kubernetes";
+        let story = async {
+            let until_published = async || {
+                let is_there = |path: &str, pointer: &str| {
+                    api.get(path).is_some_and(|object| object.pointer(pointer).is_some_and(|ip| ip == "10.0.0.1"))
+                };
+                for _ in 0..6000 {
+                    if is_there(slice, "/endpoints/0/addresses/0") && is_there(endpoints, "/subsets/0/addresses/0/ip") {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                panic!("the endpoints are not there");
+            };
+            until_published().await;
+            api.delete(slice);
+            until_published().await;
+            let mut changed = api.get(slice).unwrap();
+            changed["endpoints"][0]["addresses"] = json!(["192.0.2.9"]);
+            api.put("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", changed);
+            until_published().await;
+            api.delete(endpoints);
+            until_published().await;
+            shutdown.cancel();
+        };
+        tokio::join!(registry.run(&shared, &shutdown), story);
     }
 }

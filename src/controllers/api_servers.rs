@@ -1,6 +1,6 @@
 //! Which servers of a cluster live, where they share a datastore.
 //!
-//! Each kube-apiserver keeps a Lease `kube-system/apiserver-…`: it renews it every ten seconds and deletes it when it ends in peace.
+//! Each kube-apiserver keeps a Lease `kube-system/apiserver-…`: it renews it every ten seconds and deletes it when it ends gracefully.
 //! Its server writes into that lease where the front is, so that nothing more has to be renewed:
 //!
 //! ```text
@@ -30,79 +30,71 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Two renewals may fail, and one may be late.
 const LIFETIME: Duration = Duration::from_secs(25);
 
+/// What a lease says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ServerLease {
+    hostname: Option<String>,
+    /// `None` until its server has written it.
+    address: Option<SocketAddr>,
+    renewed: Option<MicroTime>,
+}
+
+impl ServerLease {
+    pub(crate) fn of(lease: &Lease) -> Self {
+        Self {
+            hostname: lease.labels().get(HOSTNAME).cloned(),
+            address: lease.annotations().get(ADDRESS).and_then(|address| address.parse().ok()),
+            renewed: lease.spec.as_ref().and_then(|spec| spec.renew_time.clone()),
+        }
+    }
+}
+
 /// The servers, as one of them sees them.
 #[derive(Debug)]
 pub(crate) struct ApiServers {
     /// Where its own front is. It lives: its API is what it asks.
     own: SocketAddr,
     hostname: String,
-    /// The others' leases, by name.
-    others: BTreeMap<String, Seen>,
-    /// Whether all leases that there are have been seen.
-    complete: bool,
+    /// The others' leases, by name; `None` until all that there are have been seen.
+    others: Option<BTreeMap<String, Observation>>,
 }
 
 #[derive(Debug)]
-struct Seen {
-    /// `None` until its server has written it.
-    address: Option<SocketAddr>,
-    renewed: Option<MicroTime>,
+struct Observation {
+    lease: ServerLease,
+    /// When it was first seen like this.
     at: Instant,
-}
-
-/// What has to be done about a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sight {
-    /// Nothing.
-    Known,
-    /// It is this server's own, and does not say where its front is.
-    OwnWithoutAddress,
 }
 
 impl ApiServers {
     /// Of the server on the machine `hostname`, whose front is at `own`.
     pub(crate) fn new(own: SocketAddr, hostname: String) -> Self {
-        Self { own, hostname, others: BTreeMap::new(), complete: false }
+        Self { own, hostname, others: None }
     }
 
-    /// All leases are about to be told from the beginning. Until they are, nobody counts as gone: it may be that they were not heard.
-    pub(crate) fn begin(&mut self) {
-        self.others.clear();
-        self.complete = false;
-    }
-
-    /// All leases have been told.
-    pub(crate) fn complete(&mut self) {
-        self.complete = true;
-    }
-
-    /// A lease appeared or was renewed.
-    pub(crate) fn see(&mut self, lease: &Lease, now: Instant) -> Sight {
-        let address = lease.annotations().get(ADDRESS).and_then(|address| address.parse().ok());
-        if lease.labels().get(HOSTNAME) == Some(&self.hostname) {
-            return if address == Some(self.own) { Sight::Known } else { Sight::OwnWithoutAddress };
-        }
-        let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
-        let before = self.others.get(&lease.name_any()).filter(|seen| seen.renewed == renewed);
-        let at = before.map_or(now, |seen| seen.at);
-        self.others.insert(lease.name_any(), Seen { address, renewed, at });
-        Sight::Known
-    }
-
-    /// A lease was deleted.
-    pub(crate) fn forget(&mut self, lease: &Lease) {
-        self.others.remove(&lease.name_any());
+    /// Takes all leases that there are, by name. Returns the server's own if it does not say where its front is.
+    pub(crate) fn observe(&mut self, leases: BTreeMap<String, ServerLease>, now: Instant) -> Option<String> {
+        let (own, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            leases.into_iter().partition(|(_, lease)| lease.hostname.as_ref() == Some(&self.hostname));
+        let mut before = self.others.take().unwrap_or_default();
+        let observe = |(name, lease): (String, ServerLease)| {
+            let same = before.remove(&name).filter(|seen| seen.lease == lease);
+            let at = same.map_or(now, |seen| seen.at);
+            (name, Observation { lease, at })
+        };
+        self.others = Some(others.into_iter().map(observe).collect());
+        own.into_iter().find(|(_, lease)| lease.address != Some(self.own)).map(|(name, _)| name)
     }
 
     /// Where the API is served; `None` until all is known that there is to know.
     pub(crate) fn alive(&self, now: Instant) -> Option<BTreeSet<SocketAddr>> {
-        let others = self.others.values().filter(|seen| now < seen.at + LIFETIME).filter_map(|seen| seen.address);
-        self.complete.then(|| others.chain([self.own]).collect())
+        let others = self.others.as_ref()?.values().filter(|seen| now < seen.at + LIFETIME);
+        Some(others.filter_map(|seen| seen.lease.address).chain([self.own]).collect())
     }
 
     /// When the next of the others will have been silent for too long.
     pub(crate) fn next_end(&self, now: Instant) -> Option<Instant> {
-        self.others.values().map(|seen| seen.at + LIFETIME).filter(|end| *end > now).min()
+        self.others.iter().flat_map(BTreeMap::values).map(|seen| seen.at + LIFETIME).filter(|end| *end > now).min()
     }
 }
 
@@ -113,13 +105,14 @@ mod tests {
     const OWN: &str = "10.0.0.1:6443";
     const OTHER: &str = "10.0.0.2:6443";
 
-    fn lease(hostname: &str, address: Option<&str>, renewed: u64) -> Lease {
+    fn lease(hostname: &str, address: Option<&str>, renewed: u64) -> (String, ServerLease) {
         let annotations = address.map(|address| serde_json::json!({ ADDRESS: address }));
-        serde_json::from_value(serde_json::json!({
+        let lease: Lease = serde_json::from_value(serde_json::json!({
             "metadata": {"name": format!("apiserver-{hostname}"), "labels": {HOSTNAME: hostname}, "annotations": annotations},
             "spec": {"renewTime": format!("2026-11-21T18:00:{renewed:02}.000000Z")},
         }))
-        .unwrap()
+        .unwrap();
+        (lease.name_any(), ServerLease::of(&lease))
     }
 
     fn servers() -> ApiServers {
@@ -133,50 +126,41 @@ mod tests {
     #[test]
     fn nothing_is_told_before_all_is_known() {
         let (mut servers, now) = (servers(), Instant::now());
-        servers.begin();
-        servers.see(&lease("two", Some(OTHER), 0), now);
         assert_eq!(servers.alive(now), None);
-        servers.complete();
+        servers.observe([lease("two", Some(OTHER), 0)].into(), now);
         assert_eq!(servers.alive(now), set(&[OWN, OTHER]));
     }
 
     #[test]
     fn a_server_counts_until_it_is_silent_for_too_long() {
         let (mut servers, start) = (servers(), Instant::now());
-        servers.complete();
-        servers.see(&lease("two", Some(OTHER), 0), start);
+        servers.observe([lease("two", Some(OTHER), 0)].into(), start);
         assert_eq!(servers.next_end(start), Some(start + LIFETIME));
         let renewed = start + Duration::from_secs(10);
-        servers.see(&lease("two", Some(OTHER), 10), renewed);
+        servers.observe([lease("two", Some(OTHER), 10)].into(), renewed);
         assert_eq!(servers.alive(start + LIFETIME), set(&[OWN, OTHER]));
         // Its lease is told again, but it is the same.
-        servers.see(&lease("two", Some(OTHER), 10), renewed + Duration::from_secs(5));
+        servers.observe([lease("two", Some(OTHER), 10)].into(), renewed + Duration::from_secs(5));
         assert_eq!(servers.alive(renewed + LIFETIME), set(&[OWN]));
         assert_eq!(servers.next_end(renewed + LIFETIME), None);
-        // After a break in the watch nobody knows how long it has been silent.
-        servers.begin();
-        servers.see(&lease("two", Some(OTHER), 10), renewed + LIFETIME);
-        servers.complete();
-        assert_eq!(servers.alive(renewed + LIFETIME), set(&[OWN, OTHER]));
     }
 
     #[test]
-    fn a_server_that_ends_in_peace_goes_at_once() {
+    fn a_server_that_ends_gracefully_goes_at_once() {
         let (mut servers, now) = (servers(), Instant::now());
-        servers.complete();
-        servers.see(&lease("two", Some(OTHER), 0), now);
-        servers.forget(&lease("two", Some(OTHER), 0));
+        servers.observe([lease("two", Some(OTHER), 0)].into(), now);
+        servers.observe(BTreeMap::new(), now);
         assert_eq!((servers.alive(now), servers.next_end(now)), (set(&[OWN]), None));
     }
 
     #[test]
     fn its_own_lease_gets_its_address_and_others_are_awaited() {
         let (mut servers, now) = (servers(), Instant::now());
-        servers.complete();
-        assert_eq!(servers.see(&lease("one", None, 0), now), Sight::OwnWithoutAddress);
-        assert_eq!(servers.see(&lease("one", Some("10.0.0.9:6443"), 0), now), Sight::OwnWithoutAddress);
-        assert_eq!(servers.see(&lease("one", Some(OWN), 0), now), Sight::Known);
-        assert_eq!(servers.see(&lease("two", None, 0), now), Sight::Known);
+        let own = Some("apiserver-one".to_owned());
+        assert_eq!(servers.observe([lease("one", None, 0)].into(), now), own);
+        assert_eq!(servers.observe([lease("one", Some("10.0.0.9:6443"), 0)].into(), now), own);
+        assert_eq!(servers.observe([lease("one", Some(OWN), 0)].into(), now), None);
+        assert_eq!(servers.observe([lease("two", None, 0)].into(), now), None);
         assert_eq!(servers.alive(now), set(&[OWN]));
     }
 }

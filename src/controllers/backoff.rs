@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use kube::runtime::{utils, watcher};
-use tracing::{debug, warn};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use kube::runtime::utils;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Doubling waits.
-#[derive(Debug, Clone)]
+/// Waits that double, each as much again longer by chance, so that what failed together does not try again together.
+#[derive(Debug)]
 pub struct Backoff {
-    first: Duration,
-    next: Duration,
-    longest: Duration,
+    waits: ExponentialBuilder,
+    left: ExponentialBackoff,
 }
 
 /// They begin short, as most of the waiting is for a kube-apiserver of our own that is just starting.
@@ -27,7 +26,7 @@ impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        Some(self.advance())
+        self.left.next()
     }
 }
 
@@ -38,16 +37,16 @@ impl utils::Backoff for Backoff {
 }
 
 impl Backoff {
-    /// Waits of at first and at most so long.
+    /// Waits of at first and at most so long, before chance adds to them.
     pub fn between(first: Duration, longest: Duration) -> Self {
-        Self { first, next: first, longest }
+        let waits =
+            ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).without_max_times().with_jitter();
+        Self { waits, left: waits.build() }
     }
 
     /// How long to wait now; longer the next time.
     pub fn advance(&mut self) -> Duration {
-        let wait = self.next;
-        self.next = (wait * 2).min(self.longest);
-        wait
+        self.left.next().expect("there is no limit to how often")
     }
 
     /// Waits as long as it is time for.
@@ -57,7 +56,7 @@ impl Backoff {
 
     /// After a success.
     pub fn begin_anew(&mut self) {
-        self.next = self.first;
+        self.left = self.waits.build();
     }
 }
 
@@ -85,21 +84,6 @@ impl Failure {
     }
 }
 
-/// Tells of a watch that broke. That the API does not answer is the supervisor's to tell; that it refuses is ours.
-pub(crate) fn log_broken_watch(of: &'static str, error: &watcher::Error) {
-    let refused = match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => Failure::of(error) == Failure::Refused,
-        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => false,
-    };
-    if refused {
-        warn!(%error, of, "The API refuses a watch; trying again.");
-    } else {
-        debug!(%error, of, "A watch broke; starting it again.");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use kube::core::Status;
@@ -107,9 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_a_limit() {
-        let waits: Vec<_> = Backoff::default().take(9).map(|wait| wait.as_millis()).collect();
-        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10000, 10000]);
+    fn waits_double_up_to_a_limit_with_as_much_again_by_chance() {
+        let mut backoff = Backoff::default();
+        for ms in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] {
+            let wait = backoff.advance().as_millis();
+            assert!((ms..=2 * ms).contains(&wait), "{wait} ms instead of about {ms}");
+        }
+        backoff.begin_anew();
+        assert!(backoff.advance() <= 2 * FIRST);
     }
 
     #[test]

@@ -7,26 +7,20 @@
 //!             └─ pods are scheduled
 //! ```
 
-use std::pin::pin;
+use std::sync::Arc;
 
-use futures_util::StreamExt as _;
+use futures_util::stream;
+use k3s_supervise::TaskError;
 use k8s_openapi::api::core::v1::{Node, NodeAddress};
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, ResourceExt as _,
     api::{Patch, PatchParams},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::{Map, Value, json};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::info;
 
-use crate::{
-    backoff::{Backoff, Failure, log_broken_watch},
-    node_annotations::key,
-};
+use crate::{Context, Controller, node_annotations::key, queue::reconcile_each};
 
 /// Put on a node by kubelet under `--cloud-provider=external`, taken off here.
 pub const PROVIDER_TAINT: &str = "node.cloudprovider.kubernetes.io/uninitialized";
@@ -44,58 +38,34 @@ pub struct NodeController {
     pub own_node: Option<String>,
 }
 
-impl NodeController {
-    /// Follows all nodes until `shutdown`. The client needs to read nodes and to patch them and their status.
-    pub async fn run(self, client: Client, shutdown: CancellationToken) {
-        if !self.initialises && self.own_node.is_none() {
-            return;
-        }
-        let nodes: Api<Node> = Api::all(client);
-        let mut events = pin!(watcher(nodes.clone(), self.watched()).backoff(Backoff::default()));
-        let follow = async {
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(Event::Apply(node) | Event::InitApply(node)) => self.reconcile(&nodes, node).await,
-                    Ok(Event::Delete(_) | Event::Init | Event::InitDone) => {}
-                    Err(error) => log_broken_watch("nodes", &error),
-                }
+impl Controller for NodeController {
+    const NAME: &'static str = "nodes";
+
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        let (this, nodes) = (self.clone(), Api::<Node>::all(context.client));
+        let reconcile = move |node: Arc<Node>| {
+            let (this, nodes) = (this.clone(), nodes.clone());
+            async move {
+                this.patch(&nodes, &node).await?;
+                Ok(Action::await_change())
             }
         };
-        shutdown.run_until_cancelled(follow).await;
+        let also = None::<stream::Pending<ObjectRef<Node>>>;
+        reconcile_each(&context.view.nodes(), also, context.status, reconcile).await;
+        Ok(())
     }
+}
 
-    /// Only the server's own node unless others have to be initialised.
-    fn watched(&self) -> watcher::Config {
-        match &self.own_node {
-            Some(name) if !self.initialises => watcher::Config::default().fields(&format!("metadata.name={name}")),
-            _ => watcher::Config::default(),
-        }
+impl NodeController {
+    /// What it has to do, if anything.
+    pub fn new(initialises: bool, own_node: Option<String>) -> Option<Self> {
+        (initialises || own_node.is_some()).then_some(Self { initialises, own_node })
     }
 
     /// Brings one node up to date. Nobody else's change is overwritten: both patches name the version they were made for.
-    async fn reconcile(&self, nodes: &Api<Node>, mut node: Node) {
+    async fn patch(&self, nodes: &Api<Node>, node: &Node) -> kube::Result<()> {
         let name = node.name_any();
-        let mut backoff = Backoff::default();
-        loop {
-            let Err(error) = self.patch(nodes, node).await else { return };
-            match Failure::of(&error) {
-                Failure::Outdated => return debug!(node = name, "The node changed meanwhile."),
-                Failure::Refused => return warn!(node = name, %error, "The API refuses a change to a node."),
-                Failure::Passing => debug!(node = name, %error, "A node could not be changed; trying again."),
-            }
-            node = loop {
-                backoff.wait().await;
-                match nodes.get_opt(&name).await {
-                    Ok(Some(node)) => break node,
-                    Ok(None) => return,
-                    Err(error) => debug!(node = name, %error, "A node could not be read; trying again."),
-                }
-            };
-        }
-    }
-
-    async fn patch(&self, nodes: &Api<Node>, mut node: Node) -> kube::Result<()> {
-        let name = node.name_any();
+        let mut node = node.clone();
         let params = PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() };
         // Addresses first: pods come once the taint is gone, and then they are needed.
         if let Some(patch) = self.status_patch(&node) {

@@ -1,21 +1,20 @@
 //! The agent's part in its node's object: addresses, labels and arguments that kubelet does not write.
 
-use std::{collections::BTreeMap, net::IpAddr, pin::pin};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{Patch, PatchParams},
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt as _, watcher::watch_object},
+    core::ObjectMeta,
 };
 use serde_json::{Map, Value, json};
 use tracing::{debug, info, warn};
 
 use crate::{
-    backoff::{Backoff, Failure, log_broken_watch},
-    egress::LEADS_TO_PODS,
+    ClusterView,
+    backoff::{Backoff, Failure},
+    egress::POD_EGRESS_LABEL,
 };
 
 /// k3s' annotation keys; lists are joined by commas.
@@ -72,43 +71,53 @@ pub struct NodeArguments {
 /// Writes `metadata` to the node called `name` each time it registers, which is once unless someone deletes its object: then kubelet
 /// makes a new one, which nobody else would initialise. What an administrator changes later stays, as in k3s.
 ///
-/// Lives until dropped. Kubelet's own credentials suffice. Nothing is written where nothing differs.
-pub async fn annotate(client: Client, name: &str, metadata: &NodeMetadata) {
-    let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
-    let objects: Api<Node> = Api::all(client);
-    let mut events = pin!(watch_object(nodes, name).backoff(Backoff::default()));
+/// Lives until dropped. `client` may be kubelet's own. Nothing is written where nothing differs.
+pub async fn annotate(view: &ClusterView, client: Client, name: &str, metadata: &NodeMetadata) {
+    let nodes: Api<Node> = Api::all(client);
+    let own = name.to_owned();
+    // Heartbeats are not looked at: a node that registers anew has another uid.
+    let uid = move |node: &Node| node.uid().filter(|_| node.name_any() == own);
+    let mut uids = view.nodes().derive(uid, |uids| uids.values().next().cloned());
     let mut written = None;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Some(node)) if written == node.uid() => {}
-            Ok(Some(node)) if write(&objects, &node, metadata).await => written = node.uid(),
-            Ok(_) => {}
-            Err(error) => log_broken_watch("this node", &error),
+    loop {
+        let uid = uids.changed().await;
+        if uid.is_some() && uid != written && write(&nodes, name, metadata).await {
+            written = uid;
         }
     }
 }
 
-/// Writes `metadata` to `node`, however long the API takes; says whether that is settled, which it is not if the object went.
-async fn write(nodes: &Api<Node>, node: &PartialObjectMeta<Node>, metadata: &NodeMetadata) -> bool {
-    let Some(patch) = metadata.patch(node).map(Patch::Merge) else { return true };
-    let name = node.name_any();
+/// Writes `metadata` to the node called `name`, however long the API takes; says whether that is settled, which it is not if the object
+/// went.
+async fn write(nodes: &Api<Node>, name: &str, metadata: &NodeMetadata) -> bool {
     let params = PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() };
     let mut backoff = Backoff::default();
     loop {
-        let Err(error) = nodes.patch_metadata(&name, &params, &patch).await else {
-            info!(node = name, "Wrote this node's addresses and labels.");
-            return true;
+        let attempt = async {
+            let node = nodes.get_metadata(name).await?;
+            match metadata.patch(&node.metadata).map(Patch::Merge) {
+                Some(patch) => nodes.patch_metadata(name, &params, &patch).await.map(|_| true),
+                None => Ok(false),
+            }
         };
-        match Failure::of(&error) {
-            Failure::Outdated => return false,
-            Failure::Refused => {
-                warn!(
-                    node = name, %error,
-                    "The API refuses this node's labels or annotations, so pods may not be scheduled here: correct --node-label."
-                );
+        match attempt.await {
+            Ok(written) => {
+                if written {
+                    info!(node = name, "Wrote this node's addresses and labels.");
+                }
                 return true;
             }
-            Failure::Passing => debug!(node = name, %error, "This node could not be annotated; trying again."),
+            Err(error) => match Failure::of(&error) {
+                Failure::Outdated => return false,
+                Failure::Refused => {
+                    warn!(
+                        node = name, %error,
+                        "The API refuses this node's labels or annotations, so pods may not be scheduled here: correct --node-label."
+                    );
+                    return true;
+                }
+                Failure::Passing => debug!(node = name, %error, "This node could not be annotated; trying again."),
+            },
         }
         backoff.wait().await;
     }
@@ -116,11 +125,11 @@ async fn write(nodes: &Api<Node>, node: &PartialObjectMeta<Node>, metadata: &Nod
 
 impl NodeMetadata {
     /// The merge patch that makes `node` say this, if it does not.
-    fn patch(&self, node: &PartialObjectMeta<Node>) -> Option<Value> {
+    fn patch(&self, node: &ObjectMeta) -> Option<Value> {
         let labels = self.labels.iter().map(|(key, value)| (key.as_str(), Some(value.clone())));
-        let leads_to_pods = (LEADS_TO_PODS, self.leads_to_pods.then(|| "true".to_owned()));
-        let labels = differing(node.labels(), labels.chain([leads_to_pods]));
-        let annotations = differing(node.annotations(), self.annotations());
+        let leads_to_pods = (POD_EGRESS_LABEL, self.leads_to_pods.then(|| "true".to_owned()));
+        let labels = differing(node.labels.as_ref(), labels.chain([leads_to_pods]));
+        let annotations = differing(node.annotations.as_ref(), self.annotations());
         (!labels.is_empty() || !annotations.is_empty())
             .then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
     }
@@ -148,10 +157,10 @@ impl NodeMetadata {
 }
 
 fn differing<'a>(
-    present: &BTreeMap<String, String>,
+    present: Option<&BTreeMap<String, String>>,
     wanted: impl Iterator<Item = (&'a str, Option<String>)>,
 ) -> Map<String, Value> {
-    let differing = wanted.filter(|(key, wanted)| present.get(*key) != wanted.as_ref());
+    let differing = wanted.filter(|(key, wanted)| present.and_then(|present| present.get(*key)) != wanted.as_ref());
     differing.map(|(key, wanted)| (key.to_owned(), wanted.map_or(Value::Null, Value::String))).collect()
 }
 
@@ -176,8 +185,8 @@ mod tests {
         }
     }
 
-    fn node(metadata: Value) -> PartialObjectMeta<Node> {
-        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    fn node(metadata: Value) -> ObjectMeta {
+        serde_json::from_value(metadata).unwrap()
     }
 
     #[test]

@@ -4,123 +4,108 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::IpAddr,
-    pin::pin,
 };
 
-use futures_util::StreamExt as _;
+use k3s_supervise::TaskError;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, ResourceExt as _,
     api::{Patch, PatchParams},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watch_object, watcher},
-    },
+    runtime::watcher,
 };
 use serde_json::json;
 use tokio::select;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use crate::backoff::{Backoff, Failure, log_broken_watch};
+use crate::{
+    Context, Controller,
+    backoff::{Backoff, Failure},
+};
 
 const NAMESPACE: &str = "kube-system";
 const CONFIG_MAP: &str = "coredns";
 const KEY: &str = "NodeHosts";
 
-/// Keeps coredns' hosts file true until `shutdown`. The client needs to read nodes, and to read and patch the ConfigMap.
-pub async fn run(client: Client, shutdown: CancellationToken) {
-    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
-    let mut nodes = pin!(watcher(Api::<Node>::all(client), watcher::Config::default()).backoff(Backoff::default()));
-    let mut configs = pin!(watch_object(config_maps.clone(), CONFIG_MAP).backoff(Backoff::default()));
-    let mut hosts = Hosts::new();
-    let mut config: Option<ConfigMap> = None;
-    let mut backoff = Backoff::default();
-    let mut retry = false;
-    loop {
-        select! {
-            () = shutdown.cancelled() => return,
-            Some(event) = nodes.next() => match event {
-                Ok(event) => hosts.follow(event),
-                Err(error) => { log_broken_watch("nodes", &error); continue }
-            },
-            Some(event) = configs.next() => match event {
-                Ok(present) => config = present,
-                Err(error) => { log_broken_watch("coredns' configuration", &error); continue }
-            },
-            () = backoff.wait(), if retry => {}
-        }
-        retry = false;
-        let Some(patch) = config.as_ref().and_then(|config| hosts.patch(config)) else { continue };
-        match config_maps.patch(CONFIG_MAP, &params(), &Patch::Merge(patch)).await {
-            Ok(changed) => {
-                info!(nodes = hosts.known.len(), "Told coredns the names of the nodes.");
-                config = Some(changed);
-                hosts.gone.clear();
-                backoff = Backoff::default();
+/// Keeps coredns' hosts file true.
+#[derive(Debug)]
+pub struct NodeHosts;
+
+impl Controller for NodeHosts {
+    const NAME: &'static str = "node-hosts";
+
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        let api: Api<ConfigMap> = Api::namespaced(context.client, NAMESPACE);
+        let of_coredns = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}"));
+        let configs = context.view.reflect("coredns' configuration", api.clone(), of_coredns, |_| {});
+        let mut nodes = context.view.nodes().derive(|node| Some(lines(node)), BTreeMap::clone);
+        let mut configs = configs.derive(|config| Some(config.clone()), |configs| configs.values().next().cloned());
+        let mut hosts = Hosts::default();
+        let mut config: Option<ConfigMap> = None;
+        let mut backoff = Backoff::default();
+        let mut retry = false;
+        loop {
+            select! {
+                nodes = nodes.changed() => hosts.follow(nodes),
+                present = configs.changed() => config = present,
+                () = backoff.wait(), if retry => {}
             }
-            Err(error) => match Failure::of(&error) {
-                // The watch brings what it has become.
-                Failure::Outdated => {}
-                Failure::Refused => warn!(%error, "The API refuses to tell coredns the names of the nodes."),
-                Failure::Passing => {
-                    debug!(%error, "Coredns could not be told the names of the nodes; trying again.");
-                    retry = true;
+            retry = false;
+            let Some(patch) = config.as_ref().and_then(|config| hosts.patch(config)) else { continue };
+            match api.patch(CONFIG_MAP, &params(), &Patch::Merge(patch)).await {
+                Ok(changed) => {
+                    info!(nodes = hosts.nodes.iter().flatten().count(), "Told coredns the names of the nodes.");
+                    config = Some(changed);
+                    hosts.gone.clear();
+                    backoff.begin_anew();
+                    context.status.solved(OBJECT);
                 }
-            },
+                Err(error) => {
+                    // One that is outdated comes anew by its watch.
+                    retry = match Failure::of(&error) {
+                        Failure::Outdated => false,
+                        Failure::Refused => {
+                            context.status.problem(OBJECT, format!("the API refuses the names of the nodes: {error}"));
+                            true
+                        }
+                        Failure::Passing => {
+                            debug!(%error, "Coredns could not be told the names of the nodes; trying again.");
+                            true
+                        }
+                    };
+                }
+            }
         }
     }
 }
+
+/// As the status names what this writes.
+const OBJECT: &str = "ConfigMap kube-system/coredns";
 
 fn params() -> PatchParams {
     PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() }
 }
 
 /// The lines of each node, and what is needed to tell them from lines that others wrote.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Hosts {
-    /// By node, its lines without the line end.
-    known: BTreeMap<String, Vec<String>>,
+    /// By node, its lines without the line end; `None` until all nodes are known.
+    nodes: Option<BTreeMap<String, Vec<String>>>,
     /// Nodes that went and may still have lines.
     gone: BTreeSet<String>,
-    /// While the nodes are being listed: those seen so far.
-    listing: Option<BTreeMap<String, Vec<String>>>,
 }
 
 impl Hosts {
-    fn new() -> Self {
-        Self { known: BTreeMap::new(), gone: BTreeSet::new(), listing: Some(BTreeMap::new()) }
-    }
-
-    fn follow(&mut self, event: Event<Node>) {
-        match event {
-            Event::Init => self.listing = Some(BTreeMap::new()),
-            Event::InitApply(node) => {
-                self.listing.get_or_insert_default().insert(node.name_any(), lines(&node));
-            }
-            Event::InitDone => {
-                let former = std::mem::replace(&mut self.known, self.listing.take().unwrap_or_default());
-                self.gone.extend(former.into_keys());
-                self.gone.retain(|name| !self.known.contains_key(name));
-            }
-            Event::Apply(node) => {
-                self.gone.remove(&node.name_any());
-                self.known.insert(node.name_any(), lines(&node));
-            }
-            Event::Delete(node) => {
-                self.known.remove(&node.name_any());
-                self.gone.insert(node.name_any());
-            }
-        }
+    fn follow(&mut self, nodes: BTreeMap<String, Vec<String>>) {
+        self.gone.extend(self.nodes.take().into_iter().flat_map(BTreeMap::into_keys));
+        self.gone.retain(|name| !nodes.contains_key(name));
+        self.nodes = Some(nodes);
     }
 
     /// The change that `config` needs, if any; none before all nodes are known.
     fn patch(&self, config: &ConfigMap) -> Option<serde_json::Value> {
-        if self.listing.is_some() {
-            return None;
-        }
+        let nodes = self.nodes.as_ref()?;
         let present = config.data.as_ref().and_then(|data| data.get(KEY));
-        let wanted = self.text(present.map_or("", String::as_str));
+        let wanted = self.text(nodes, present.map_or("", String::as_str));
         (present != Some(&wanted)).then(|| {
             json!({
                 "metadata": {"resourceVersion": config.metadata.resource_version},
@@ -131,13 +116,13 @@ impl Hosts {
 
     /// The hosts file that follows `present`: lines of nodes as they are now, sorted by address. Lines that are not a node's stay, as
     /// users and tools such as k3d add names of their own; comments go, as in k3s.
-    fn text(&self, present: &str) -> String {
+    fn text(&self, nodes: &BTreeMap<String, Vec<String>>, present: &str) -> String {
         let foreign = present.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let foreign = foreign.filter(|line| {
             let name = line.split_whitespace().nth(1).unwrap_or_default();
-            !self.known.contains_key(name) && !self.gone.contains(name)
+            !nodes.contains_key(name) && !self.gone.contains(name)
         });
-        let mut lines: Vec<&str> = self.known.values().flatten().map(String::as_str).chain(foreign).collect();
+        let mut lines: Vec<&str> = nodes.values().flatten().map(String::as_str).chain(foreign).collect();
         lines.sort_by_key(|line| {
             let address = line.split_whitespace().next().unwrap_or_default();
             (address.parse::<IpAddr>().map_err(|_| address), *line)
@@ -171,17 +156,17 @@ mod tests {
     }
 
     fn hosts(nodes: &[Node]) -> Hosts {
-        let mut hosts = Hosts::new();
-        list(&mut hosts, nodes);
+        let mut hosts = Hosts::default();
+        hosts.follow(all(nodes));
         hosts
     }
 
-    fn list(hosts: &mut Hosts, nodes: &[Node]) {
-        hosts.follow(Event::Init);
-        for node in nodes {
-            hosts.follow(Event::InitApply(node.clone()));
-        }
-        hosts.follow(Event::InitDone);
+    fn all(nodes: &[Node]) -> BTreeMap<String, Vec<String>> {
+        nodes.iter().map(|node| (node.name_any(), lines(node))).collect()
+    }
+
+    fn text(hosts: &Hosts, present: &str) -> String {
+        hosts.text(hosts.nodes.as_ref().unwrap(), present)
     }
 
     #[test]
@@ -190,31 +175,24 @@ mod tests {
             node("b", &[("InternalIP", "10.0.0.10"), ("InternalIP", "fd00::b"), ("Hostname", "b.lan")]),
             node("a", &[("InternalIP", "10.0.0.9"), ("ExternalIP", "192.0.2.1"), ("Hostname", "a")]),
         ]);
-        assert_eq!(hosts.text(""), "10.0.0.9 a\n10.0.0.10 b b.lan\nfd00::b b b.lan\n");
+        assert_eq!(text(&hosts, ""), "10.0.0.9 a\n10.0.0.10 b b.lan\nfd00::b b b.lan\n");
     }
 
     #[test]
     fn others_lines_stay_and_a_nodes_former_lines_go() {
         let mut hosts = hosts(&[node("a", &[("InternalIP", "10.0.0.1")]), node("b", &[("InternalIP", "10.0.0.2")])]);
         let present = "# by hand\n10.0.0.7 a\n10.0.0.2 b\n172.17.0.1 host.k3d.internal\nnonsense\n";
-        assert_eq!(hosts.text(present), "10.0.0.1 a\n10.0.0.2 b\n172.17.0.1 host.k3d.internal\nnonsense\n");
-        hosts.follow(Event::Delete(node("b", &[])));
-        assert_eq!(hosts.text(present), "10.0.0.1 a\n172.17.0.1 host.k3d.internal\nnonsense\n");
-    }
-
-    #[test]
-    fn a_node_missed_while_the_watch_was_down_goes_too() {
-        let mut hosts = hosts(&[node("a", &[("InternalIP", "10.0.0.1")]), node("b", &[("InternalIP", "10.0.0.2")])]);
-        list(&mut hosts, &[node("a", &[("InternalIP", "10.0.0.1")])]);
-        assert_eq!(hosts.text("10.0.0.1 a\n10.0.0.2 b\n"), "10.0.0.1 a\n");
+        assert_eq!(text(&hosts, present), "10.0.0.1 a\n10.0.0.2 b\n172.17.0.1 host.k3d.internal\nnonsense\n");
+        hosts.follow(all(&[node("a", &[("InternalIP", "10.0.0.1")])]));
+        assert_eq!(text(&hosts, present), "10.0.0.1 a\n172.17.0.1 host.k3d.internal\nnonsense\n");
     }
 
     #[test]
     fn the_key_is_there_as_soon_as_the_config_map_is() {
         let config: ConfigMap = serde_json::from_value(json!({"metadata": {"resourceVersion": "3"}})).unwrap();
-        let mut hosts = Hosts::new();
+        let mut hosts = Hosts::default();
         assert_eq!(hosts.patch(&config), None, "not before the nodes are known");
-        hosts.follow(Event::InitDone);
+        hosts.follow(BTreeMap::new());
         assert_eq!(
             hosts.patch(&config).unwrap(),
             json!({"metadata": {"resourceVersion": "3"}, "data": {"NodeHosts": ""}})

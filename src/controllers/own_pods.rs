@@ -1,11 +1,13 @@
 //! The pods of one node, as far as servers may reach them through its tunnel.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client, runtime::watcher};
 
-use crate::egress::Known;
+use crate::{ClusterView, Derived};
 
 /// Where a node's pods are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,11 +18,17 @@ pub struct OwnPods {
     pub host_ports: BTreeSet<u16>,
 }
 
-/// Tells where the pods of the node called `node` are, whenever that changes, for as long as it is polled. Kubelet's own credentials suffice.
-pub async fn follow_own_pods(client: Client, node: &str, mut changed: impl FnMut(OwnPods)) {
-    let own = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let tell = |pods: &Known<OwnPods>| changed(pods.items.values().fold(OwnPods::default(), OwnPods::with));
-    Known::watch(Api::<Pod>::all(client), own, "this node's pods", reached, tell).await;
+impl ClusterView {
+    /// Where the pods of the node called `node` are.
+    pub fn pods_of(&self, node: &str) -> Derived<OwnPods> {
+        let node = node.to_owned();
+        self.pods().derive(
+            move |pod| {
+                reached(pod).filter(|_| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&node))
+            },
+            |pods: &BTreeMap<String, OwnPods>| pods.values().fold(OwnPods::default(), OwnPods::with),
+        )
+    }
 }
 
 impl OwnPods {

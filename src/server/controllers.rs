@@ -1,18 +1,25 @@
 //! The controllers that run in a server's own process, from the moment the API answers.
 
-use k3s_agent::Renewed;
+use std::sync::Arc;
+
 use k3s_components::Paths;
 use k3s_config::server::{Addon, EgressMode, ServerConfig};
 use k3s_controllers::{
-    Addons, NodeController, Variables, migrate_node_passwords, publish_api_endpoint, publish_api_endpoints, run_egress,
-    run_node_hosts, run_node_password_owners,
+    Addons, ApiEndpoints, Candidate, ClusterView, EgressController, NodeController, NodeHosts, NodePasswordOwners,
+    Registry, Shared, Variables, migrate_node_passwords,
 };
 use k3s_supervise::Supervisor;
 use k3s_tunnel::Egress;
+use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, bootstrap::Host, core::CoreSender, node_passwords::NodePasswords, peers};
+use crate::{
+    bootstrap::Host,
+    core::CoreSender,
+    node_passwords::{DeferredNodePasswords, NodePasswords},
+    peers::PeerTunnels,
+};
 
 /// Cluster DNS, packed with us.
 const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
@@ -23,21 +30,98 @@ pub(crate) struct Controllers<'a> {
     pub(crate) paths: &'a Paths,
     pub(crate) host: &'a Host,
     pub(crate) supervisor: &'a Supervisor,
+    /// The API, and what is seen of it.
+    pub(crate) client: Client,
+    pub(crate) view: &'a ClusterView,
     /// Told when the API answers.
     pub(crate) core: &'a CoreSender,
-    pub(crate) node_passwords: &'a NodePasswords,
+    pub(crate) node_passwords: &'a Arc<NodePasswords>,
     /// Told of nodes and pods.
     pub(crate) egress: &'a watch::Sender<Egress>,
-    /// Tells of new certificates.
-    pub(crate) renewed: Renewed,
 }
 
 impl Controllers<'_> {
     /// Runs them until `shutdown`.
-    pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { config, paths, host, supervisor, core, node_passwords, egress, renewed } = self;
-        let addons = Addons {
-            folder: paths.server().join("manifests"),
+    pub(crate) async fn run(self, shutdown: &CancellationToken) {
+        if self.supervisor.ready("kube-apiserver").await.is_err() {
+            return;
+        }
+        // Before anybody can ask for a name: none of those that are taken may seem to be free.
+        migrate_node_passwords(&self.client, &self.paths.cred("node-passwd")).await;
+        self.node_passwords.remember_own(&self.client).await;
+        self.core.send(self.client.clone());
+        self.view.begin();
+
+        let (leads, leading) = watch::channel(!self.is_shared());
+        let shared = Shared {
+            client: self.client.clone(),
+            view: self.view.clone(),
+            supervisor: self.supervisor.clone(),
+            leads: leading,
+        };
+        let election = async {
+            // A server alone leads.
+            if self.is_shared() {
+                self.stand_for_election(leads, shutdown).await;
+            }
+        };
+        tokio::join!(Box::pin(self.registry().run(&shared, shutdown)), Box::pin(election));
+    }
+
+    /// Which controllers there are: each with the condition on which it is.
+    fn registry(&self) -> Registry {
+        let config = self.config;
+        let front = (self.host.advertised(config), config.advertise_port).into();
+        let has_coredns = !config.disabled_addons.contains(&Addon::Coredns);
+        let has_egress = config.egress_mode != EgressMode::Disabled;
+        let egress = || EgressController { egress: self.egress.clone(), pods: config.egress_mode.includes_pods() };
+        let own_node = config.node.is_some().then(|| self.host.name.clone());
+
+        let mut registry = Registry::default();
+        registry
+            .add(Some(ApiEndpoints { own: front, shared_as: self.is_shared().then(|| self.host.hostname.clone()) }))
+            .add(NodeController::new(!config.disabled.cloud_controller, own_node))
+            .add(Some(NodePasswordOwners))
+            .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
+            .add(has_egress.then(egress))
+            .add((self.is_shared() && config.node.is_some()).then(|| self.peer_tunnels(front)))
+            .add(has_coredns.then_some(NodeHosts))
+            .add(Some(self.addons()));
+        registry
+    }
+
+    /// Whether other servers work on the same cluster.
+    fn is_shared(&self) -> bool {
+        self.config.datastore.is_shared()
+    }
+
+    async fn stand_for_election(&self, leads: watch::Sender<bool>, shutdown: &CancellationToken) {
+        let candidate = Arc::new(Candidate { identity: self.host.name.clone() });
+        let task = self.supervisor.task("leader-election").stops_within(Candidate::STOPS_WITHIN);
+        task.run(shutdown, |status| {
+            let (candidate, client, leads, shutdown) =
+                (candidate.clone(), self.client.clone(), leads.clone(), shutdown.clone());
+            async move { candidate.run(client, &leads, status, &shutdown).await }
+        })
+        .await;
+    }
+
+    fn peer_tunnels(&self, own: std::net::SocketAddr) -> PeerTunnels {
+        let node = k3s_agent::Reachable {
+            name: self.host.name.clone(),
+            ips: self.host.ips.clone(),
+            pod_cidrs: self.config.network.cluster_cidrs.clone(),
+            egress: self.config.egress_mode,
+            view: self.view.clone(),
+            paths: self.paths.clone(),
+        };
+        PeerTunnels { own, node, supervisor: self.supervisor.clone() }
+    }
+
+    fn addons(&self) -> Addons {
+        let config = self.config;
+        Addons {
+            folder: self.paths.server().join("manifests"),
             disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
             variables: Variables {
                 cluster_dns: config.network.cluster_dns.clone(),
@@ -45,60 +129,6 @@ impl Controllers<'_> {
                 system_default_registry: config.system_default_registry.clone(),
                 coredns_image: COREDNS.to_owned(),
             },
-        };
-        if supervisor.ready("kube-apiserver").await.is_err() {
-            return Ok(());
         }
-        let client = k3s_agent::lasting_client(&paths.cred("supervisor.kubeconfig"), renewed.clone()).await?;
-        // Before anybody can ask for a name: none of those that are taken may seem to be free.
-        migrate_node_passwords(&client, &paths.cred("node-passwd")).await;
-        node_passwords.remember_own(&client).await;
-        core.send(client.clone());
-        let nodes = NodeController {
-            initialises: !config.disabled.cloud_controller,
-            own_node: config.node.is_some().then(|| host.name.clone()),
-        };
-        let hosts = async {
-            if !config.disabled_addons.contains(&Addon::Coredns) {
-                run_node_hosts(client.clone(), shutdown.clone()).await;
-            }
-        };
-        let egress = async {
-            if config.egress_mode != EgressMode::Disabled {
-                run_egress(client.clone(), egress, config.egress_mode.includes_pods(), shutdown.clone()).await;
-            }
-        };
-        let front = (host.advertised(config), config.advertise_port).into();
-        let endpoint = async {
-            if config.datastore.is_shared() {
-                publish_api_endpoints(client.clone(), front, host.hostname.clone(), shutdown.clone()).await;
-            } else {
-                publish_api_endpoint(client.clone(), front, shutdown.clone()).await;
-            }
-        };
-        let tunnels = async {
-            if config.datastore.is_shared() && config.node.is_some() {
-                let node = k3s_agent::Reachable {
-                    name: host.name.clone(),
-                    ips: host.ips.clone(),
-                    pod_cidrs: config.network.cluster_cidrs.clone(),
-                    egress: config.egress_mode,
-                    paths: paths.clone(),
-                    renewed,
-                };
-                peers::hold_tunnels(client.clone(), front, &node, supervisor, shutdown.clone()).await;
-            }
-        };
-        tokio::join!(
-            Box::pin(endpoint),
-            Box::pin(tunnels),
-            Box::pin(nodes.run(client.clone(), shutdown.clone())),
-            Box::pin(hosts),
-            Box::pin(node_passwords.check_deferred(shutdown.clone())),
-            Box::pin(run_node_password_owners(client.clone(), shutdown.clone())),
-            Box::pin(egress),
-            Box::pin(addons.run(client.clone(), shutdown.clone())),
-        );
-        Ok(())
     }
 }

@@ -9,18 +9,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use k3s_controllers::{NodePasswordError, ensure_node_password, node_exists, replace_node_password, tell_of_deferred};
+use k3s_controllers::{
+    Context, Controller, NodePasswordError, ensure_node_password, node_exists, replace_node_password, tell_of_deferred,
+};
 use k3s_identity::{NodeFiles, Password};
+use k3s_supervise::TaskError;
 use kube::Client;
 use tokio::{
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -101,24 +103,20 @@ impl NodePasswords {
         }
     }
 
-    /// Checks what was put off as soon as the API is there, until `shutdown`. A node that turns out to have another's name is told of,
-    /// and stays, as in k3s.
-    pub async fn check_deferred(&self, shutdown: CancellationToken) {
-        let check = async {
-            let Some(client) = self.core.ready().await else { return };
-            let mut deferred = self.deferred.subscribe();
-            while deferred.wait_for(|deferred| !deferred.is_empty()).await.is_ok() {
-                let names = deferred.borrow_and_update().clone();
-                let mut failed = false;
-                for (name, password) in &names {
-                    failed |= !self.settle(&client, name, password).await;
-                }
-                if failed {
-                    sleep(AGAIN).await;
-                }
+    /// Checks what was put off, for as long as it is polled. A node that turns out to have another's name is told of, and stays, as in
+    /// k3s.
+    async fn check_deferred(&self, client: &Client) {
+        let mut deferred = self.deferred.subscribe();
+        while deferred.wait_for(|deferred| !deferred.is_empty()).await.is_ok() {
+            let names = deferred.borrow_and_update().clone();
+            let mut failed = false;
+            for (name, password) in &names {
+                failed |= !self.settle(client, name, password).await;
             }
-        };
-        shutdown.run_until_cancelled(check).await;
+            if failed {
+                sleep(AGAIN).await;
+            }
+        }
     }
 
     async fn check(&self, client: &Client, caller: &Caller, claim: &NodeClaim) -> Result<(), Status> {
@@ -205,6 +203,18 @@ impl NodePasswords {
 
     fn lock_refused(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Checks the passwords of nodes whose check was put off.
+pub(crate) struct DeferredNodePasswords(pub(crate) Arc<NodePasswords>);
+
+impl Controller for DeferredNodePasswords {
+    const NAME: &'static str = "deferred-node-passwords";
+
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        self.0.check_deferred(&context.client).await;
+        Ok(())
     }
 }
 

@@ -4,24 +4,37 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use k3s_agent::Reachable;
 use k3s_balancer::Address;
-use k3s_controllers::follow_api_endpoints;
-use k3s_supervise::Supervisor;
-use kube::Client;
+use k3s_controllers::{Context, Controller};
+use k3s_supervise::{Supervisor, TaskError};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-/// Holds the tunnels by which the others reach this server's `node` until `shutdown`; `own` is where this server is published.
-pub(crate) async fn hold_tunnels(
-    client: Client,
-    own: SocketAddr,
-    node: &Reachable,
-    supervisor: &Supervisor,
-    shutdown: CancellationToken,
-) {
-    let others = watch::Sender::new(BTreeSet::new());
-    let follow = follow_api_endpoints(client, |servers| {
-        others.send_replace(servers.into_iter().filter(|server| *server != own).map(Address::from).collect());
-    });
-    let hold = k3s_agent::hold_tunnels(others.subscribe(), node, supervisor);
-    shutdown.run_until_cancelled(async { tokio::join!(follow, hold) }).await;
+/// Holds the tunnels by which the others reach this server's node.
+pub(crate) struct PeerTunnels {
+    /// Where this server is published.
+    pub(crate) own: SocketAddr,
+    pub(crate) node: Reachable,
+    pub(crate) supervisor: Supervisor,
+}
+
+impl Controller for PeerTunnels {
+    const NAME: &'static str = "peer-tunnels";
+
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        let others = watch::Sender::new(BTreeSet::new());
+        let follow = async {
+            let mut servers = context.view.api_endpoints();
+            loop {
+                let servers = servers.changed().await;
+                // None is no answer: this server is one.
+                if !servers.is_empty() {
+                    others.send_replace(
+                        servers.into_iter().filter(|server| *server != self.own).map(Address::from).collect(),
+                    );
+                }
+            }
+        };
+        let hold = k3s_agent::hold_tunnels(others.subscribe(), &self.node, &self.supervisor);
+        tokio::join!(follow, hold);
+        Ok(())
+    }
 }

@@ -23,7 +23,6 @@ use k3s_files::FileError;
 use k3s_pki::{AgentPki, CurrentCertificate, ServerPki, renewal::renew_before};
 use k3s_supervise::Supervisor;
 use tokio::{sync::watch, time::sleep};
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
@@ -45,6 +44,15 @@ pub(crate) struct Renewal {
     /// Changes whenever our own clients of the API have new certificates.
     renewed: watch::Sender<()>,
     interval: Duration,
+}
+
+/// Whose certificates they are.
+pub(crate) struct RenewalScope {
+    pub(crate) config: ServerConfig,
+    pub(crate) paths: Paths,
+    pub(crate) host: Host,
+    /// Told of what fails; it restarts who holds an old certificate.
+    pub(crate) supervisor: Supervisor,
 }
 
 /// The certificates whose holders do not look for new ones, as they were last told of them.
@@ -75,23 +83,14 @@ impl Renewal {
         self.renewed.subscribe()
     }
 
-    /// Renews what is due and what lacks one of `ips`, the machine's addresses, until `shutdown`. What fails is told, and tried again the
-    /// next time.
-    pub(crate) async fn run(
-        &self,
-        config: &ServerConfig,
-        paths: &Paths,
-        host: &Host,
-        mut ips: watch::Receiver<Vec<IpAddr>>,
-        supervisor: &Supervisor,
-        shutdown: CancellationToken,
-    ) {
+    /// Renews what is due and what lacks one of `ips`, the machine's addresses, for as long as it is polled. What fails is told, and tried
+    /// again the next time.
+    pub(crate) async fn run(&self, scope: &RenewalScope, mut ips: watch::Receiver<Vec<IpAddr>>) {
+        let RenewalScope { config, paths, host: start, supervisor } = scope;
         let mut held = self.held.clone();
-        let start = host;
-        let mut host = start.clone();
+        let mut host = start.moved_to(&ips.borrow_and_update());
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
                 () = sleep(self.interval) => {}
                 Ok(()) = ips.changed() => {
                     let now = ips.borrow_and_update().clone();

@@ -1,7 +1,7 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -12,10 +12,12 @@ use k3s_components::{
     Components, InheritedEnvironment, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
+use k3s_controllers::ClusterView;
 use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_listener::Limits;
 use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
 use k3s_tunnel::{Egress, Tunnels};
+use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -34,7 +36,7 @@ use crate::{
     front::{self, Front, Unauthenticated},
     lost_datastore,
     node_passwords::NodePasswords,
-    renewal::Renewal,
+    renewal::{Renewal, RenewalScope},
     routes::{Cluster, Reserved, Routes},
     snapshots::Snapshots,
     token::ServerToken,
@@ -63,7 +65,7 @@ pub struct Package {
 /// drain:   front ─► children, in reverse ─► datastore
 /// ```
 pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
-    let notifier = Notifier::from_env()?;
+    let notifier = Arc::new(Notifier::from_env()?);
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let front = bootstrap::listen(&config).await?;
     let lock = bootstrap::lock(&paths)?;
@@ -72,7 +74,7 @@ pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationT
 
     // What is waited for is told from the first moment to the last. The large futures of a server are boxed wherever they meet: in a build
     // that is not optimised each of them takes its whole size on the stack of every other one that holds it.
-    let told = CancellationToken::new();
+    let reported = CancellationToken::new();
     let live = async {
         let clock = LastKnownTime::new(&config.data_dir);
         let ended = match clock.wait(&supervisor, &shutdown).await {
@@ -89,15 +91,10 @@ pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationT
             Ok(false) => Ok(()),
             Err(error) => Err(error.into()),
         };
-        told.cancel();
+        reported.cancel();
         ended
     };
-    let (ended, (), (), ()) = tokio::join!(
-        live,
-        status::serve(status, supervisor.clone(), told.clone()),
-        notifier.follow(supervisor.subscribe(), told.clone()),
-        notifier.watchdog(&supervisor, told.clone()),
-    );
+    let (ended, ()) = tokio::join!(live, k3s_supervise::report(status, &notifier, &supervisor, &reported));
     drop(lock);
     info!("Stopped.");
     ended
@@ -120,7 +117,7 @@ struct Server {
     node_passwords: Arc<NodePasswords>,
     /// Tells the front where nodes are.
     egress: watch::Sender<Egress>,
-    renewal: Renewal,
+    renewal: Arc<Renewal>,
 }
 
 /// Sockets that are bound and not served yet.
@@ -195,7 +192,7 @@ impl Server {
             let Credentials { pki, token } = credentials(&config, &paths, &host, &store).await?;
             let pki = Arc::new(pki);
             let shown = bootstrap::front_tls(&config, &pki, SystemTime::now())?;
-            let renewal = Renewal::new(&shown, &pki, &paths)?;
+            let renewal = Arc::new(Renewal::new(&shown, &pki, &paths)?);
             let FrontTls { certificate, client_ca, upstream } = shown;
             let (api_ready, ready) = watch::channel(false);
             let token = Arc::new(ServerToken::new(
@@ -306,52 +303,74 @@ impl Server {
         let work = async {
             self.supervisor.gate("datastore")?.open();
             self.supervisor.start(self.control_plane()?)?;
-            let node = match self.config.node.clone() {
-                Some(node) => Some(Box::pin(self.start_node(node)).await?),
-                None => None,
-            };
-            let on_node = async {
-                match &node {
-                    Some(node) => node.run(&self.supervisor, shutdown.clone()).await.map_err(Error::from),
-                    None => Ok(()),
-                }
-            };
+            let kubeconfig = self.paths.cred("supervisor.kubeconfig");
+            let client = k3s_agent::lasting_client(kubeconfig, self.renewal.renewed()).await?;
+            let view = ClusterView::of_server(client.clone());
             let addresses = watch::Sender::new(self.host.ips.clone());
+            let in_process = async {
+                tokio::join!(
+                    Box::pin(self.control(client, &view, shutdown)),
+                    Box::pin(self.renew(&addresses, shutdown))
+                );
+                view.close().await;
+                Ok(())
+            };
+            let node = async {
+                let Some(node) = self.config.node.clone() else { return Ok(()) };
+                let node = Box::pin(self.start_node(node, &view)).await?;
+                node.run(&self.supervisor, shutdown.clone()).await.map_err(Error::from)
+            };
             let moving = async {
                 let given = self.config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
                 k3s_agent::follow_own_addresses(given, &addresses).await.map_err(Error::from)
             };
-            let renewing = async {
-                let (config, paths, host) = (&self.config, &self.paths, &self.host);
-                let ips = addresses.subscribe();
-                self.renewal.run(config, paths, host, ips, &self.supervisor, shutdown.clone()).await;
-                Ok(())
+            let until_shutdown = async {
+                let (node, moving) = (Box::pin(node), Box::pin(moving));
+                let work = async { tokio::try_join!(self.announce(notifier), node, moving) };
+                tokio::select! {
+                    Err(error) = work => Err(error),
+                    () = shutdown.cancelled() => Ok(()),
+                }
             };
-            let (on_node, controlling) = (Box::pin(on_node), Box::pin(self.control(shutdown)));
-            tokio::try_join!(self.announce(notifier), on_node, controlling, Box::pin(renewing), moving)?;
-            shutdown.cancelled().await;
-            Ok(())
+            // Controllers end by themselves: what they hold is given back.
+            tokio::try_join!(until_shutdown, in_process).map(drop)
         };
         tokio::select! {
             ended = work => ended,
-            () = shutdown.cancelled() => Ok(()),
             stopped = self.store.stopped() => Err(stopped),
         }
     }
 
     /// Runs the controllers of this process.
-    async fn control(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+    async fn control(&self, client: Client, view: &ClusterView, shutdown: &CancellationToken) {
         let controllers = Controllers {
             config: &self.config,
             paths: &self.paths,
             host: &self.host,
             supervisor: &self.supervisor,
+            client,
+            view,
             core: &self.core,
             node_passwords: &self.node_passwords,
             egress: &self.egress,
-            renewed: self.renewal.renewed(),
         };
-        controllers.run(shutdown.clone()).await
+        controllers.run(shutdown).await;
+    }
+
+    /// Keeps certificates fresh, and right for the addresses that the machine has.
+    async fn renew(&self, addresses: &watch::Sender<Vec<IpAddr>>, shutdown: &CancellationToken) {
+        let scope = Arc::new(RenewalScope {
+            config: self.config.clone(),
+            paths: self.paths.clone(),
+            host: self.host.clone(),
+            supervisor: self.supervisor.clone(),
+        });
+        let task = self.supervisor.task("certificates");
+        task.run_always(shutdown, || {
+            let (renewal, scope, ips) = (self.renewal.clone(), scope.clone(), addresses.subscribe());
+            async move { renewal.run(&scope, ips).await }
+        })
+        .await;
     }
 
     /// Lets requests through to kube-apiserver once it is ready, and says READY once everything is.
@@ -397,7 +416,7 @@ impl Server {
         Ok(launches.into_iter().map(|launch| launch.program).collect())
     }
 
-    async fn start_node(&self, node: NodeConfig) -> Result<NodeRole, Error> {
+    async fn start_node(&self, node: NodeConfig, view: &ClusterView) -> Result<NodeRole, Error> {
         let role = NodeRole::prepare(k3s_agent::Request {
             config: node,
             network: self.config.network.clone(),
@@ -411,6 +430,7 @@ impl Server {
             leads_to_pods: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
             verbosity: self.config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
+            view: view.clone(),
             renewed: self.renewal.renewed(),
         })
         .await?;

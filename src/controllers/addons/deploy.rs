@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
+use k3s_supervise::TaskError;
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams},
     core::{ApiResource, DynamicObject, GroupVersionKind, discovery::Scope},
     discovery::pinned_kind,
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -20,21 +20,29 @@ use super::{
     packaged::{PACKAGED, Packaged},
     stage::Task,
 };
-use crate::backoff::{Backoff, Failure};
+use crate::{
+    Context, Controller,
+    backoff::{Backoff, Failure},
+};
 
 /// The owner of what packaged manifests say, in server-side apply.
 const FIELD_MANAGER: &str = "k3s";
 
-impl Addons {
-    /// Stages and applies every packaged manifest, or deletes it, in order, until all is done or `shutdown` falls. What fails is
-    /// tried again and does not hold up the rest. The client needs to be an administrator's.
-    ///
-    /// Applying what is there already writes nothing. Fields that packaged manifests do not name (replicas, say) stay with whoever
-    /// set them; those they do name are taken back from anyone, as k3s does.
-    pub async fn run(&self, client: Client, shutdown: CancellationToken) {
-        shutdown.run_until_cancelled(self.deploy(client)).await;
-    }
+/// Stages and applies every packaged manifest, or deletes it, in order, until all is done. What fails is tried again and does not hold
+/// up the rest.
+///
+/// Applying what is there already writes nothing. Fields that packaged manifests do not name (replicas, say) stay with whoever set them;
+/// those they do name are taken back from anyone, as k3s does.
+impl Controller for Addons {
+    const NAME: &'static str = "addons";
 
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        self.deploy(context.client).await;
+        Ok(())
+    }
+}
+
+impl Addons {
     async fn deploy(&self, client: Client) {
         let mut cluster = Cluster { client, kinds: HashMap::new() };
         let mut deployments: Vec<_> = PACKAGED.iter().map(|packaged| Deployment::new(self, packaged)).collect();
@@ -95,7 +103,7 @@ impl<'a> Deployment<'a> {
         self.task = Some(match task {
             Task::Nothing => Task::Nothing,
             Task::Apply(objects) => {
-                let left = self.each(objects, async |object| cluster.apply(object).await).await;
+                let left = self.each(cluster, Work::Apply, objects).await;
                 if left.is_empty() {
                     info!(path = %path.display(), "Applied a packaged manifest.");
                     Task::Nothing
@@ -104,7 +112,7 @@ impl<'a> Deployment<'a> {
                 }
             }
             Task::Delete(objects) => {
-                let left = self.each(objects, async |object| cluster.delete(object).await).await;
+                let left = self.each(cluster, Work::Delete, objects).await;
                 if left.is_empty() && self.forget(&path) { Task::Nothing } else { Task::Delete(left) }
             }
         });
@@ -127,14 +135,14 @@ impl<'a> Deployment<'a> {
     }
 
     /// Does `work` with each object and returns those it failed with.
-    async fn each(
-        &mut self,
-        objects: Vec<DynamicObject>,
-        mut work: impl AsyncFnMut(&DynamicObject) -> kube::Result<()>,
-    ) -> Vec<DynamicObject> {
+    async fn each(&mut self, cluster: &mut Cluster, work: Work, objects: Vec<DynamicObject>) -> Vec<DynamicObject> {
         let mut failed = Vec::new();
         for object in objects {
-            if let Err(error) = work(&object).await {
+            let done = match work {
+                Work::Apply => cluster.apply(&object).await,
+                Work::Delete => cluster.delete(&object).await,
+            };
+            if let Err(error) = done {
                 self.tell(&object, &error);
                 failed.push(object);
             }
@@ -152,6 +160,13 @@ impl<'a> Deployment<'a> {
             debug!(manifest, kind, name, %error, "An object of a packaged manifest is not in place yet.");
         }
     }
+}
+
+/// What is done with the objects of a manifest.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Apply,
+    Delete,
 }
 
 /// The API, with what it said of kinds.

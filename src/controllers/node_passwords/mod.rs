@@ -12,7 +12,7 @@ mod owners;
 mod secret;
 
 pub use legacy::migrate_node_passwords;
-pub use owners::run as run_node_password_owners;
+pub use owners::NodePasswordOwners;
 pub use secret::{
     NodePasswordError, ensure_node_password, node_exists, node_password_secret, replace_node_password, tell_of_deferred,
 };

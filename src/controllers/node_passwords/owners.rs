@@ -1,188 +1,115 @@
 //! Whose each Secret is: a node's, with which it goes, or nobody's, and then not for long.
 
 use std::{
-    collections::BTreeMap,
-    pin::pin,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::StreamExt as _;
+use k3s_supervise::TaskError;
 use k8s_openapi::{
     api::core::v1::{Node, Secret},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    Api, Client,
+    Api, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
     core::{ObjectMeta, PartialObjectMeta},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::{controller::Action, reflector::ObjectRef, watcher::Config},
 };
 use serde_json::json;
-use tokio::select;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::secret::{NAMESPACE, SUFFIX, TYPE};
-use crate::backoff::{Backoff, Failure, log_broken_watch};
+use super::secret::{NAMESPACE, SUFFIX, TYPE, node_password_secret};
+use crate::{Context, Controller, queue::reconcile_each};
 
 /// What they hold is no business of ours.
-type Secrets = Api<PartialObjectMeta<Secret>>;
+type SecretMeta = PartialObjectMeta<Secret>;
 
 /// A node registers within minutes of its join. Whoever has not by then is not coming, as in k3s.
 const ORPHAN: Duration = Duration::from_secs(600);
 
-/// Gives each node's password to its node and deletes those that no node came for, until `shutdown`. The client needs to list, watch,
-/// patch and delete Secrets in kube-system, and to list and watch nodes.
-pub async fn run(client: Client, shutdown: CancellationToken) {
-    let secrets: Secrets = Api::namespaced(client.clone(), NAMESPACE);
-    let typed = watcher::Config::default().fields(&format!("type={TYPE}"));
-    let mut secret_events = pin!(watcher(secrets.clone(), typed).backoff(Backoff::default()));
-    let nodes: Api<PartialObjectMeta<Node>> = Api::all(client);
-    let mut node_events = pin!(watcher(nodes, watcher::Config::default()).backoff(Backoff::default()));
-    let mut known = Known::default();
-    let mut backoff = Backoff::default();
-    let mut wait = None;
-    loop {
-        select! {
-            () = shutdown.cancelled() => return,
-            Some(event) = secret_events.next() => match event {
-                Ok(event) => known.secrets.follow(event),
-                Err(error) => { log_broken_watch("node passwords", &error); continue }
-            },
-            Some(event) = node_events.next() => match event {
-                Ok(event) => known.nodes.follow(event),
-                Err(error) => { log_broken_watch("nodes", &error); continue }
-            },
-            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
-        }
-        let Some(plan) = known.plan(SystemTime::now()) else { continue };
-        wait = plan.next;
-        for (name, change) in plan.changes {
-            match change.make(&secrets, &name).await {
-                Ok(()) => {
-                    backoff = Backoff::default();
-                    if matches!(change, Change::Delete { .. }) {
-                        // Its watch says the same soon.
-                        known.secrets.objects.remove(&name);
+/// Gives each node's password to its node, and deletes those that no node came for.
+#[derive(Debug)]
+pub struct NodePasswordOwners;
+
+impl Controller for NodePasswordOwners {
+    const NAME: &'static str = "node-passwords";
+
+    async fn run(&self, context: Context) -> Result<(), TaskError> {
+        let typed = Config::default().fields(&format!("type={TYPE}"));
+        let api = Api::<SecretMeta>::namespaced(context.client, NAMESPACE);
+        let secrets = context.view.reflect("node passwords", api.clone(), typed, |_| {});
+        let nodes = context.view.nodes();
+        // A node that is not known yet is not gone.
+        nodes.store().wait_until_ready().await?;
+        let of_nodes = nodes.touched().map(|node| ObjectRef::new(&node_password_secret(&node.name)).within(NAMESPACE));
+        let known = nodes.store();
+        let reconcile = move |secret: Arc<SecretMeta>| {
+            let (known, api) = (known.clone(), api.clone());
+            async move {
+                let name = secret.name_any();
+                let Some(node) = name.strip_suffix(SUFFIX) else { return Ok(Action::await_change()) };
+                let found = known.get(&ObjectRef::<Node>::new(node));
+                match Change::of(&secret.metadata, node, found.as_deref(), SystemTime::now()) {
+                    Change::None => Ok(Action::await_change()),
+                    Change::Wait(left) => Ok(Action::requeue(left)),
+                    change => {
+                        change.make(&api, &name).await?;
+                        Ok(Action::await_change())
                     }
                 }
-                Err(error) => match Failure::of(&error) {
-                    // The watch brings what it has become.
-                    Failure::Outdated => {}
-                    failure => {
-                        if failure == Failure::Refused {
-                            warn!(secret = name, %error, "The API refuses a change to the Secret of a node's password.");
-                        }
-                        wait = backoff.next().into_iter().chain(wait).min();
-                    }
-                },
             }
-        }
+        };
+        reconcile_each(&secrets, Some(of_nodes), context.status, reconcile).await;
+        Ok(())
     }
 }
 
-/// What both watches have told.
-#[derive(Debug, Default)]
-struct Known {
-    nodes: Objects,
-    secrets: Objects,
-}
-
-/// The objects of one watch by name, and whether all of them have been listed.
-#[derive(Debug, Default)]
-struct Objects {
-    objects: BTreeMap<String, ObjectMeta>,
-    listed: bool,
-    listing: BTreeMap<String, ObjectMeta>,
-}
-
-/// What is to be done now, and after how long there may be more.
-#[derive(Debug, Default)]
-struct Plan {
-    changes: Vec<(String, Change)>,
-    next: Option<Duration>,
-}
-
+/// What is to be done about one Secret.
 #[derive(Debug, PartialEq)]
 enum Change {
+    None,
+    /// Its node may still come, for so long.
+    Wait(Duration),
     /// The node has come: the Secret is its.
-    Own { node: String, owners: Vec<OwnerReference>, version: Option<String> },
+    Own {
+        node: String,
+        owners: Vec<OwnerReference>,
+        version: Option<String>,
+    },
     /// No node has come.
-    Delete { uid: Option<String> },
-}
-
-impl Objects {
-    fn follow<K>(&mut self, event: Event<PartialObjectMeta<K>>) {
-        match event {
-            Event::Apply(object) => self.objects.extend([named(object)]),
-            Event::Delete(object) => drop(self.objects.remove(&named(object).0)),
-            Event::Init => self.listing.clear(),
-            Event::InitApply(object) => self.listing.extend([named(object)]),
-            Event::InitDone => {
-                self.objects = std::mem::take(&mut self.listing);
-                self.listed = true;
-            }
-        }
-    }
-}
-
-/// By its name, without what most of a node's metadata is.
-fn named<K>(object: PartialObjectMeta<K>) -> (String, ObjectMeta) {
-    let metadata = ObjectMeta { labels: None, annotations: None, managed_fields: None, ..object.metadata };
-    (metadata.name.clone().unwrap_or_default(), metadata)
-}
-
-impl Known {
-    /// `None` until both lists are complete: a node that is not known yet is not gone.
-    fn plan(&self, now: SystemTime) -> Option<Plan> {
-        if !self.nodes.listed || !self.secrets.listed {
-            return None;
-        }
-        let mut plan = Plan::default();
-        for (name, secret) in &self.secrets.objects {
-            let Some(node) = name.strip_suffix(SUFFIX) else { continue };
-            let Some(found) = self.nodes.objects.get(node) else {
-                match orphaned_for(secret, now) {
-                    Some(age) if age >= ORPHAN => {
-                        plan.changes.push((name.clone(), Change::Delete { uid: secret.uid.clone() }));
-                    }
-                    age => {
-                        let left = ORPHAN - age.unwrap_or_default();
-                        plan.next = plan.next.into_iter().chain([left]).min();
-                    }
-                }
-                continue;
-            };
-            let owner = OwnerReference {
-                api_version: "v1".into(),
-                kind: "Node".into(),
-                name: node.to_owned(),
-                uid: found.uid.clone().unwrap_or_default(),
-                ..OwnerReference::default()
-            };
-            let mut owners = secret.owner_references.clone().unwrap_or_default();
-            if !owners.contains(&owner) {
-                owners.push(owner);
-                let version = secret.resource_version.clone();
-                plan.changes.push((name.clone(), Change::Own { node: node.to_owned(), owners, version }));
-            }
-        }
-        Some(plan)
-    }
-}
-
-/// How long ago it was made; `None` if that is in the future, or not known.
-fn orphaned_for(secret: &ObjectMeta, now: SystemTime) -> Option<Duration> {
-    let made = u64::try_from(secret.creation_timestamp.as_ref()?.0.as_second()).ok()?;
-    now.duration_since(UNIX_EPOCH + Duration::from_secs(made)).ok()
+    Delete {
+        uid: Option<String>,
+    },
 }
 
 impl Change {
-    async fn make(&self, secrets: &Secrets, name: &str) -> kube::Result<()> {
+    fn of(secret: &ObjectMeta, name: &str, node: Option<&Node>, now: SystemTime) -> Self {
+        let Some(node) = node else {
+            return match orphaned_for(secret, now) {
+                Some(age) if age >= ORPHAN => Self::Delete { uid: secret.uid.clone() },
+                age => Self::Wait(ORPHAN - age.unwrap_or_default()),
+            };
+        };
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: name.to_owned(),
+            uid: node.uid().unwrap_or_default(),
+            ..OwnerReference::default()
+        };
+        let mut owners = secret.owner_references.clone().unwrap_or_default();
+        if owners.contains(&owner) {
+            return Self::None;
+        }
+        owners.push(owner);
+        Self::Own { node: name.to_owned(), owners, version: secret.resource_version.clone() }
+    }
+
+    async fn make(&self, secrets: &Api<SecretMeta>, name: &str) -> kube::Result<()> {
         match self {
+            Self::None | Self::Wait(_) => {}
             Self::Own { node, owners, version } => {
                 let patch = json!({"metadata": {"resourceVersion": version, "ownerReferences": owners}});
                 secrets.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
@@ -198,14 +125,25 @@ impl Change {
     }
 }
 
+/// How long ago it was made; `None` if that is in the future, or not known.
+fn orphaned_for(secret: &ObjectMeta, now: SystemTime) -> Option<Duration> {
+    let made = u64::try_from(secret.creation_timestamp.as_ref()?.0.as_second()).ok()?;
+    now.duration_since(UNIX_EPOCH + Duration::from_secs(made)).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn objects(list: serde_json::Value) -> Objects {
-        let objects: Vec<ObjectMeta> = serde_json::from_value(list).unwrap();
-        let objects = objects.into_iter().map(|object| (object.name.clone().unwrap(), object)).collect();
-        Objects { objects, listed: true, ..Objects::default() }
+    const SECRET: &str = "edge-1.node-password.k3s";
+
+    fn secret(metadata: serde_json::Value) -> ObjectMeta {
+        let created = json!({"name": SECRET, "creationTimestamp": "2026-01-01T00:00:00Z"});
+        let mut secret: ObjectMeta = serde_json::from_value(created).unwrap();
+        let more: ObjectMeta = serde_json::from_value(metadata).unwrap();
+        (secret.uid, secret.resource_version, secret.owner_references) =
+            (more.uid, more.resource_version, more.owner_references);
+        secret
     }
 
     /// 2026-01-01T00:00:00Z, and so many seconds.
@@ -215,43 +153,22 @@ mod tests {
 
     #[test]
     fn a_node_that_has_come_owns_its_password() {
-        let secret = json!([{
-            "name": "edge-1.node-password.k3s", "resourceVersion": "7", "creationTimestamp": "2026-01-01T00:00:00Z",
-        }]);
-        let node = json!([{"name": "edge-1", "uid": "u1"}]);
-        let mut known = Known { nodes: objects(node), secrets: objects(secret) };
-        let plan = known.plan(at(5)).unwrap();
-        let [(name, Change::Own { owners, version, .. })] = &plan.changes[..] else { panic!("{plan:?}") };
-        assert_eq!((name.as_str(), version.as_deref()), ("edge-1.node-password.k3s", Some("7")));
-        assert_eq!(
-            serde_json::to_value(owners).unwrap(),
-            json!([{"apiVersion": "v1", "kind": "Node", "name": "edge-1", "uid": "u1"}])
-        );
-
-        known.secrets.objects.get_mut(name).unwrap().owner_references = Some(owners.clone());
-        let plan = known.plan(at(9999)).unwrap();
-        assert!(plan.changes.is_empty() && plan.next.is_none(), "idle: {plan:?}");
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "edge-1", "uid": "u1"}})).unwrap();
+        let change = Change::of(&secret(json!({"resourceVersion": "7"})), "edge-1", Some(&node), at(5));
+        let Change::Own { owners, version, .. } = change else { panic!("{change:?}") };
+        assert_eq!(version.as_deref(), Some("7"));
+        let owners = serde_json::to_value(owners).unwrap();
+        assert_eq!(owners, json!([{"apiVersion": "v1", "kind": "Node", "name": "edge-1", "uid": "u1"}]));
+        let owned = secret(json!({"ownerReferences": owners}));
+        assert_eq!(Change::of(&owned, "edge-1", Some(&node), at(9999)), Change::None, "idle");
     }
 
     #[test]
     fn a_password_that_no_node_came_for_goes_after_ten_minutes() {
-        let secret = json!([
-            {"name": "edge-1.node-password.k3s", "uid": "s1", "creationTimestamp": "2026-01-01T00:00:00Z"},
-            {"name": "of-somebody-else", "creationTimestamp": "2020-01-01T00:00:00Z"},
-        ]);
-        let known = Known { nodes: objects(json!([])), secrets: objects(secret) };
-        let plan = known.plan(at(240)).unwrap();
-        assert!(plan.changes.is_empty());
-        assert_eq!(plan.next, Some(Duration::from_secs(360)));
-        let plan = known.plan(at(600)).unwrap();
-        assert_eq!(plan.changes, [("edge-1.node-password.k3s".into(), Change::Delete { uid: Some("s1".into()) })]);
-        assert!(known.plan(at(0) - Duration::from_secs(99)).unwrap().changes.is_empty(), "the clock was set back");
-    }
-
-    #[test]
-    fn nothing_happens_before_all_is_known() {
-        let old = json!([{"name": "edge-1.node-password.k3s", "creationTimestamp": "2020-01-01T00:00:00Z"}]);
-        let known = Known { nodes: Objects::default(), secrets: objects(old) };
-        assert!(known.plan(at(0)).is_none());
+        let secret = secret(json!({"uid": "s1"}));
+        let change = |now| Change::of(&secret, "edge-1", None, now);
+        assert_eq!(change(at(240)), Change::Wait(Duration::from_secs(360)));
+        assert_eq!(change(at(600)), Change::Delete { uid: Some("s1".into()) });
+        assert_eq!(change(at(0) - Duration::from_secs(99)), Change::Wait(ORPHAN), "the clock was set back");
     }
 }
