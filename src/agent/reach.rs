@@ -96,7 +96,7 @@ mod tests {
         let server = TestServer::start().await;
         server.direct_applicant().join().await.unwrap();
         let paths = Paths::new(server.disk.path(), Paths::RUN);
-        let view = api::view_of_node("edge-1", &paths, NodeScope::All, &watch::channel(()).1).await.unwrap();
+        let view = api::view_of_node("edge-1", &paths, NodeScope::Own, &watch::channel(()).1).await.unwrap();
         view.begin();
         let node = Reachable {
             name: "edge-1".into(),

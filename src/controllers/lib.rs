@@ -20,6 +20,8 @@ mod controller;
 mod egress;
 #[cfg(test)]
 mod fake_api;
+#[cfg(debug_assertions)]
+mod faults;
 mod leader;
 mod members;
 mod node;
@@ -36,6 +38,8 @@ pub use api_endpoints::ApiEndpoints;
 pub use backoff::Backoff;
 pub use controller::{Context, Controller, Place, Registry, Shared};
 pub use egress::EgressController;
+#[cfg(debug_assertions)]
+pub use faults::add_faults;
 pub use leader::Candidate;
 pub use members::{Member, set_annotations};
 pub use node::{NodeController, PROVIDER_TAINT};

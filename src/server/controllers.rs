@@ -87,6 +87,8 @@ impl Controllers<'_> {
             .add((self.is_shared() && config.node.is_some()).then(|| self.peer_tunnels(front)))
             .add(has_coredns.then_some(NodeHosts))
             .add(Some(self.addons()));
+        #[cfg(debug_assertions)]
+        k3s_controllers::add_faults(&mut registry);
         registry
     }
 

@@ -188,7 +188,7 @@ impl Task {
             let line = self.line();
             line.clear();
             let began = Instant::now();
-            let work = start(line).instrument(info_span!("task", name = &*self.name));
+            let work = with_fault(self.name.clone(), start(line)).instrument(info_span!("task", name = &*self.name));
             let mut running = pin!(AbortOnDropHandle::new(tokio::spawn(work)));
             let ended = tokio::select! {
                 ended = &mut running => ended,
@@ -330,6 +330,23 @@ impl StatusLine {
             None => self.supervisor.clear(&key),
         }
     }
+}
+
+/// In builds for tests, the tasks that this variable names panic in their first run.
+#[cfg(debug_assertions)]
+async fn with_fault<F: Future>(name: Arc<str>, work: F) -> F::Output {
+    static PANICKED: Mutex<std::collections::BTreeSet<String>> = Mutex::new(std::collections::BTreeSet::new());
+    let named = std::env::var("K3S_TEST_PANICS").is_ok_and(|names| names.split(',').any(|named| *named == *name));
+    let is_first = || PANICKED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
+    if named && is_first() {
+        panic!("as K3S_TEST_PANICS asks");
+    }
+    work.await
+}
+
+#[cfg(not(debug_assertions))]
+async fn with_fault<F: Future>(_: Arc<str>, work: F) -> F::Output {
+    work.await
 }
 
 fn unix_millis() -> u64 {

@@ -32,7 +32,13 @@ impl Node {
     /// Starts `k3s server` with these flags, as a service manager would: a child of process 1 in a cgroup of its own on v2.
     #[track_caller]
     pub fn start_k3s(&self, flags: &str) -> Job {
-        self.start_role("server", flags)
+        self.start_role("", "server", flags)
+    }
+
+    /// Starts `k3s server` with these variables in its environment, as `NAME=value NAME=value`.
+    #[track_caller]
+    pub fn start_k3s_with(&self, variables: &str, flags: &str) -> Job {
+        self.start_role(variables, "server", flags)
     }
 
     /// Starts `k3s agent` in the same way, with the address and the token of `server` in its configuration file.
@@ -47,7 +53,7 @@ impl Node {
     /// Starts `k3s agent` with the configuration file that it has.
     #[track_caller]
     pub fn restart_k3s_agent(&self, flags: &str) -> Job {
-        self.start_role("agent", flags)
+        self.start_role("", "agent", flags)
     }
 
     /// Asks `k3s` to end, and waits until it has.
@@ -57,14 +63,14 @@ impl Node {
     }
 
     #[track_caller]
-    fn start_role(&self, role: &str, flags: &str) -> Job {
+    fn start_role(&self, variables: &str, role: &str, flags: &str) -> Job {
         let found = self.execute("test -x /opt/k3s/bin/k3s").code == 0;
         assert!(found, "target/dist holds no k3s: build it with `cargo xtask dist`");
         self.background_into(
             &format!(
                 "unit=/sys/fs/cgroup/k3s.service
                  if test -f /sys/fs/cgroup/cgroup.controllers; then mkdir -p $unit; echo 0 > $unit/cgroup.procs; fi
-                 exec k3s {role} {flags}"
+                 exec env {variables} k3s {role} {flags}"
             ),
             LOG,
         )

@@ -11,6 +11,7 @@ mod agentless;
 mod agents;
 mod authorities;
 mod bad_input;
+mod controllers;
 mod pod_network;
 mod restarts;
 mod single_node;
