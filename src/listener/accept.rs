@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
+    select,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,21 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// Hands on each connection with its place, until `shutdown`. `serve` only begins: it does not wait.
+///
+/// When many connections have ended, the memory that they took is given back to the system.
 pub async fn accept(
+    listener: &TcpListener,
+    connections: &Connections,
+    shutdown: &CancellationToken,
+    serve: impl FnMut(TcpStream, SocketAddr, Place),
+) {
+    select! {
+        () = take_in(listener, connections, shutdown, serve) => {}
+        () = connections.give_memory_back() => {}
+    }
+}
+
+async fn take_in(
     listener: &TcpListener,
     connections: &Connections,
     shutdown: &CancellationToken,
@@ -35,7 +50,7 @@ pub async fn accept(
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 if let Some(failures) = failures.count(Instant::now()) {
-                    let connections = connections.len();
+                    let connections = connections.count();
                     warn!(%error, failures, connections, "Cannot accept connections; trying again.");
                 }
                 shutdown.run_until_cancelled(sleep(pause)).await;

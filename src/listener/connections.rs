@@ -15,15 +15,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{limits::Limits, repeated::Repeated, source::Source};
+use crate::{
+    limits::Limits,
+    memory::{self, HighWater},
+    repeated::Repeated,
+    source::Source,
+};
 
 /// The connections of a listener. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Connections(Arc<Mutex<Table>>);
+pub struct Connections(Arc<Shared>);
 
 /// A connection's place among the others, until it is dropped.
 #[derive(Debug)]
@@ -36,12 +41,21 @@ pub struct Place {
 }
 
 #[derive(Debug)]
+struct Shared {
+    table: Mutex<Table>,
+    /// Many have ended.
+    ended: Notify,
+}
+
+#[derive(Debug)]
 struct Table {
     limits: Limits,
     sources: HashMap<Source, OfSource>,
     /// Loopback's aside.
     strangers: usize,
     authenticated: usize,
+    all: usize,
+    high_water: HighWater,
     next: u64,
     displaced: Repeated,
 }
@@ -57,14 +71,17 @@ struct OfSource {
 impl Connections {
     /// None yet.
     pub fn new(limits: Limits) -> Self {
-        Self(Arc::new(Mutex::new(Table {
+        let table = Table {
             limits,
             sources: HashMap::new(),
             strangers: 0,
             authenticated: 0,
+            all: 0,
+            high_water: HighWater::default(),
             next: 0,
             displaced: Repeated::default(),
-        })))
+        };
+        Self(Arc::new(Shared { table: Mutex::new(table), ended: Notify::new() }))
     }
 
     /// A stranger's place; the one that had to go for it, if one had to, [is told](Place::displaced).
@@ -78,22 +95,28 @@ impl Connections {
         table.next += 1;
         table.sources.entry(source).or_default().strangers.insert(id, displaced.clone());
         table.count_strangers(source, 1);
+        table.all += 1;
+        let all = table.all;
+        table.high_water.is_past(all);
         Place { connections: self.clone(), source, id, authenticated: CancellationToken::new(), displaced }
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.lock().sources.values().map(|source| source.strangers.len() + source.authenticated).sum()
+    /// How many there are, those included that were displaced and have not left yet.
+    pub fn count(&self) -> usize {
+        self.lock().all
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Whenever many have ended, gives back the memory that they took.
+    pub(crate) async fn give_memory_back(&self) {
+        loop {
+            self.0.ended.notified().await;
+            memory::give_back().await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         // No method of it panics halfway.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,7 +147,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.lock().leave(self.source, self.id, self.is_authenticated());
+        if self.connections.lock().leave(self.source, self.id, self.is_authenticated()) {
+            self.connections.0.ended.notify_one();
+        }
     }
 }
 
@@ -166,8 +191,11 @@ impl Table {
         true
     }
 
-    fn leave(&mut self, source: Source, id: u64, authenticated: bool) {
-        let Some(of_source) = self.sources.get_mut(&source) else { return };
+    /// Returns whether many have left.
+    fn leave(&mut self, source: Source, id: u64, authenticated: bool) -> bool {
+        self.all -= 1;
+        let many_left = self.high_water.is_past(self.all);
+        let Some(of_source) = self.sources.get_mut(&source) else { return many_left };
         let stranger = of_source.strangers.remove(&id).is_some();
         of_source.authenticated -= usize::from(authenticated);
         if of_source.strangers.is_empty() && of_source.authenticated == 0 {
@@ -177,6 +205,7 @@ impl Table {
         if stranger {
             self.count_strangers(source, -1);
         }
+        many_left
     }
 
     fn count_strangers(&mut self, source: Source, change: isize) {
@@ -219,9 +248,9 @@ mod tests {
         assert_eq!((standing(&many), standing(&few)), (vec![false, true, true], vec![true; 3]));
         let loopback = Vec::from_iter((1..4).map(|n| enter(&connections, &format!("127.0.0.{n}"))));
         assert_eq!(standing(&many), [false, true, true], "loopback has places of its own");
-        assert_eq!(connections.len(), 6 + 3);
+        assert_eq!(connections.count(), 7 + 3, "one is about to leave");
         drop((many, few, late, loopback));
-        assert!(connections.is_empty() && connections.lock().sources.is_empty());
+        assert!(connections.count() == 0 && connections.lock().sources.is_empty());
         assert_eq!(connections.lock().strangers, 0);
     }
 
@@ -236,6 +265,6 @@ mod tests {
         places[2].authenticate();
         assert!(!places[2].is_authenticated(), "it was displaced before");
         drop((places, strangers));
-        assert_eq!((connections.len(), connections.lock().authenticated), (0, 0));
+        assert_eq!((connections.count(), connections.lock().authenticated), (0, 0));
     }
 }

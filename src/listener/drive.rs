@@ -52,7 +52,7 @@ pub async fn drive<C: Future>(
             if is_stranger && displaced.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(CutOff::Displaced));
             }
-            let due = match clock.due(&requests.snapshot(), is_stranger, now) {
+            let due = match clock.due(&requests.snapshot(is_stranger), is_stranger, now) {
                 Due::Nothing(_) if !clock.is_draining() && asked.as_mut().poll(cx).is_ready() => Due::Drain,
                 due => due,
             };

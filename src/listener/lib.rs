@@ -15,6 +15,7 @@ mod connections;
 mod drive;
 mod handshake;
 mod limits;
+mod memory;
 mod peer;
 mod repeated;
 mod requests;

@@ -88,9 +88,11 @@ impl Requests {
         }
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// `of_stranger` tells whether it matters whose turn it is.
+    pub(crate) fn snapshot(&self, of_stranger: bool) -> Snapshot {
         let state = self.state();
-        let oldest = state.running.values().map(|turn| turn.0.load(Ordering::Relaxed)).min();
+        let turns = state.running.values().filter(|_| of_stranger);
+        let oldest = turns.map(|turn| turn.0.load(Ordering::Relaxed)).min();
         Snapshot {
             running: state.running.len(),
             is_new: state.next == 0,

@@ -22,6 +22,10 @@ use crate::{
     stream::TunnelStream,
 };
 
+/// Tunnels of one node: it opens one to each server, and those that stand of a former life or of a path that broke are noticed within a
+/// minute. Each may hold a message of a MiB and its connections' windows.
+const OF_NODE: usize = 8;
+
 /// The tunnels of all nodes. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Tunnels(Arc<Mutex<Registry>>);
@@ -29,9 +33,17 @@ pub struct Tunnels(Arc<Mutex<Registry>>);
 /// By node, its tunnels, the newest last.
 #[derive(Debug, Default)]
 struct Registry {
-    nodes: HashMap<String, Vec<Arc<Link>>>,
+    nodes: HashMap<String, Vec<Open>>,
     /// Counts tunnels: their names in messages.
     last: u64,
+}
+
+/// A tunnel that stands.
+#[derive(Debug)]
+struct Open {
+    link: Arc<Link>,
+    /// Ends it.
+    end: CancellationToken,
 }
 
 /// A node to which there is no tunnel; remotedialer's words.
@@ -59,7 +71,8 @@ pub fn upgrade<B>(request: &Request<B>, node: &str) -> Result<Response<()>, NoUp
 }
 
 impl Tunnels {
-    /// Serves a tunnel that `node` has opened, whose handshake agreed on `dialect`, until `shutdown` or until it ends.
+    /// Serves a tunnel that `node` has opened, whose handshake agreed on `dialect`, until `shutdown`, until it ends, or until the node has
+    /// opened eight newer ones.
     pub async fn serve<IO>(
         &self,
         node: &str,
@@ -71,10 +84,11 @@ impl Tunnels {
         IO: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let socket = WebSocketStream::from_raw_socket(io, protocol::Role::Server, Some(websocket_config())).await;
-        let registered = self.register(node, dialect);
+        let end = shutdown.child_token();
+        let registered = self.register(node, dialect, end.clone());
         let driver = Driver::new(socket, registered.link.clone());
         // A client that asks for a connection breaks the protocol before this is reached.
-        driver.run(|Asked { target, .. }| Err(SessionError::NotAllowed(target)), shutdown).await
+        driver.run(|Asked { target, .. }| Err(SessionError::NotAllowed(target)), &end).await
     }
 
     /// A connection through the newest tunnel of `node`: after a power cut at the node, its former one seems to stand for a minute.
@@ -87,7 +101,7 @@ impl Tunnels {
             .lock()
             .nodes
             .get(node)
-            .and_then(|links| links.iter().rev().find_map(|link| link.connect(target.clone())));
+            .and_then(|open| open.iter().rev().find_map(|tunnel| tunnel.link.connect(target.clone())));
         stream.ok_or_else(|| NoTunnel(node.to_owned()))
     }
 
@@ -96,11 +110,15 @@ impl Tunnels {
         self.lock().nodes.contains_key(node)
     }
 
-    fn register(&self, node: &str, dialect: Dialect) -> Registered {
+    fn register(&self, node: &str, dialect: Dialect, end: CancellationToken) -> Registered {
         let mut registry = self.lock();
         registry.last += 1;
         let link = Link::new(Role::Server, dialect, format!("{node}/{}", registry.last));
-        registry.nodes.entry(node.to_owned()).or_default().push(link.clone());
+        let open = registry.nodes.entry(node.to_owned()).or_default();
+        if open.len() >= OF_NODE {
+            open.remove(0).end.cancel();
+        }
+        open.push(Open { link: link.clone(), end });
         Registered { tunnels: self.clone(), node: node.to_owned(), link }
     }
 
@@ -119,9 +137,9 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut registry = self.tunnels.lock();
-        let Some(links) = registry.nodes.get_mut(&self.node) else { return };
-        links.retain(|link| !Arc::ptr_eq(link, &self.link));
-        if links.is_empty() {
+        let Some(open) = registry.nodes.get_mut(&self.node) else { return };
+        open.retain(|tunnel| !Arc::ptr_eq(&tunnel.link, &self.link));
+        if open.is_empty() {
             registry.nodes.remove(&self.node);
         }
     }

@@ -365,3 +365,27 @@ async fn what_is_no_binary_message_ends_the_tunnel() {
         assert!(expected, "{ended:?}");
     }
 }
+
+#[tokio::test]
+async fn a_node_that_opens_more_and_more_tunnels_keeps_the_newest() {
+    let (tunnels, stop) = (Tunnels::default(), CancellationToken::new());
+    let (mut serving, mut nodes) = (Vec::new(), Vec::new());
+    for _ in 0..12 {
+        let (near, far) = duplex(64 << 10);
+        nodes.push(near);
+        serving.push(tokio::spawn({
+            let (tunnels, stop) = (tunnels.clone(), stop.clone());
+            async move { tunnels.serve("node", Dialect::HalfClose, far, &stop).await }
+        }));
+        tokio::task::yield_now().await;
+    }
+    for ended in serving.drain(..4) {
+        soon(ended).await.unwrap().unwrap();
+    }
+    assert!(tunnels.reaches("node") && serving.iter().all(|newer| !newer.is_finished()));
+    stop.cancel();
+    for ended in serving {
+        soon(ended).await.unwrap().unwrap();
+    }
+    assert!(!tunnels.reaches("node"));
+}

@@ -14,8 +14,9 @@ use super::{
     journal::Journal,
 };
 
-/// Without the Kubernetes client's own word on failed requests: whoever asked says what it waits for, once.
-const INFO: &str = "info,kube_client=off";
+/// Without the Kubernetes client's own word on failed requests: whoever asked says what it waits for, once. Nor is there a line for each frame
+/// of a stranger's that has no meaning.
+const INFO: &str = "info,h2=error,kube_client=off";
 
 const DEBUG: &str = "debug,h2=info,hyper=info,hyper_util=info,kube_client=off,rustls=info,tower=info";
 
