@@ -37,6 +37,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     let network = &config.network;
     let issuer = format!("https://kubernetes.default.svc.{}", network.cluster_domain);
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.apiserver_port()));
+    let published = SocketAddr::from((advertise, config.advertise_port));
 
     let mut flags = Flags::default();
     flags
@@ -46,13 +47,18 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .set("enable-bootstrap-token-auth", true)
         .set("service-account-issuer", &issuer)
         .set("api-audiences", format!("{issuer},k3s"))
+        // What it would name is its own port, which only loopback reaches.
+        .set("service-account-jwks-uri", format!("https://{published}/openid/v1/jwks"))
         .path("service-account-signing-key-file", paths.tls("service.current.key"))
         .path("service-account-key-file", paths.tls("service.key"))
         .list("service-cluster-ip-range", &network.service_cidrs)
         .set("service-node-port-range", format!("{}-{}", network.node_ports.first, network.node_ports.last))
         .set("advertise-address", advertise)
-        // It would publish its own port, which only loopback reaches; we publish the front's.
+        // It would publish its own port, too; we publish the front's.
         .set("endpoint-reconciler-type", "none")
+        // Webhooks and aggregated APIs are reached at their pods, which tunnels lead to and a server without a node or without a
+        // default route reaches; the addresses of Services are known to kube-proxy alone. k3s leaves it off in the egress mode disabled.
+        .set("enable-aggregator-routing", true)
         .set("secure-port", address.port())
         .set("bind-address", address.ip())
         .path("tls-cert-file", paths.tls("serving-kube-apiserver.crt"))
@@ -217,6 +223,30 @@ mod tests {
         assert!(args(&[]).contains(&format!("--egress-selector-config-file={}", given.path.display())));
         assert_eq!(file(&["--egress-selector-mode=disabled"]), None);
         assert!(!args(&["--egress-selector-mode=disabled"]).iter().any(|arg| arg.contains("egress")));
+    }
+
+    #[test]
+    fn service_account_keys_are_where_clients_reach_the_api() {
+        for (flags, advertise, expected) in [
+            (&[][..], "10.0.0.2", "https://10.0.0.2:6443/openid/v1/jwks"),
+            (&["--https-listen-port=7443"], "10.0.0.2", "https://10.0.0.2:7443/openid/v1/jwks"),
+            (&["--advertise-port=443"], "192.0.2.1", "https://192.0.2.1:443/openid/v1/jwks"),
+            (&[], "fd00::2", "https://[fd00::2]:6443/openid/v1/jwks"),
+        ] {
+            let launch = kube_apiserver(&config(flags), &paths(), &found(), advertise.parse().unwrap());
+            let expected = format!("--service-account-jwks-uri={expected}");
+            assert!(launch.program.args.iter().any(|arg| *arg == *expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn webhooks_and_aggregated_apis_are_dialled_at_their_pods_whatever_the_egress_mode() {
+        for mode in EgressMode::ALL {
+            let mode = format!("--egress-selector-mode={}", mode.name());
+            for flags in [&[&*mode][..], &[&mode, "--disable-agent"]] {
+                assert!(args(flags).contains(&"--enable-aggregator-routing=true".to_owned()), "{flags:?}");
+            }
+        }
     }
 
     #[test]

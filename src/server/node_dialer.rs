@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use k3s_splice::ReadFirst;
 use k3s_tunnel::{Destination, Egress, NoTunnel, Route, Target, TunnelStream, Tunnels};
 use tokio::{
     net::{TcpStream, ToSocketAddrs},
@@ -24,7 +25,7 @@ pub struct NodeDialer {
 }
 
 /// A connection by one of the two ways.
-pub(crate) type Connection = Either<TunnelStream, TcpStream>;
+pub(crate) type Connection = Either<TunnelStream, ReadFirst<TcpStream>>;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ impl NodeDialer {
 
 async fn direct(address: String) -> Result<Connection, DialError> {
     let dialled = timeout(DIAL, connect(&address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    dialled.map(Either::Right).map_err(|source| DialError::Connect { address, source })
+    dialled.map(ReadFirst::new).map(Either::Right).map_err(|source| DialError::Connect { address, source })
 }
 
 async fn connect(address: impl ToSocketAddrs) -> io::Result<TcpStream> {

@@ -6,8 +6,10 @@
 //!   writing, and goes on sending for as long as it likes.
 //! - An end that takes no more bytes is no reason to stop reading the other: what comes is discarded. A connection that is closed while
 //!   bytes wait unread is reset by the kernel, which throws away what the peer has not fetched yet.
+//! - [`ReadFirst`] keeps what an end sent before it closed from the answer to what comes too late for it.
 
 mod direction;
+mod read_first;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use tokio::{
 };
 
 use direction::Direction;
+pub use read_first::ReadFirst;
 
 /// How long an end may stay after the other has broken off and all that this had sent was handed over. It has been told of the end; what
 /// the kernel still holds for it needs the connection. A peer that ignores the end must not hold it for ever.

@@ -20,7 +20,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{LINGER, splice};
+use crate::{
+    LINGER, ReadFirst,
+    read_first::{HOLD, QUIET},
+    splice,
+};
 
 /// What one end does.
 #[derive(Debug, Clone)]
@@ -162,12 +166,11 @@ impl AsyncRead for Faulty {
         if left == 0 {
             return Poll::Ready(Err(Self::broken()));
         }
-        let mut part = buffer.take(left);
+        let mut part = vec![0; buffer.remaining().min(left)];
+        let mut part = ReadBuf::new(&mut part);
         let read = Pin::new(&mut self.stream).poll_read(cx, &mut part);
         let count = part.filled().len();
-        // `take` shares the buffer's memory: what it filled is initialised.
-        buffer.initialize_unfilled_to(count);
-        buffer.advance(count);
+        buffer.put_slice(part.filled());
         self.fault = Some(Fault::Reading(left - count));
         read
     }
@@ -196,9 +199,16 @@ impl AsyncWrite for Faulty {
 }
 
 /// Plays both scripts at the ends of a splice, and returns what each end read.
-async fn played(a: Script, b: Script) -> (Vec<u8>, Vec<u8>) {
+async fn played(a: Script, b: Script, read_first: bool) -> (Vec<u8>, Vec<u8>) {
     let ((a_end, a_here), (b_end, b_here)) = (duplex(a.buffer), duplex(b.buffer));
-    let splicing = splice(Faulty { stream: a_here, fault: a.fault }, Faulty { stream: b_here, fault: b.fault });
+    let (a_here, b_here) = (Faulty { stream: a_here, fault: a.fault }, Faulty { stream: b_here, fault: b.fault });
+    let splicing = async {
+        if read_first {
+            splice(ReadFirst::new(a_here), ReadFirst::new(b_here)).await
+        } else {
+            splice(a_here, b_here).await
+        }
+    };
     let (mut from_a, mut from_b) = (Vec::new(), Vec::new());
     let _ = tokio::join!(splicing, a.play(a_end, &mut from_b), b.play(b_end, &mut from_a));
     (from_a, from_b)
@@ -218,9 +228,9 @@ proptest! {
 
     /// However either end writes, reads, pauses, closes or fails: what one sent before that reaches the other.
     #[test]
-    fn every_byte_arrives(a in script(), b in script()) {
+    fn every_byte_arrives(a in script(), b in script(), read_first: bool) {
         let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let playing = async { timeout(Duration::from_secs(100_000), played(a.clone(), b.clone())).await };
+        let playing = async { timeout(Duration::from_secs(100_000), played(a.clone(), b.clone(), read_first)).await };
         let (from_a, from_b) = runtime.block_on(playing).expect("nobody is stuck");
         check(&a, &b, &from_a)?;
         check(&b, &a, &from_b)?;
@@ -237,10 +247,21 @@ async fn connection(held: u32) -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// Reads `at_once` bytes every millisecond, and sends a byte after each.
+async fn read_and_ping(mut stream: TcpStream, at_once: usize) -> Vec<u8> {
+    let (mut read, mut chunk) = (Vec::new(), vec![0; at_once]);
+    while let count @ 1.. = stream.read(&mut chunk).await.unwrap() {
+        read.extend_from_slice(&chunk[..count]);
+        stream.write_all(b"!").await.unwrap();
+        sleep(Duration::from_millis(1)).await;
+    }
+    read
+}
+
 /// `kubectl exec POD -- cat FILE`: the program has ended, and kubectl has sent a ping since, long before it has read all.
 #[tokio::test]
 async fn what_was_sent_before_an_end_was_reset_arrives() {
-    let ((mut kubectl, front), (upstream, mut server)) = (connection(4096).await, connection(200_000).await);
+    let ((kubectl, front), (upstream, mut server)) = (connection(4096).await, connection(200_000).await);
     SockRef::from(&front).set_send_buffer_size(4096).unwrap();
     let sent = pattern(0..150_000);
     server.write_all(&sent).await.unwrap();
@@ -248,21 +269,28 @@ async fn what_was_sent_before_an_end_was_reset_arrives() {
         yield_now().await;
     }
     drop(server);
-
     let splicing = tokio::spawn(splice(front, upstream));
-    let (mut read, mut chunk) = (Vec::new(), vec![0; 4096]);
-    loop {
-        kubectl.write_all(b"ping").await.unwrap();
-        sleep(Duration::from_millis(1)).await;
-        match kubectl.read(&mut chunk).await.unwrap() {
-            0 => break,
-            count => read.extend_from_slice(&chunk[..count]),
-        }
-    }
-    assert_eq!(read.len(), sent.len());
-    assert!(read == sent);
-    drop(kubectl);
+    let read = read_and_ping(kubectl, 4096).await;
+    assert!(read == sent, "{} of {}", read.len(), sent.len());
     splicing.await.unwrap().unwrap_err();
+}
+
+/// The same, while the end of it still waits in the server's kernel: the ping would have that thrown away.
+#[tokio::test]
+async fn what_a_closed_end_has_still_to_send_is_read_before_it_is_written_to() {
+    for length in [2_000_000, 10_000_000] {
+        let ((kubectl, front), (upstream, mut server)) = (connection(60_000).await, connection(60_000).await);
+        SockRef::from(&front).set_send_buffer_size(60_000).unwrap();
+        let sent = pattern(0..length);
+        let sending = async {
+            server.write_all(&sent).await.unwrap();
+            drop(server);
+        };
+        let splicing = tokio::spawn(splice(front, ReadFirst::new(upstream)));
+        let ((), read) = tokio::join!(sending, read_and_ping(kubectl, length / 100));
+        assert!(read == sent, "{} of {}", read.len(), sent.len());
+        splicing.await.unwrap().unwrap_err();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -289,4 +317,38 @@ async fn an_end_that_closed_for_writing_is_answered_for_as_long_as_it_takes() {
     a.read_to_string(&mut read).await.unwrap();
     assert_eq!(read, "late");
     splicing.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_reads_slowly_is_heard_while_the_other_goes_on_sending() {
+    for (rest, delay) in [(Duration::ZERO, 2 * QUIET), (Duration::from_millis(20), HOLD + 2 * QUIET)] {
+        let ((mut a, a_here), (b, b_here)) = (duplex(1000), duplex(1000));
+        let (mut from_b, mut to_b) = tokio::io::split(b);
+        let splicing = tokio::spawn(splice(a_here, ReadFirst::new(b_here)));
+        let sending = tokio::spawn(async move {
+            while to_b.write_all(&[7; 100]).await.is_ok() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        for _ in 0..100 {
+            a.read_exact(&mut [0; 50]).await.unwrap();
+            sleep(rest).await;
+        }
+        let asked = Instant::now();
+        a.write_all(b"!").await.unwrap();
+        let (mut heard, mut chunk) = ([0], [0; 50]);
+        let read = async {
+            loop {
+                a.read_exact(&mut chunk).await.unwrap();
+                sleep(rest).await;
+            }
+        };
+        tokio::select! {
+            heard = from_b.read_exact(&mut heard) => drop(heard.unwrap()),
+            () = read => {}
+        }
+        assert!(asked.elapsed() < delay, "{:?}", asked.elapsed());
+        sending.abort();
+        splicing.abort();
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use k3s_splice::splice;
+use k3s_splice::{ReadFirst, splice};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -86,8 +86,11 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
     /// Dials for the server what `rules` allow at that moment, until `shutdown` or until the tunnel ends. When it returns, nothing
     /// that was dialled is left.
     ///
+    /// A server that asks for anything else is refused that connection alone. k3s' agents end the tunnel: a pod that has just gone would
+    /// take everybody's exec and logs with it.
+    ///
     /// # Errors
-    /// A server that asks for anything else ends the tunnel, as in k3s.
+    /// How the tunnel ended, unless by `shutdown`.
     pub async fn serve(self, rules: watch::Receiver<Rules>, shutdown: &CancellationToken) -> Result<(), SessionError> {
         let dials = TaskTracker::new();
         let cut = CancellationToken::new();
@@ -95,7 +98,11 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
         let _cut = cut.clone().drop_guard();
         let dial = |Asked { target, stream }| {
             let address = rules.borrow().dial(&target);
-            let Some(address) = address else { return Err(SessionError::NotAllowed(target)) };
+            let Some(address) = address else {
+                debug!(%target, "A server asked for what this node does not lead to.");
+                stream.fail(format!("connect not allowed: {target}"));
+                return Ok(());
+            };
             dials.spawn(cut.clone().run_until_cancelled_owned(carry(stream, address)));
             Ok(())
         };
@@ -115,7 +122,7 @@ async fn carry(stream: TunnelStream, address: SocketAddr) {
     let connection = dialled.and_then(|connection| connection.set_nodelay(true).map(|()| connection));
     match connection {
         Ok(connection) => {
-            if let Err(error) = splice(stream, connection).await {
+            if let Err(error) = splice(stream, ReadFirst::new(connection)).await {
                 debug!(%address, %error, "A connection through the tunnel broke off.");
             }
         }

@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     heartbeat::{Beat, Gone, Heartbeat},
     link::{Asked, Link},
-    message::Target,
     session::Violation,
 };
 
@@ -56,9 +55,6 @@ pub enum SessionError {
     /// Nothing comes or goes.
     #[error(transparent)]
     Gone(#[from] Gone),
-    /// The server asked for what this node does not lead to.
-    #[error("connect not allowed: {0}")]
-    NotAllowed(Target),
 }
 
 /// A websocket and its session.
@@ -86,8 +82,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         Self { socket, link, heartbeat, ping: false, unflushed: false }
     }
 
-    /// Moves messages until `shutdown` or until the session ends, and hands on each connection that the server asks for. Refusing
-    /// one ends the session.
+    /// Moves messages until `shutdown` or until the session ends, and hands on each connection that the server asks for. An
+    /// error of that ends the session.
     pub(crate) async fn run(
         mut self,
         mut asked: impl FnMut(Asked) -> Result<(), SessionError>,

@@ -1,7 +1,7 @@
 //! Which way a connection of kube-apiserver's takes: from here, or through a node's tunnel.
 //!
 //! kube-apiserver asks for kubelets, and for the Services behind webhooks and aggregated APIs, by the same egress. A tunnel leads
-//! to kubelets only, unless its node says that it leads to pods as well: asked for more, a node would end the tunnel.
+//! to kubelets only, unless its node says that it leads to pods as well: asked for more, k3s' agents end the tunnel.
 
 use std::{
     collections::{BTreeSet, HashMap},

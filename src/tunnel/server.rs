@@ -18,7 +18,7 @@ use crate::{
     driver::{Driver, SessionError, websocket_config},
     link::{Asked, Link},
     message::Target,
-    session::Role,
+    session::{Role, Violation},
     stream::TunnelStream,
 };
 
@@ -88,7 +88,7 @@ impl Tunnels {
         let registered = self.register(node, dialect, end.clone());
         let driver = Driver::new(socket, registered.link.clone());
         // A client that asks for a connection breaks the protocol before this is reached.
-        driver.run(|Asked { target, .. }| Err(SessionError::NotAllowed(target)), &end).await
+        driver.run(|Asked { target, .. }| Err(Violation::ClientConnects(target).into()), &end).await
     }
 
     /// A connection through the newest tunnel of `node`: after a power cut at the node, its former one seems to stand for a minute.

@@ -71,6 +71,17 @@ fn agents_join_and_are_reached_through_their_own_connections() {
         server.apply(PODS);
         server.wait_until_succeeds("k3s kubectl rollout status daemonset/web --timeout=20s", PATIENCE);
     });
+    step("pods find the keys of service accounts where the API says", || {
+        let told = server.kubectl("get --raw /.well-known/openid-configuration");
+        let uri = format!("https://{}:6443/openid/v1/jwks", server.address());
+        assert!(told.contains(&format!("\"jwks_uri\":\"{uri}\"")), "{told}");
+        let token = server.kubectl("create token default");
+        let keys = agents[0].succeed(&format!(
+            "nsenter -t $(pgrep -ox httpd) -n curl -sSf --cacert /var/lib/rancher/k3s/agent/server-ca.crt -H 'Authorization: Bearer {}' {uri}",
+            token.trim()
+        ));
+        assert!(keys.contains("\"keys\":[{"), "{keys}");
+    });
     step("a kubelet with a port of its own is known by it", || {
         agents[1].wait_for_log("kubelet on another port");
     });

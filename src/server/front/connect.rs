@@ -4,7 +4,7 @@ use http::{Request, Response};
 use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
 use k3s_listener::Peer;
-use k3s_splice::splice;
+use k3s_splice::{ReadFirst, splice};
 use k3s_tunnel::{Destination, Dialect};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -75,7 +75,7 @@ impl Nodes {
         let there = self.dialer.dial(destination).await.map_err(|error| Status::bad_gateway(error.to_string()))?;
         tasks.spawn(async move {
             let carried = async {
-                let client = TokioIo::new(upgrade::on(request).await?);
+                let client = ReadFirst::new(TokioIo::new(upgrade::on(request).await?));
                 splice(client, there).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             };

@@ -8,7 +8,7 @@ use http::{
 };
 use hyper::{body::Incoming, client::conn::http1, upgrade};
 use hyper_util::rt::TokioIo;
-use k3s_splice::splice;
+use k3s_splice::{ReadFirst, splice};
 use tracing::debug;
 
 use super::{
@@ -53,7 +53,7 @@ pub(super) async fn forward(
     tasks.spawn(async move {
         let carried = async {
             let (client, server) = tokio::try_join!(client, server)?;
-            splice(TokioIo::new(client), TokioIo::new(server)).await?;
+            splice(ReadFirst::new(TokioIo::new(client)), ReadFirst::new(TokioIo::new(server))).await?;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
         };
         if let Err(error) = carried.await {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use http_body_util::Empty;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn, upgrade};
 use hyper_util::rt::TokioIo;
-use k3s_splice::splice;
+use k3s_splice::{ReadFirst, splice};
 use k3s_tunnel::{Dialect, Reach, Rules, Target, Tunnel, Tunnels};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -48,7 +48,7 @@ async fn serve(target: SocketAddr) -> Result<()> {
         let (here, _) = entry.accept().await?;
         here.set_nodelay(true)?;
         if let Ok(there) = tunnels.dial(NODE, Target::tcp(target.to_string())) {
-            tokio::spawn(splice(here, there));
+            tokio::spawn(splice(ReadFirst::new(here), there));
         }
     }
 }
