@@ -7,7 +7,7 @@
 //! Nothing is written before everything has come, so that a join which breaks off changes nothing. The files are k3s' own, so that
 //! either takes over the other's directory.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, sync::Once};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -50,6 +50,8 @@ pub(crate) struct Applicant {
     pub(crate) dir: PathBuf,
     /// Where its components reach the API.
     pub(crate) apiserver: String,
+    /// That its token pins no authority was told: it tries again every few seconds.
+    pub(crate) trust_told: Once,
 }
 
 /// What a join brought.
@@ -177,7 +179,7 @@ impl Applicant {
             Some(_) => None,
         };
         let pinned = self.token.as_ref().and_then(|token| token.ca_hash.as_ref());
-        let trust = trust::establish(&self.balancer, &self.patience, pinned, joined_before).await?;
+        let trust = trust::establish(&self.balancer, &self.patience, pinned, joined_before, &self.trust_told).await?;
         let api = ServerApi::new(
             &self.balancer,
             &self.patience,
@@ -306,7 +308,16 @@ impl Issued {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use tracing::{Event, Level, Metadata, Subscriber, span};
 
     use super::*;
     use crate::testing::TestServer;
@@ -453,6 +464,47 @@ mod tests {
         server.answer("/v1-k3s/client-k3s-controller.crt", StatusCode::SERVICE_UNAVAILABLE);
         applicant.join().await.err().unwrap();
         assert_eq!(fs::read(applicant.dir.join("client-kubelet.crt")).unwrap(), before);
+    }
+
+    /// Counts what is warned of in one thread.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl Subscriber for Warnings {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() == Level::WARN
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            if event.metadata().target().ends_with("trust") {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[tokio::test]
+    async fn a_node_that_tries_again_says_once_that_its_token_pins_nothing() {
+        let server = TestServer::start().await;
+        let warned = Arc::new(AtomicUsize::new(0));
+        let _counting = tracing::subscriber::set_default(Warnings(warned.clone()));
+        for start in 1..=2 {
+            let applicant = server.applicant(node_token("joining"));
+            for _ in 0..3 {
+                applicant.join().await.unwrap();
+            }
+            assert_eq!(warned.load(Ordering::Relaxed), start);
+        }
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Once},
     time::Duration,
 };
 
@@ -128,6 +128,7 @@ impl Agent {
             external_ips: config.node.external_ips.clone(),
             dir: paths.agent(),
             apiserver: format!("https://{address}"),
+            trust_told: Once::new(),
         });
         let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
         let mut registry = Registry::default();

@@ -7,7 +7,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
     time::{Duration, SystemTime},
 };
 
@@ -165,6 +165,7 @@ impl TestServer {
             external_ips: vec![[198, 51, 100, 7].into()],
             dir: self.disk.path().join("agent"),
             apiserver: "https://127.0.0.1:6444".into(),
+            trust_told: Once::new(),
         }
     }
 

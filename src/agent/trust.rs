@@ -1,6 +1,9 @@
 //! How an agent knows that it talks to its cluster.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Once},
+};
 
 use bytes::Bytes;
 use http::Request;
@@ -39,12 +42,14 @@ pub(crate) struct Identity {
 /// Settles whom to trust, in k3s' order: the operating system's authorities; else those that the server itself shows, if they sign its own
 /// certificate and are what the token pins.
 ///
-/// A token without a hash trusts the first server that it sees. Without any token, the authorities of the first join are asked for.
+/// A token without a hash trusts the first server that it sees, which is `told` once. Without any token, the authorities of the first join
+/// are asked for.
 pub(crate) async fn establish(
     balancer: &Balancer,
     patience: &Patience,
     pinned: Option<&CaHash>,
     joined_before: Option<Bytes>,
+    told: &Once,
 ) -> Result<Trust, JoinError> {
     if let Some(authorities) = joined_before {
         return Ok(Trust::Authorities(authorities));
@@ -63,9 +68,11 @@ pub(crate) async fn establish(
         Some(pinned) if *pinned != found => Err(JoinError::OtherAuthority { pinned: pinned.clone(), found }),
         Some(_) => Ok(trust),
         None => {
-            warn!(
-                "The token holds no hash of the cluster's authority, so the first server that answers is trusted: use the whole token."
-            );
+            told.call_once(|| {
+                warn!(
+                    "The token holds no hash of the cluster's authority, so the first server that answers is trusted: use the whole token."
+                );
+            });
             Ok(trust)
         }
     }

@@ -14,11 +14,11 @@ use super::{
     journal::Journal,
 };
 
-/// Without the Kubernetes client's own word on failed requests: whoever asked says what it waits for, once. Nor is there a line for each frame
-/// of a stranger's that has no meaning.
-const INFO: &str = "info,h2=error,kube_client=off";
+/// Without the Kubernetes client's own word on failed requests and refused watches: whoever asked says what it waits for, once. Nor is there a
+/// line for each frame of a stranger's that has no meaning.
+const INFO: &str = "info,h2=error,kube_client=off,kube_runtime=off";
 
-const DEBUG: &str = "debug,h2=info,hyper=info,hyper_util=info,kube_client=off,rustls=info,tower=info";
+const DEBUG: &str = "debug,h2=info,hyper=info,hyper_util=info,kube_client=off,kube_runtime=off,rustls=info,tower=info";
 
 /// Runs a verb to its end. Two workers: our own work is small, and each more costs memory.
 pub(super) fn run<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
