@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use k3s_components::TemplateError;
+use k3s_components::{TemplateError, UserConfigError};
 use k3s_supervise::{GraphError, notify::NotifyError};
 
 use crate::join::JoinError;
@@ -29,6 +29,9 @@ pub enum Error {
         /// Where it cannot be followed.
         source: TemplateError,
     },
+    /// A user's configuration file for kubelet or kube-proxy.
+    #[error(transparent)]
+    UserConfig(#[from] UserConfigError),
     /// The node's name, id or password.
     #[error(transparent)]
     Identity(#[from] k3s_identity::Error),
@@ -93,6 +96,7 @@ impl Error {
             Self::Announce(_) => 75,
             Self::Graph(_) => 70,
             Self::Template { .. }
+            | Self::UserConfig(_)
             | Self::Identity(_)
             | Self::Address(_)
             | Self::Cni(_)

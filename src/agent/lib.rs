@@ -41,5 +41,6 @@ pub use network::{follow_own_addresses, own_addresses};
 pub use node::{NodeRole, Request};
 pub use pod_shutdown::end_pods_with_host;
 pub use reach::Reachable;
+pub use resolv_conf::{NO_RESOLV_CONF, resolv_conf_for_pods};
 pub use role::{Package, run};
 pub use tunnels::hold_tunnels;

@@ -1,9 +1,10 @@
 //! The node's life: prepared before anything runs, handed to the supervisor, joined to its network when the API knows it.
 
-use std::{io, net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use k3s_components::{
-    Components, InheritedEnvironment, Launch, Node, Paths, ProxyMode, containerd, kube_proxy, kubelet,
+    Components, InheritedEnvironment, Launch, Node, Paths, ProxyMode, UserConfigs, UserTemplate, containerd,
+    kube_proxy, kubelet,
 };
 use k3s_config::{
     agent::NodeConfig,
@@ -17,12 +18,17 @@ use k3s_supervise::{
     capability::{self, Capability},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::{
     Error, annotations,
     api::{self, Renewed},
-    cgroup, images, network, pod_network, resolv_conf,
+    cgroup, images, network, pod_network,
+    resolv_conf::{self, NO_RESOLV_CONF, resolv_conf_for_pods},
 };
+
+/// Between looks at what of the host stands in pods' way, where something does.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -63,6 +69,7 @@ pub struct NodeRole {
     launches: Vec<Launch>,
     image_folders: Vec<PathBuf>,
     warnings: Vec<Warning>,
+    obstacles: Vec<Warning>,
     leads_to_pods: bool,
     view: ClusterView,
     renewed: Renewed,
@@ -79,8 +86,19 @@ impl NodeRole {
         })
         .await;
         let cgroup_v2 = cgroup::is_unified().map_err(Error::file("/sys/fs/cgroup"))?;
+        let mut warnings = host.warnings;
+        let resolv_conf = match resolv_conf_for_pods(config.resolv_conf.as_deref()) {
+            Some(path) => path,
+            None => {
+                warn!("{NO_RESOLV_CONF}");
+                warnings.push(Warning { key: "resolv-conf", sentence: NO_RESOLV_CONF.to_owned() });
+                let fallback = paths.agent_etc("resolv.conf");
+                resolv_conf::fall_back(&fallback)?;
+                fallback
+            }
+        };
         let node = Node {
-            resolv_conf: resolv_conf::choose(config.resolv_conf.as_deref(), &paths.agent_etc("resolv.conf"))?,
+            resolv_conf,
             proxy_mode: match host.proxy_mode {
                 k3s_network::ProxyMode::Nftables => ProxyMode::Nftables,
                 k3s_network::ProxyMode::Iptables => ProxyMode::Iptables,
@@ -97,8 +115,11 @@ impl NodeRole {
             ips,
         };
         let inherited = InheritedEnvironment::new(std::env::vars_os(), &node.network, &[]);
-        let mut others = vec![kubelet(&node, &paths, &components)];
-        others.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components)));
+        let drop_ins = paths.agent_etc("kubelet.conf.d");
+        let user = UserConfigs::read(&node.config, &drop_ins)?;
+        UserConfigs::remove_earlier(&drop_ins).map_err(|(path, source)| Error::File { path, source })?;
+        let mut others = vec![kubelet(&node, &paths, &components, &user)];
+        others.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components, &user)));
         others.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
         let mut launches = vec![launch_containerd(&node, &paths, &components, &inherited)?];
         launches.extend(others);
@@ -109,13 +130,14 @@ impl NodeRole {
         network::install_cni(&node, &paths)?;
         let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
         let (leads_to_pods, view, renewed) = (request.leads_to_pods, request.view, request.renewed);
-        Ok(Self { node, paths, launches, image_folders, warnings: host.warnings, leads_to_pods, view, renewed })
+        let obstacles = host.obstacles;
+        Ok(Self { node, paths, launches, image_folders, warnings, obstacles, leads_to_pods, view, renewed })
     }
 
     /// Hands the programs to the supervisor.
     pub fn start(&self, supervisor: &Supervisor) -> Result<(), GraphError> {
         supervisor.gate("images")?;
-        for Warning { key, sentence } in &self.warnings {
+        for Warning { key, sentence } in self.warnings.iter().chain(&self.obstacles) {
             supervisor.warn(key, sentence.as_str());
         }
         supervisor.start(self.launches.iter().map(|launch| launch.program.clone()))
@@ -153,8 +175,32 @@ impl NodeRole {
             Ok(())
         };
         let network = pod_network::run(&self.node, &self.paths, &self.view, &self.renewed, supervisor);
-        let work = async { tokio::try_join!(import, self.introduce(supervisor), network).map(drop) };
+        let obstacles = async {
+            self.follow_obstacles(supervisor).await;
+            Ok(())
+        };
+        let work = async { tokio::try_join!(import, self.introduce(supervisor), network, obstacles).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
+    }
+
+    /// Tells what of the host still stands in pods' way, until somebody has cured all of it; where nothing did, nothing is looked at.
+    async fn follow_obstacles(&self, supervisor: &Supervisor) {
+        let mut known = self.obstacles.clone();
+        while !known.is_empty() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let filter = network::packet_filter(self.node.proxy_mode);
+            let found = k3s_network::obstacles(filter, &self.node.network.cluster_cidrs).await;
+            for Warning { key, .. } in &known {
+                if found.iter().all(|warning| warning.key != *key) {
+                    supervisor.clear(key);
+                    info!(key, "Something about the host no longer stands in pods' way.");
+                }
+            }
+            for Warning { key, sentence } in &found {
+                supervisor.warn(key, sentence.as_str());
+            }
+            known = found;
+        }
     }
 
     /// Tells the API what only the node knows of itself.
@@ -176,10 +222,8 @@ fn launch_containerd(
     components: &Components,
     inherited: &InheritedEnvironment,
 ) -> Result<Launch, Error> {
-    let path = paths.agent_etc("containerd/config-v3.toml.tmpl");
-    let template = k3s_files::read(&path)?.map(String::from_utf8).transpose();
-    let template = template.map_err(|error| Error::File { path: path.clone(), source: io::Error::other(error) })?;
+    let (path, template) = UserTemplate::find(&paths.agent_etc("containerd"))?.unzip();
     let pause = node.config.pause_image.as_deref().unwrap_or(images::PAUSE);
-    containerd(node, paths, components, pause, template.as_deref(), inherited)
-        .map_err(|source| Error::Template { path, source })
+    containerd(node, paths, components, pause, template.as_ref(), inherited)
+        .map_err(|source| Error::Template { path: path.unwrap_or_default(), source })
 }

@@ -1,10 +1,15 @@
 //! A program together with the files it reads.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use k3s_config::args::ComponentArgs;
 use k3s_files::{self as files, FileError};
-use k3s_supervise::program::Program;
+use k3s_supervise::program::{Probe, Program};
 
 /// Everything one component needs: files first, then the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +42,26 @@ pub struct File {
     pub content: String,
 }
 
+/// A question after the health of a component that tells it at `bind` (an address, or one with a port), of course by loopback where it
+/// listens everywhere. Port 0 tells nothing.
+pub(crate) fn health_probe(bind: &str, port: u16, path: &str) -> Probe {
+    let loopback = |address: IpAddr| match address {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    let address = match (bind.parse::<SocketAddr>(), bind.parse::<IpAddr>()) {
+        (Ok(address), _) => SocketAddr::new(loopback(address.ip()), address.port()),
+        (_, Ok(address)) => SocketAddr::new(loopback(address), port),
+        // What is no address the component refuses itself.
+        _ => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+    };
+    match address.port() {
+        0 => Probe::Started,
+        _ => Probe::Http { address, path: path.into() },
+    }
+}
+
 /// Default flags of a component, before the user's arguments.
 #[derive(Debug, Default)]
 pub(crate) struct Flags(BTreeMap<String, String>);
@@ -62,6 +87,13 @@ impl Flags {
             self.set("v", level);
         }
         self
+    }
+
+    /// Those that `is_meant`, taken out.
+    pub(crate) fn take(&mut self, is_meant: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
+        let (taken, left) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| is_meant(name));
+        self.0 = left;
+        taken
     }
 
     /// The command line: our defaults with the user's arguments merged in as k3s does.

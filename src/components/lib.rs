@@ -11,6 +11,7 @@ mod environment;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
+mod kube_proxy_fields;
 mod kube_scheduler;
 mod kubelet;
 mod launch;
@@ -20,8 +21,9 @@ mod paths;
 mod template;
 #[cfg(test)]
 mod testing;
+mod user_config;
 
-pub use containerd::containerd;
+pub use containerd::{TemplateGeneration, UserTemplate, containerd};
 pub use environment::InheritedEnvironment;
 pub use kube_apiserver::kube_apiserver;
 pub use kube_controller_manager::kube_controller_manager;
@@ -33,3 +35,4 @@ pub use libexec::{Components, Libexec, MissingComponents, Need};
 pub use node::{CgroupDriver, Node, ProxyMode};
 pub use paths::Paths;
 pub use template::TemplateError;
+pub use user_config::{UserConfigError, UserConfigs};

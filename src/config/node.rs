@@ -56,10 +56,16 @@ pub struct NodeConfig {
     pub nonroot_devices: bool,
     /// Mirrors and credentials (`--private-registry`).
     pub registries: PathBuf,
-    /// Users' arguments for kubelet (`--kubelet-arg`).
+    /// Users' arguments for kubelet (`--kubelet-arg`), without those of the next two.
     pub kubelet_args: ComponentArgs,
-    /// Users' arguments for kube-proxy (`--kube-proxy-arg`).
+    /// A user's configuration file for kubelet (`--kubelet-arg=config=FILE`).
+    pub kubelet_config: Option<PathBuf>,
+    /// A user's folder of drop-ins for kubelet (`--kubelet-arg=config-dir=DIR`).
+    pub kubelet_config_dir: Option<PathBuf>,
+    /// Users' arguments for kube-proxy (`--kube-proxy-arg`), without that of the next.
     pub kube_proxy_args: ComponentArgs,
+    /// A user's configuration file for kube-proxy (`--kube-proxy-arg=config=FILE`).
+    pub kube_proxy_config: Option<PathBuf>,
     /// How the node was started, for its annotations.
     pub provenance: Provenance,
 }
@@ -124,6 +130,9 @@ impl NodeConfig {
                 }
             }
         }
+        let (kubelet_args, [kubelet_config, kubelet_config_dir]) =
+            component(values, "kubelet-arg", ["config", "config-dir"], environment)?;
+        let (kube_proxy_args, [kube_proxy_config]) = component(values, "kube-proxy-arg", ["config"], environment)?;
         Ok(Self {
             name: node_name(values, environment, with_node_id)?,
             with_node_id,
@@ -142,8 +151,11 @@ impl NodeConfig {
             protect_kernel_defaults: values.is_on("protect-kernel-defaults"),
             nonroot_devices: values.is_on("nonroot-devices"),
             registries: registries(values, environment)?,
-            kubelet_args: values.component_args("kubelet-arg")?,
-            kube_proxy_args: values.component_args("kube-proxy-arg")?,
+            kubelet_args,
+            kubelet_config,
+            kubelet_config_dir,
+            kube_proxy_args,
+            kube_proxy_config,
             provenance: values.provenance.clone(),
         })
     }
@@ -253,6 +265,30 @@ fn image(values: &Values, name: &'static str) -> Result<Option<String>, Error> {
     values.given(name).map(|given| given.parse(parse)).transpose()
 }
 
+/// A component's arguments, and the paths in those called `names`; of several the last counts, as in k3s. Files of configuration go to the
+/// component with ours, so they are none of its arguments, and whoever puts them together reads them.
+fn component<const N: usize>(
+    values: &Values,
+    flag: &'static str,
+    names: [&str; N],
+    environment: &Environment,
+) -> Result<(ComponentArgs, [Option<PathBuf>; N]), Error> {
+    let mut paths = [const { None }; N];
+    let mut args = Vec::new();
+    for (given, arg) in values.list(flag).zip(values.component_args(flag)?.iter()) {
+        let Some(at) = names.iter().position(|name| *name == arg.name) else {
+            args.push(arg.clone());
+            continue;
+        };
+        if arg.value.is_empty() {
+            return Err(given.invalid(format!("{} names nothing; write {0}=PATH", arg.name)));
+        }
+        let path = environment.path(&arg.value).map_err(|problem| given.invalid(problem))?;
+        paths[at] = Some(path);
+    }
+    Ok((args.into_iter().collect(), paths))
+}
+
 /// The file that a flag names, which has to be there.
 fn readable(values: &Values, name: &'static str, environment: &Environment) -> Result<Option<PathBuf>, Error> {
     let Some(given) = values.given(name) else { return Ok(None) };
@@ -275,4 +311,28 @@ fn registries(values: &Values, environment: &Environment) -> Result<PathBuf, Err
 /// Fails for what is missing, is a directory, or may not be read.
 fn try_to_read(path: &Path) -> io::Result<()> {
     File::open(path)?.read(&mut [0]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::test_host::Host;
+
+    #[test]
+    fn components_files_are_none_of_their_arguments() {
+        let host = Host::new();
+        let args = [
+            "--kubelet-arg=config=first",
+            "--kubelet-arg=v=4",
+            "--kubelet-arg=config=kubelet.yaml",
+            "--kubelet-arg=config-dir=drop-ins",
+            "--kube-proxy-arg=config=proxy.yaml",
+        ];
+        let node = host.server(&args).expect("a valid configuration").0.node.expect("a server is a node");
+        let paths = [node.kubelet_config, node.kubelet_config_dir, node.kube_proxy_config];
+        assert_eq!(paths, ["kubelet.yaml", "drop-ins", "proxy.yaml"].map(|name| Some(host.path(name))));
+        let names = |args: &crate::args::ComponentArgs| args.iter().map(|arg| arg.name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&node.kubelet_args), names(&node.kube_proxy_args)), (vec!["v".to_owned()], Vec::new()));
+        let error = host.server(&["--kubelet-arg=config-dir="]).expect_err("it names nothing");
+        assert_eq!(error.to_string(), "--kubelet-arg: config-dir names nothing; write config-dir=PATH");
+    }
 }

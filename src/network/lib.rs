@@ -20,7 +20,9 @@ pub use address::{AddressError, Family, Underlay};
 pub use changes::AddressChanges;
 pub use cni::{CniConfig, CniError};
 pub use command::CommandError;
-pub use host::{Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, prepare};
+pub use host::{
+    Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, obstacles, prepare,
+};
 pub use lost_addresses::LostAddresses;
 pub use nat::{NatError, PodNat};
 pub use netlink::NetlinkError;

@@ -9,7 +9,7 @@ use super::{
     Failure,
     environment::{asked, environment},
     failure::UNAVAILABLE,
-    runtime, signals,
+    runtime, signals, unused_files,
     upstream::libexec,
 };
 
@@ -21,6 +21,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     for warning in &warnings {
         warn!("{warning}");
     }
+    unused_files::of_agent(&config).iter().for_each(|sentence| warn!("{sentence}"));
     let libexec = libexec()?;
     let components = libexec.require(&[Need::Node]).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
     let package = k3s_agent::Package { components, images: libexec.packaged_images() };

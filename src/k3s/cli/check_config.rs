@@ -1,56 +1,97 @@
 //! `k3s check-config [server|agent] [FLAGS]`: would a start with these flags and these files work on this machine?
 
-use std::{ffi::OsString, fs, process::ExitCode};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use k3s_components::Need;
-use k3s_config::{Error as ConfigError, Warning};
+use ipnet::IpNet;
+use k3s_components::{Need, Paths, UserConfigs, UserTemplate};
+use k3s_config::{Error as ConfigError, Warning, agent::NodeConfig};
+use k3s_network::ProxyMode;
 
 use super::{
     Failure,
     environment::{environment, refused},
-    failure::UNAVAILABLE,
+    failure::{CONFIGURATION, UNAVAILABLE},
     globals::Globals,
     output::{line, show},
-    runtime,
+    runtime, unused_files,
     upstream::libexec,
 };
 
 /// What a node cannot do without, by the name the kernel gives it in `/proc/cgroups` or `cgroup.controllers`.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
-pub(super) fn run(mut args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Failure> {
-    let is_agent = args.first().is_some_and(|word| word == "agent");
-    if is_agent || args.first().is_some_and(|word| word == "server") {
-        args.remove(0);
-    }
-    let args = globals.before(args);
-    let environment = environment()?;
-    let parsed = if is_agent {
-        k3s_config::parse_agent(args, &environment).map(|(_, warnings)| (warnings, vec![Need::Node]))
-    } else {
-        k3s_config::parse_server(args, &environment).map(|(config, warnings)| {
-            let node = config.node.is_some().then_some(Need::Node);
-            (warnings, [Need::ControlPlane].into_iter().chain(node).collect())
-        })
-    };
-    let (warnings, needs) = match parsed {
-        Ok(parsed) => parsed,
+/// What a configuration asks of the machine.
+struct Asked {
+    needs: Vec<Need>,
+    node: Option<NodeConfig>,
+    data_dir: PathBuf,
+    cluster_cidrs: Vec<IpNet>,
+    warnings: Vec<Warning>,
+    unused_files: Vec<String>,
+}
+
+pub(super) fn run(args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Failure> {
+    let asked = match Asked::parse(args, globals)? {
+        Ok(asked) => asked,
         Err(ConfigError::Help(text)) => {
             show(text)?;
             return Ok(ExitCode::SUCCESS);
         }
         Err(error) => return Err(refused(&error)),
     };
-    check_warnings(&warnings)?;
+    check_warnings(&asked.warnings)?;
     line("ok       the configuration")?;
-    libexec()?.require(&needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
+    for sentence in &asked.unused_files {
+        line(format_args!("note     {sentence}"))?;
+    }
+    libexec()?.require(&asked.needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
     line("ok       the components")?;
 
     let mut report = Report::default();
-    if needs.contains(&Need::Node) {
-        node_checks(&mut report)?;
+    if let Some(node) = &asked.node {
+        users_files(node, &asked.data_dir)?;
+        machine(&mut report)?;
+        runtime::run(network(&mut report, node, &asked.cluster_cidrs))?;
     }
     report.end()
+}
+
+impl Asked {
+    fn parse(mut args: Vec<OsString>, globals: Globals) -> Result<Result<Self, ConfigError>, Failure> {
+        let is_agent = args.first().is_some_and(|word| word == "agent");
+        if is_agent || args.first().is_some_and(|word| word == "server") {
+            args.remove(0);
+        }
+        let (args, environment) = (globals.before(args), environment()?);
+        if is_agent {
+            return Ok(k3s_config::parse_agent(args, &environment).map(|(config, warnings)| Self {
+                needs: vec![Need::Node],
+                unused_files: unused_files::of_agent(&config),
+                node: Some(config.node),
+                data_dir: config.data_dir,
+                // Its servers tell at the join.
+                cluster_cidrs: Vec::new(),
+                warnings,
+            }));
+        }
+        Ok(k3s_config::parse_server(args, &environment).map(|(config, warnings)| {
+            let node = config.node.is_some().then_some(Need::Node);
+            Self {
+                needs: [Need::ControlPlane].into_iter().chain(node).collect(),
+                unused_files: unused_files::of_server(&config),
+                node: config.node,
+                data_dir: config.data_dir,
+                cluster_cidrs: config.network.cluster_cidrs,
+                warnings,
+            }
+        }))
+    }
 }
 
 fn check_warnings(warnings: &[Warning]) -> Result<(), Failure> {
@@ -60,7 +101,21 @@ fn check_warnings(warnings: &[Warning]) -> Result<(), Failure> {
     k3s_config::check(warnings).map_err(|unknown| refused(&unknown.into()))
 }
 
-fn node_checks(report: &mut Report) -> Result<(), Failure> {
+/// Files of the user's that components read.
+fn users_files(node: &NodeConfig, data_dir: &Path) -> Result<(), Failure> {
+    let paths = Paths::new(data_dir, Paths::RUN);
+    let unusable = |error| Failure::from_error(CONFIGURATION, &error);
+    UserConfigs::read(node, &paths.agent_etc("kubelet.conf.d")).map_err(unusable)?;
+    match UserTemplate::find(&paths.agent_etc("containerd")).map_err(unusable)? {
+        Some((path, template)) => template
+            .check(node, &paths)
+            .map_err(|error| Failure::new(CONFIGURATION, format!("{} {error}", path.display()))),
+        None => Ok(()),
+    }
+}
+
+/// The kernel, and who asks.
+fn machine(report: &mut Report) -> Result<(), Failure> {
     report.check(
         "running as root",
         nix::unistd::Uid::effective().is_root(),
@@ -79,18 +134,42 @@ fn node_checks(report: &mut Report) -> Result<(), Failure> {
         "overlay file system",
         filesystems.split_whitespace().any(|name| name == "overlay"),
         "load the overlay module, or use --snapshotter=native",
-    )?;
-    match runtime::run(async { Ok(k3s_network::nftables_usable().await) })? {
-        Ok(()) => line(
-            "ok       nftables; a NodePort does not answer on localhost in this mode: use the node's address, or --kube-proxy-arg=proxy-mode=iptables",
-        ),
-        Err(reason) => {
-            line(format_args!("note     nftables cannot be used ({reason}): Services and pods' way out use iptables"))
+    )
+}
+
+/// What pods send, and where to.
+async fn network(report: &mut Report, node: &NodeConfig, cluster_cidrs: &[IpNet]) -> Result<(), Failure> {
+    let mode = match k3s_network::nftables_usable().await {
+        Ok(()) => {
+            line(
+                "ok       nftables; a NodePort does not answer on localhost in this mode: use the node's address, or --kube-proxy-arg=proxy-mode=iptables",
+            )?;
+            ProxyMode::Nftables
         }
+        Err(reason) => {
+            line(format_args!("note     nftables cannot be used ({reason}): Services and pods' way out use iptables"))?;
+            ProxyMode::Iptables
+        }
+    };
+    let obstacles = k3s_network::obstacles(mode, cluster_cidrs).await;
+    for k3s_network::Warning { key, sentence } in &obstacles {
+        match *key {
+            // The node is known by another address than that of the route.
+            "default-route" if !node.ips.is_empty() => line(format_args!("note     {sentence}"))?,
+            "default-route" => report.fail(&format!("{sentence} Without it, give --node-ip too."))?,
+            _ => report.fail(sentence)?,
+        }
+    }
+    if obstacles.is_empty() {
+        line("ok       pods' way: nothing of the host stands in it")?;
+    }
+    match k3s_agent::resolv_conf_for_pods(node.resolv_conf.as_deref()) {
+        Some(path) => line(format_args!("ok       pods' name servers, of {}", path.display())),
+        None => line(format_args!("note     {}", k3s_agent::NO_RESOLV_CONF)),
     }
 }
 
-fn controllers() -> std::collections::BTreeSet<String> {
+fn controllers() -> BTreeSet<String> {
     let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     let legacy = fs::read_to_string("/proc/cgroups").unwrap_or_default();
     // subsys_name, hierarchy, num_cgroups, enabled; hierarchy 0 means that no v1 hierarchy has it.
@@ -109,12 +188,12 @@ struct Report {
 
 impl Report {
     fn check(&mut self, what: &str, good: bool, remedy: &str) -> Result<(), Failure> {
-        if good {
-            line(format_args!("ok       {what}"))
-        } else {
-            self.failed += 1;
-            line(format_args!("missing  {what}: {remedy}"))
-        }
+        if good { line(format_args!("ok       {what}")) } else { self.fail(&format!("{what}: {remedy}")) }
+    }
+
+    fn fail(&mut self, sentence: &str) -> Result<(), Failure> {
+        self.failed += 1;
+        line(format_args!("missing  {sentence}"))
     }
 
     fn end(self) -> Result<ExitCode, Failure> {

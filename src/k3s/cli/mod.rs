@@ -25,6 +25,7 @@ mod signals;
 mod snapshot;
 mod status;
 mod token;
+mod unused_files;
 mod upstream;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};

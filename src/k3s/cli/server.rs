@@ -9,7 +9,7 @@ use super::{
     Failure,
     environment::{asked, environment},
     failure::UNAVAILABLE,
-    runtime, signals, snapshot,
+    runtime, signals, snapshot, unused_files,
     upstream::libexec,
 };
 use crate::version;
@@ -22,6 +22,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     for warning in &warnings {
         warn!("{warning}");
     }
+    unused_files::of_server(&config).iter().for_each(|sentence| warn!("{sentence}"));
     if let Some(file) = &config.restore {
         return snapshot::restore(&config, file);
     }

@@ -2,6 +2,7 @@
 
 mod forward;
 mod modules;
+mod obstacles;
 mod packet_filter;
 mod sysctl;
 
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
 pub use self::{
+    obstacles::obstacles,
     packet_filter::{NftablesUnusable, ProxyMode, nftables_usable},
     sysctl::Conntrack,
 };
@@ -31,6 +33,8 @@ pub struct HostReport {
     pub proxy_mode: ProxyMode,
     /// What the administrator should know, for `k3s status`.
     pub warnings: Vec<Warning>,
+    /// The same of what may pass while the node runs: see [`obstacles`].
+    pub obstacles: Vec<Warning>,
 }
 
 /// Something about the host that will hurt, and how to cure it.
@@ -64,11 +68,11 @@ pub async fn prepare(plan: &HostPlan) -> HostReport {
             ProxyMode::Iptables
         }
     };
-    warnings.extend(forward::check(proxy_mode, &plan.cluster_cidrs).await);
-    for Warning { key, sentence } in &warnings {
+    let obstacles = obstacles(proxy_mode, &plan.cluster_cidrs).await;
+    for Warning { key, sentence } in warnings.iter().chain(&obstacles) {
         warn!(key, "{sentence}");
     }
-    HostReport { proxy_mode, warnings }
+    HostReport { proxy_mode, warnings, obstacles }
 }
 
 #[cfg(test)]
@@ -102,8 +106,8 @@ mod tests {
                 return;
             }
             let forward = async || {
-                let warnings = prepare(&plan).await.warnings;
-                warnings.into_iter().find(|warning| warning.key == "forward-policy")
+                let obstacles = prepare(&plan).await.obstacles;
+                obstacles.into_iter().find(|warning| warning.key == "forward-policy")
             };
             assert_eq!(forward().await, None);
             sh("nft add table ip filter
