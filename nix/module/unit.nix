@@ -40,6 +40,8 @@ in
         WatchdogSec = "2min";
         Restart = "always";
         RestartSec = "5s";
+        # Wrong data, a failed disk, a refusal and a wrong configuration do not pass by trying again.
+        RestartPreventExitStatus = "65 74 77 78";
         # Pods outlive the service; k3s itself ends its components.
         KillMode = "process";
         Delegate = "yes";

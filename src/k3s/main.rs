@@ -3,6 +3,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
+mod init;
 mod version;
 
 use std::process::ExitCode;
@@ -15,6 +16,16 @@ fn main() -> ExitCode {
         cli::tell(format_args!(
             "k3s: other users of this machine can read the token on the command line, give it by a file instead: {error}"
         ));
+    }
+    match init::run_if_first(&args) {
+        Ok(None) => {}
+        Ok(Some(code)) => return code,
+        Err(error) => {
+            cli::tell(format_args!(
+                "k3s: as the first process of a container it cannot run itself as a child: {error}"
+            ));
+            return ExitCode::FAILURE;
+        }
     }
     match cli::run(args) {
         Ok(code) => code,

@@ -36,6 +36,26 @@ let
   default = one: if one ? default && one.default._type or "" == "literalExpression" then one.default.text else null;
 
   line = lib.concatStringsSep " \\\n ";
+
+  # What the units for other systems say, by key; comments and lists of units are not compared.
+  packaged =
+    file:
+    lib.listToAttrs (
+      lib.concatMap (
+        text:
+        let
+          parts = builtins.match "([A-Za-z]+)=(.*)" text;
+        in
+        lib.optional (parts != null) (lib.nameValuePair (builtins.elemAt parts 0) (builtins.elemAt parts 1))
+      ) (lib.splitString "\n" (builtins.readFile file))
+    );
+  # nixpkgs' module waits five seconds, calls infinity 0, and has names of its own.
+  ofItsOwn = [ "After" "Description" "ExecStart" "LoadCredential" "RestartSec" "TimeoutStartSec" "WantedBy" "Wants" ];
+  agrees =
+    role: unit:
+    test "unit: agrees with the ${role}'s of packages" (
+      lib.mapAttrs (_: toString) (removeAttrs (unit.serviceConfig // unit.unitConfig) ofItsOwn)
+    ) (removeAttrs (packaged ../../images/systemd/${role}.service) ofItsOwn);
   package = "<k3s>/bin/k3s";
 in
 map (
@@ -104,6 +124,7 @@ map (
     WatchdogSec = "2min";
     Restart = "always";
     RestartSec = "5s";
+    RestartPreventExitStatus = "65 74 77 78";
     KillMode = "process";
     Delegate = "yes";
     DelegateSubgroup = "supervisor";
@@ -116,6 +137,8 @@ map (
   (test "unit: an agent's is a server's but for the command" (
     removeAttrs evaluated.multi-node-agent.systemd.services.k3s.serviceConfig [ "ExecStart" "LoadCredential" ]
   ) (removeAttrs plain.systemd.services.k3s.serviceConfig [ "ExecStart" "LoadCredential" ]))
+  (agrees "k3s" plain.systemd.services.k3s)
+  (agrees "k3s-agent" evaluated.multi-node-agent.systemd.services.k3s)
   (test "unit: the host's zfs" (lib.last evaluated.zfs.systemd.services.k3s.path).name "zfs")
   (test "the package is for administrators too" (map (one: one.name) plain.environment.systemPackages) [ "k3s" ])
 
