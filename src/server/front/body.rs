@@ -5,12 +5,14 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use k3s_listener::Running;
+use tokio::time::timeout;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,44 @@ pub(super) fn streamed(incoming: Incoming) -> Body {
 /// `body`, keeping `kept` until it has ended or is given up.
 pub(super) fn keep<K: Send + Unpin + 'static>(body: Body, kept: K) -> Body {
     Kept { body, _kept: kept }.boxed_unsync()
+}
+
+/// `body` once its first piece is there, or has not come within `patience`: it leaves together with the head, which would be a write here
+/// and a wake-up at the client of its own.
+pub(super) async fn begun(mut body: Body, patience: Duration) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    match timeout(patience, body.frame()).await {
+        Ok(Some(first)) => Begun { first: Some(first), rest: body }.boxed_unsync(),
+        Ok(None) => empty(),
+        Err(_) => body,
+    }
+}
+
+struct Begun {
+    first: Option<Result<Frame<Bytes>, BodyError>>,
+    rest: Body,
+}
+
+impl HttpBody for Begun {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.first.is_some() { SizeHint::default() } else { self.rest.size_hint() }
+    }
 }
 
 /// `body`, telling `running` when there is something for the client to take, and when it has taken it.

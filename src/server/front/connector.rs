@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::paced::Paced;
+use super::paced::{Paced, Space};
 
 /// How long kube-apiserver may take to accept and shake hands: it is on loopback.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,6 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Connector {
     address: SocketAddr,
     tls: TlsConnector,
+    space: Space,
 }
 
 /// Why there is no connection.
@@ -38,7 +39,7 @@ pub(super) enum Unreachable {
 
 impl Connector {
     pub(super) fn new(address: SocketAddr, tls: ClientConfig) -> Self {
-        Self { address, tls: TlsConnector::from(Arc::new(tls)) }
+        Self { address, tls: TlsConnector::from(Arc::new(tls)), space: Space::new() }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -47,7 +48,7 @@ impl Connector {
 
     /// A connection that speaks HTTP/2, which many requests are to share.
     pub(super) async fn http2(&self) -> Result<TlsStream<Paced<TcpStream>>, Unreachable> {
-        let stream = self.connect(b"h2", Paced::new).await?;
+        let stream = self.connect(b"h2", |stream| Paced::new(stream, self.space.clone())).await?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Ok(stream),
             _ => Err(Unreachable::Protocol { address: self.address }),

@@ -13,6 +13,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
+use super::tasks::Tasks;
+
 /// What is written before the end of a turn, once it is so much, bytes.
 const BUFFER: usize = 64 << 10;
 
@@ -31,6 +33,13 @@ pub(super) struct Turns<S, C> {
     asked_for: bool,
 }
 
+/// Spawns what hyper's client hands over. The first of it is the task that drives its connection, and is driven turn by turn.
+pub(super) struct Driver<S> {
+    tasks: Tasks,
+    /// Until the connection has its task.
+    io: Arc<Mutex<Option<Gathered<S>>>>,
+}
+
 struct Outbox<S> {
     stream: S,
     /// What has not been written is what follows `written`.
@@ -47,7 +56,17 @@ impl<S> Gathered<S> {
 
     /// Drives what `connect` makes of this.
     pub(super) fn drive<C>(self, connect: impl FnOnce(Self) -> C) -> Turns<S, C> {
-        Turns { io: Self(self.0.clone()), connection: Box::pin(connect(self)), asked_for: false }
+        let io = Self(self.0.clone());
+        io.turns(connect(self))
+    }
+
+    /// For hyper's client, which spawns what drives the connection that it makes of this.
+    pub(super) fn driver(&self, tasks: Tasks) -> Driver<S> {
+        Driver { tasks, io: Arc::new(Mutex::new(Some(Self(self.0.clone())))) }
+    }
+
+    fn turns<C>(self, connection: C) -> Turns<S, C> {
+        Turns { io: self, connection: Box::pin(connection), asked_for: false }
     }
 
     fn outbox(&self) -> MutexGuard<'_, Outbox<S>> {
@@ -93,6 +112,27 @@ impl<S: AsyncWrite + Unpin, C: Future> Future for Turns<S, C> {
             cx.waker().wake_by_ref();
         }
         ended
+    }
+}
+
+impl<S, F> hyper::rt::Executor<F> for Driver<S>
+where
+    S: AsyncWrite + Send + Unpin + 'static,
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let io = self.io.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match io {
+            Some(io) => self.tasks.spawn(io.turns(task)),
+            None => self.tasks.spawn(task),
+        }
+    }
+}
+
+impl<S> Clone for Driver<S> {
+    fn clone(&self) -> Self {
+        Self { tasks: self.tasks.clone(), io: self.io.clone() }
     }
 }
 

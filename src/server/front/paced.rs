@@ -1,17 +1,23 @@
 //! A connection that is read seldom while it is busy.
 //!
 //! kube-apiserver writes a list in pieces of 4 KiB, and an event of a thousand watches in a thousand pieces. Read as they come, each
-//! costs two system calls, a thread's wake-up, and a write to the client, which is several times what its bytes cost.
+//! costs two system calls, a thread's wake-up, and a write to the client, which is several times what its bytes cost. Where one request
+//! alone waits, there is nothing that its answer could be put together with, and it is read as it comes.
 
 use std::{
+    fmt,
     future::Future,
     io,
-    ops::Range,
     pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -27,12 +33,32 @@ const BUFFER: usize = 64 << 10;
 /// Reads `S` at most a few times a millisecond, and then all that is there. Writes are `S`' own.
 pub(super) struct Paced<S> {
     stream: S,
-    buffer: Box<[u8]>,
-    /// What of the buffer was read and has not been asked for.
-    waiting: Range<usize>,
+    space: Space,
+    /// What was read and has not been asked for.
+    waiting: Bytes,
     pace: Pace,
     rest: Option<Pin<Box<Sleep>>>,
+    awaited: Awaited,
 }
+
+/// What connections read into, one after the other: most are silent for most of their life, and then hold nothing.
+#[derive(Clone)]
+pub(super) struct Space(Arc<Mutex<Box<[u8]>>>);
+
+/// The requests that wait for an answer on a connection; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Awaited(Arc<Answers>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    awaited: AtomicUsize,
+    /// A request began while no other waited: its answer is read at once.
+    alone: AtomicBool,
+}
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Waiting(Awaited);
 
 /// How often was read lately.
 #[derive(Debug, Clone, Copy)]
@@ -41,23 +67,57 @@ struct Pace {
     reads: u32,
 }
 
+impl Space {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(vec![0; BUFFER].into())))
+    }
+}
+
+impl Awaited {
+    /// A request is about to be sent.
+    pub(super) fn begin(&self) -> Waiting {
+        if self.0.awaited.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.0.alone.store(true, Ordering::Relaxed);
+        }
+        Waiting(self.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.0.awaited.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl<S> Paced<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S, space: Space) -> Self {
         let pace = Pace { since: Instant::now(), reads: 0 };
-        Self { stream, buffer: vec![0; BUFFER].into(), waiting: 0..0, pace, rest: None }
+        Self { stream, space, waiting: Bytes::new(), pace, rest: None, awaited: Awaited::default() }
+    }
+
+    /// To be told of requests.
+    pub(super) fn awaited(&self) -> Awaited {
+        self.awaited.clone()
     }
 }
 
 impl<S: AsyncRead + Unpin> Paced<S> {
-    /// Reads into the empty buffer, which stays empty at the end of the stream.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Reads what is there: into `out`, and what it has no room for waits. Nothing is the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.awaited.0.alone.swap(false, Ordering::Relaxed) {
+            self.pace = Pace { since: Instant::now(), reads: 0 };
+            self.rest = None;
+        }
         if let Some(rest) = &mut self.rest {
             ready!(rest.as_mut().poll(cx));
             self.rest = None;
         }
-        let mut space = ReadBuf::new(&mut self.buffer);
+        let mut space = self.space.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut space = ReadBuf::new(&mut space);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
-        self.waiting = 0..space.filled().len();
+        let (now, later) = space.filled().split_at(space.filled().len().min(out.remaining()));
+        out.put_slice(now);
+        self.waiting = Bytes::copy_from_slice(later);
         // After a full buffer there is more already.
         if space.remaining() > 0 {
             self.rest = self.pace.read(Instant::now()).map(|until| Box::pin(sleep_until(until)));
@@ -80,13 +140,18 @@ impl Pace {
 impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.waiting.is_empty() {
-            ready!(self.poll_fill(cx))?;
+            return self.poll_fill(cx, out);
         }
         let count = self.waiting.len().min(out.remaining());
-        let start = self.waiting.start;
-        out.put_slice(&self.buffer[start..start + count]);
-        self.waiting.start += count;
+        out.put_slice(&self.waiting[..count]);
+        self.waiting.advance(count);
         Poll::Ready(Ok(()))
+    }
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Space").finish_non_exhaustive()
     }
 }
 
@@ -125,7 +190,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_few_reads_are_free_and_then_what_comes_is_put_together() {
         let (mut there, here) = duplex(2 * BUFFER);
-        let mut here = Paced::new(here);
+        let mut here = Paced::new(here, Space::new());
         let start = Instant::now();
         let mut read = [0; 16];
         for _ in 0..READS {
@@ -142,7 +207,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn much_is_read_without_a_rest_and_so_is_what_comes_slowly() {
         let (mut there, here) = duplex(8 * BUFFER);
-        let mut here = Paced::new(here);
+        let mut here = Paced::new(here, Space::new());
         let start = Instant::now();
         there.write_all(&vec![7; 8 * BUFFER]).await.unwrap();
         here.read_exact(&mut vec![0; 8 * BUFFER]).await.unwrap();
@@ -156,5 +221,30 @@ mod tests {
         }
         drop(there);
         assert_eq!(here.read(&mut [0]).await.unwrap(), 0, "the end is passed on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_alone_has_its_answer_read_at_once() {
+        let (mut there, here) = duplex(2 * BUFFER);
+        let mut here = Paced::new(here, Space::new());
+        let awaited = here.awaited();
+        let start = Instant::now();
+        let mut answer = async |read: u8| {
+            for _ in 0..READS {
+                there.write_all(&[read]).await.unwrap();
+                assert_eq!(here.read_u8().await.unwrap(), read);
+            }
+        };
+        for request in 0..8 {
+            let waiting = awaited.begin();
+            answer(request).await;
+            drop(waiting);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let _others = [awaited.begin(), awaited.begin()];
+        answer(8).await;
+        let _another = awaited.begin();
+        answer(9).await;
+        assert!(start.elapsed() >= PERIOD, "their answers are put together");
     }
 }

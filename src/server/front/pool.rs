@@ -35,7 +35,8 @@ use tracing::{debug, info, warn};
 use super::{
     body::{self, Body},
     connector::{Connector, Unreachable},
-    paced::Paced,
+    gathered::{Driver, Gathered},
+    paced::{Awaited, Paced},
     party::Party,
     slots::{Ending, Exhausted, Id, LIMIT, Slots},
     tasks::Tasks,
@@ -53,6 +54,8 @@ const ATTEMPTS: usize = 5;
 const HEADERS: u32 = 64 << 10;
 /// How long kube-apiserver is given to stop working on a request that was given up.
 const REST: Duration = Duration::from_secs(1);
+/// How long an answer's head waits for its body to begin.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// How long a connection without streams is kept that one client's connection alone can use.
 const ANONYMOUS_IDLE: Duration = Duration::from_secs(5);
 
@@ -97,9 +100,21 @@ struct Handle {
 #[derive(Debug, Clone)]
 enum Phase {
     Opening,
-    Open(SendRequest<Body>),
+    Open(Open),
     Failed(Arc<Unreachable>),
 }
+
+/// How requests are sent on a connection.
+#[derive(Debug, Clone)]
+struct Open {
+    sender: SendRequest<Body>,
+    awaited: Awaited,
+}
+
+/// What drives a connection.
+type Driven = Connection<TokioIo<Io>, Body, Driver<TlsStream<Paced<TcpStream>>>>;
+/// What it reads and writes.
+type Io = Gathered<TlsStream<Paced<TcpStream>>>;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -163,10 +178,11 @@ impl Pool {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let (lease, refused, mut sender) = self.shared.lease(party, failed).await?;
+            let (lease, refused, Open { mut sender, awaited }) = self.shared.lease(party, failed).await?;
             let id = lease.id;
-            let unanswered = Unanswered(Some(lease));
+            let (unanswered, waiting) = (Unanswered(Some(lease)), awaited.begin());
             let sent = sender.try_send_request(request).await;
+            drop(waiting);
             let lease = unanswered.answered();
             let mut error = match sent {
                 Ok(response) => {
@@ -174,7 +190,9 @@ impl Pool {
                         // Guesses do not pile up as connections.
                         refused.cancel();
                     }
-                    return Ok(response.map(|incoming| body::keep(body::streamed(incoming), lease)));
+                    let (head, incoming) = response.into_parts();
+                    let body = body::begun(body::keep(body::streamed(incoming), lease), PATIENCE).await;
+                    return Ok(Response::from_parts(head, body));
                 }
                 Err(error) => error,
             };
@@ -215,11 +233,11 @@ impl Shared {
         self: &Arc<Self>,
         party: &Arc<Party>,
         than: Option<Id>,
-    ) -> Result<(Lease, CancellationToken, SendRequest<Body>), PoolError> {
+    ) -> Result<(Lease, CancellationToken, Open), PoolError> {
         let (lease, Handle { mut phase, refused, .. }) = self.take(party, than)?;
         let phase = phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await.map(|phase| phase.clone());
         match phase {
-            Ok(Phase::Open(sender)) => Ok((lease, refused, sender)),
+            Ok(Phase::Open(open)) => Ok((lease, refused, open)),
             Ok(Phase::Failed(why)) => Err(PoolError::Unreachable(why)),
             Ok(Phase::Opening) | Err(_) => Err(PoolError::Stopping),
         }
@@ -254,8 +272,8 @@ impl Shared {
         let opened = self.open(self.connector(&party)).await;
         self.report(opened.as_ref().err());
         let connection = match opened {
-            Ok((sender, connection)) => {
-                phase.send_replace(Phase::Open(sender));
+            Ok((open, connection)) => {
+                phase.send_replace(Phase::Open(open));
                 connection
             }
             Err(why) => {
@@ -296,19 +314,19 @@ impl Shared {
         self.slots().remove(&party, id);
     }
 
-    async fn open(
-        &self,
-        connector: &Connector,
-    ) -> Result<(SendRequest<Body>, Connection<TokioIo<TlsStream<Paced<TcpStream>>>, Body, Tasks>), Unreachable> {
+    async fn open(&self, connector: &Connector) -> Result<(Open, Driven), Unreachable> {
         let stream = connector.http2().await?;
-        http2::Builder::new(self.tasks.clone())
+        let awaited = stream.get_ref().0.awaited();
+        let io = Gathered::new(stream);
+        let (sender, connection) = http2::Builder::new(io.driver(self.tasks.clone()))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(HEADERS)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(io))
             .await
-            .map_err(|source| Unreachable::Http { address: connector.address(), source })
+            .map_err(|source| Unreachable::Http { address: connector.address(), source })?;
+        Ok((Open { sender, awaited }, connection))
     }
 
     fn idle(&self, party: &Party) -> Duration {
