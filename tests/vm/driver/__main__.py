@@ -1,7 +1,7 @@
 """Runs one test on virtual machines: python3 tests/vm/driver --image FOLDER --state FOLDER TEST
 
 TEST is a Python file whose first statement is `nodes = {…}`, or a JSON document {"name", "nodes", "testScript"}: what a NixOS test
-evaluates to. The testScript has the symbols of the NixOS test driver; docs/testing says what stands in for NixOS.
+evaluates to. README.md beside this folder says what a testScript may use, and what stands in for NixOS.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Driver:
         port = 20000 + hash(str(state.resolve())) % 20000
         for number, (name, given) in enumerate(sorted(nodes.items()), start=1):
             node = Node.parse(name, given, number)
-            qemu = Qemu(name, state / name, image, node.address, memory=node.memory, cores=node.cores,
+            qemu = Qemu(name, state / name, image, node.mac, memory=node.memory, cores=node.cores,
                         credentials=node.credentials(sorted(nodes)), network_port=port)
             self.machines.append(Machine(name, qemu, self.log))
 

@@ -50,6 +50,10 @@ class Node:
     def address(self):
         return address(self.number)
 
+    @property
+    def mac(self):
+        return f"52:54:00:12:01:{self.number:02x}"
+
     def credentials(self, names):
         units, wants = dict(self.units), ["driver.service", *self.wants]
         if self.role:
@@ -63,7 +67,9 @@ class Node:
             files.setdefault("/etc/rancher/k3s/config.yaml", json.dumps(config, indent=2) + "\n")
         return {
             "system.hostname": self.name,
-            "network.network.10-test": f"[Match]\nKind=!*\nName=en* eth*\n[Network]\nAddress={self.address}/24\n"
+            # As NixOS names a test's network.
+            "network.link.10-test": f"[Match]\nMACAddress={self.mac}\n[Link]\nName=eth1\n",
+            "network.network.10-test": f"[Match]\nMACAddress={self.mac}\nKind=!*\n[Network]\nAddress={self.address}/24\n"
                                        "Gateway=192.168.1.254\n[Link]\nRequiredForOnline=yes\n",
             "tmpfiles.extra": "".join(self.tmpfiles(files)),
             "systemd.unit-dropin.multi-user.target~test": f"[Unit]\nWants={' '.join(wants)}\n",

@@ -35,7 +35,7 @@ class MachineEnded(Exception):
 
 
 class Qemu:
-    def __init__(self, name, directory, image, address, *, memory, cores, credentials, network_port):
+    def __init__(self, name, directory, image, mac, *, memory, cores, credentials, network_port):
         self.name, self.dir, self.image = name, pathlib.Path(directory), image
         self.process = None
         self.started_at = None
@@ -48,7 +48,6 @@ class Qemu:
         disk.unlink(missing_ok=True)
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.root.resolve(), disk], check=True)
-        mac = "52:54:00:12:%02x:%02x" % tuple(int(part) for part in address.split(".")[2:])
         self._args = [
             "qemu-system-x86_64", "-name", name, "-machine", "q35,usb=off", "-display", "none", "-nodefaults",
             "-no-user-config",
