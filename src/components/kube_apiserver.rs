@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::{
     Paths, capabilities,
+    kine::KINE,
     launch::{File, Flags, Launch},
     libexec::Components,
 };
@@ -91,14 +92,19 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         flags.path("egress-selector-config-file", file.path.clone());
     }
     let mut gates = vec![NO_GOODBYE, NO_PEERS];
+    let mut after = vec!["datastore".to_owned()];
+    // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
+    let socket = "unix://kine.sock";
     match &config.datastore {
         Datastore::Sqlite { .. } => {
             gates.push(UNCOUNTED);
-            flags
-                // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
-                .set("etcd-servers", "unix://kine.sock")
-                // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
-                .set("etcd-healthcheck-timeout", "10s");
+            // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
+            flags.set("etcd-servers", socket).set("etcd-healthcheck-timeout", "10s");
+        }
+        Datastore::Sql(_) => {
+            // It ends after kube-apiserver, whose shutdown waits for a store that answers.
+            after.push(KINE.to_owned());
+            flags.set("etcd-servers", socket);
         }
         Datastore::Etcd(etcd) => set_etcd(&mut flags, etcd),
     }
@@ -127,7 +133,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
             // Collecting twice as often costs a hundredth of a core and gives back 40 MiB, more than all of k3s itself takes.
             env: BTreeMap::from([("GOGC".into(), "50".into())]),
             working_dir: Some(paths.server()),
-            after: vec!["datastore".into()],
+            after,
             readiness: ask("/readyz"),
             // Not /readyz nor the datastore's own check: a store that is away for a while is no reason to restart.
             liveness: Some(Liveness {
@@ -266,6 +272,15 @@ mod tests {
         let has_anonymous = |args: Vec<String>| args.iter().any(|arg| arg.starts_with("--anonymous-auth"));
         assert!(has_anonymous(args(&[])));
         assert!(!has_anonymous(args(&["--kube-apiserver-arg=authentication-config=/etc/auth.yaml"])));
+    }
+
+    #[test]
+    fn a_database_is_asked_through_kine_which_ends_later() {
+        let config = config(&["--datastore-endpoint=postgres://k3s:hunter2@db/k3s"]);
+        let program = kube_apiserver(&config, &paths(), &found(), "10.0.0.2".parse().unwrap()).program;
+        assert_eq!(program.after, ["datastore", "kine"]);
+        assert!(program.args.contains(&"--etcd-servers=unix://kine.sock".into()));
+        assert!(!format!("{program:?}").contains("hunter2"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod capabilities;
 mod containerd;
 mod control_loop;
 mod environment;
+mod kine;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
@@ -25,6 +26,7 @@ mod user_config;
 
 pub use containerd::{TemplateGeneration, UserTemplate, containerd};
 pub use environment::InheritedEnvironment;
+pub use kine::{KINE, kine};
 pub use kube_apiserver::kube_apiserver;
 pub use kube_controller_manager::kube_controller_manager;
 pub use kube_proxy::kube_proxy;

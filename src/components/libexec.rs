@@ -7,6 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use k3s_config::{datastore::Runner, server::ServerConfig};
+
+use crate::kine::KINE;
+
 /// What a role needs before it may write anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
@@ -14,13 +18,24 @@ pub enum Need {
     ControlPlane,
     /// A node that runs pods.
     Node,
+    /// A server whose state is in a database elsewhere.
+    Kine,
 }
 
 impl Need {
+    /// What a server of this configuration needs.
+    pub fn of_server(config: &ServerConfig) -> Vec<Self> {
+        let mut needs = vec![Self::ControlPlane];
+        needs.extend(config.node.is_some().then_some(Self::Node));
+        needs.extend((config.datastore.runner() == Runner::Child).then_some(Self::Kine));
+        needs
+    }
+
     /// The programs, by the names they are started under.
     pub fn programs(self) -> &'static [&'static str] {
         match self {
             Self::ControlPlane => &["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
+            Self::Kine => &[KINE],
             Self::Node => &[
                 "containerd",
                 "containerd-shim-runc-v2",

@@ -9,13 +9,15 @@ use std::{
 use crate::{
     environment::Environment,
     error::Error,
-    flags::EXTERNAL_SQL,
     grammar::is_dns_subdomain,
     network::port,
+    secret::Secret,
     values::{Given, Values},
 };
 
-/// Which store holds the cluster's state.
+/// Which store holds the cluster's state. Three questions about it have an answer each: [who runs it](Self::runner), [whether servers
+/// share it](Self::is_shared), and how kube-apiserver reaches it: the servers of [`Datastore::Etcd`] itself, any other on this
+/// server's own socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Datastore {
     /// The embedded one: `<data-dir>/server/db/state.db`.
@@ -23,8 +25,58 @@ pub enum Datastore {
         /// The database file.
         path: PathBuf,
     },
+    /// A database elsewhere, which kine serves by etcd's API. Other servers of the cluster may use it too, each through its own kine.
+    Sql(Sql),
     /// Servers of etcd's v3 API: etcd, kine or `k3s datastore serve`. Other servers of the cluster may use them too.
     Etcd(Etcd),
+}
+
+/// Who runs the program that serves etcd's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runner {
+    /// `k3s` itself: the store opens and closes with it.
+    ThisProcess,
+    /// `k3s`, as a supervised child: it starts before all others and is restarted alone.
+    Child,
+    /// Somebody else.
+    Elsewhere,
+}
+
+/// A database that kine makes an etcd of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sql {
+    /// What it is.
+    pub engine: Engine,
+    /// Its address as kine and k3s take it; it may hold a password.
+    pub endpoint: Secret,
+    /// What its certificate is checked by, PEM (`--datastore-cafile`).
+    pub ca_file: Option<PathBuf>,
+    /// What kine shows it (`--datastore-certfile`, `--datastore-keyfile`).
+    pub client: Option<ClientCertificate>,
+    /// How many connections kine keeps to it.
+    pub pool: Pool,
+}
+
+/// The databases that kine knows, beside SQLite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// `postgres://USER:PASSWORD@HOST:5432/DATABASE`.
+    Postgres,
+    /// `mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE`, MariaDB too.
+    Mysql,
+    /// `nats://HOST:4222`, with JetStream.
+    Nats,
+}
+
+/// Limits of kine's connections to its database, in kine's own terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Idle connections that are kept; 0 is the database driver's own default, a negative number keeps none.
+    pub max_idle: i32,
+    /// Open connections at most; 0 or less for no limit.
+    pub max_open: i32,
+    /// How long one is used, as Go writes a duration; `0s` for ever.
+    pub max_lifetime: String,
 }
 
 /// How an external store is reached.
@@ -64,9 +116,21 @@ impl Datastore {
         Self::Sqlite { path: data_dir.join("server/db/state.db") }
     }
 
+    /// Who runs the program that kube-apiserver asks.
+    pub fn runner(&self) -> Runner {
+        match self {
+            Self::Sqlite { .. } => Runner::ThisProcess,
+            Self::Sql(_) => Runner::Child,
+            Self::Etcd(_) => Runner::Elsewhere,
+        }
+    }
+
     /// Whether servers beside this one may use it, so that they have to agree on who does what.
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Etcd(_))
+        match self {
+            Self::Sqlite { .. } => false,
+            Self::Sql(_) | Self::Etcd(_) => true,
+        }
     }
 
     /// kine runs in the server's directory, so a relative path starts there. No error tells the endpoint: it may hold a password.
@@ -74,23 +138,26 @@ impl Datastore {
         let files = TlsFiles::from_values(values, environment)?;
         let datastore = match values.given("datastore-endpoint") {
             None => Self::embedded(data_dir),
-            Some(given) => match given.text.split_once("://") {
-                Some(("sqlite", "")) => Self::embedded(data_dir),
-                Some(("sqlite", path)) if path.contains('?') => {
-                    return Err(
-                        given.invalid("the database's settings after `?` are fixed in this version; leave them out")
-                    );
+            Some(given) => {
+                match given.text.split_once("://") {
+                    Some(("sqlite", "")) => Self::embedded(data_dir),
+                    Some(("sqlite", path)) if path.contains('?') => {
+                        return Err(given
+                            .invalid("the database's settings after `?` are fixed in this version; leave them out"));
+                    }
+                    Some(("sqlite", path)) => Self::Sqlite { path: data_dir.join("server").join(path) },
+                    Some(("http" | "https", _)) => Self::Etcd(files.etcd(endpoints(given)?)?),
+                    Some(("postgres" | "postgresql", _)) => Self::Sql(files.sql(Engine::Postgres, given, values)?),
+                    Some(("mysql", _)) => Self::Sql(files.sql(Engine::Mysql, given, values)?),
+                    Some(("nats", _)) => Self::Sql(files.sql(Engine::Nats, given, values)?),
+                    _ => {
+                        let instead = "leave it out, or write sqlite:///FILE, https://HOST:2379, postgres://…, mysql://… or nats://…";
+                        return Err(given.invalid(format!("this is no datastore's address; {instead}")));
+                    }
                 }
-                Some(("sqlite", path)) => Self::Sqlite { path: data_dir.join("server").join(path) },
-                Some(("http" | "https", _)) => Self::Etcd(files.etcd(endpoints(given)?)?),
-                Some(("mysql" | "postgres" | "postgresql" | "nats", _)) => return Err(given.not_served(EXTERNAL_SQL)),
-                _ => {
-                    let instead = "leave it out, or write sqlite:///FILE or https://HOST:2379";
-                    return Err(given.invalid(format!("this is no datastore's address; {instead}")));
-                }
-            },
+            }
         };
-        if let Self::Etcd(_) = datastore {
+        if datastore.runner() != Runner::ThisProcess {
             let local = ["snapshot-schedule-cron", "cluster-reset"].into_iter().find_map(|name| values.given(name));
             if let Some(given) = local.filter(|given| given.text != "false") {
                 return Err(given
@@ -99,8 +166,61 @@ impl Datastore {
         } else {
             files.refuse("it is for an external datastore, which --datastore-endpoint does not name; leave it out")?;
         }
+        if datastore.runner() != Runner::Child
+            && let Some(given) = Pool::FLAGS.into_iter().find_map(|name| values.given(name))
+        {
+            return Err(given.invalid(
+                "it is for kine's connections to a database, which --datastore-endpoint does not name; leave it out",
+            ));
+        }
         Ok(datastore)
     }
+}
+
+impl Engine {
+    /// Its name, for a person.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Mysql => "MySQL",
+            Self::Nats => "NATS",
+        }
+    }
+}
+
+impl Pool {
+    const FLAGS: [&'static str; 3] =
+        ["datastore-max-idle-connections", "datastore-max-open-connections", "datastore-connection-max-lifetime"];
+
+    /// kine's defaults where nothing is given.
+    fn from_values(values: &Values) -> Result<Self, Error> {
+        let [idle, open, lifetime] = Self::FLAGS.map(|name| values.given(name));
+        let count = |given: Option<&Given>, default| match given {
+            Some(given) => given.text.parse().map_err(|_| given.invalid("this is no number of connections; write 20")),
+            None => Ok(default),
+        };
+        let max_lifetime = match lifetime {
+            Some(given) if is_go_duration(&given.text) => given.text.clone(),
+            Some(given) => return Err(given.invalid("this is no duration; write 30m or 1h")),
+            None => "0s".to_owned(),
+        };
+        Ok(Self { max_idle: count(idle, 20)?, max_open: count(open, 0)?, max_lifetime })
+    }
+}
+
+/// Whole numbers with Go's units, such as `1h30m`.
+fn is_go_duration(text: &str) -> bool {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let after = &rest[digits..];
+        let unit = ["ms", "us", "ns", "h", "m", "s"].into_iter().find(|unit| after.starts_with(unit));
+        match unit {
+            Some(unit) if (1..=9).contains(&digits) => rest = &after[unit.len()..],
+            _ => return false,
+        }
+    }
+    !text.is_empty()
 }
 
 impl fmt::Display for EtcdEndpoint {
@@ -150,10 +270,34 @@ impl<'a> TlsFiles<'a> {
         if endpoints.iter().all(|endpoint| !endpoint.tls) {
             self.refuse("http:// has no use for it; write the datastore's address as https://, or leave it out")?;
         }
-        let path = |file: &Option<(&Given, PathBuf)>| file.as_ref().map(|(_, path)| path.clone());
-        let client = path(&self.certificate).zip(path(&self.key));
-        let client = client.map(|(certificate, key)| ClientCertificate { certificate, key });
-        Ok(Etcd { endpoints, ca_file: path(&self.ca), client })
+        Ok(Etcd { endpoints, ca_file: self.ca_file(), client: self.client() })
+    }
+
+    fn sql(&self, engine: Engine, endpoint: &Given, values: &Values) -> Result<Sql, Error> {
+        let nowhere = endpoint.text.split_once("://").is_none_or(|(_, rest)| rest.is_empty());
+        if nowhere || endpoint.text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(endpoint.invalid(match engine {
+                Engine::Postgres => "this is no database's address; write postgres://USER:PASSWORD@HOST:5432/DATABASE",
+                Engine::Mysql => "this is no database's address; write mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE",
+                Engine::Nats => "this is no server's address; write nats://HOST:4222",
+            }));
+        }
+        Ok(Sql {
+            engine,
+            endpoint: Secret::new(&endpoint.text),
+            ca_file: self.ca_file(),
+            client: self.client(),
+            pool: Pool::from_values(values)?,
+        })
+    }
+
+    fn ca_file(&self) -> Option<PathBuf> {
+        self.ca.as_ref().map(|(_, path)| path.clone())
+    }
+
+    fn client(&self) -> Option<ClientCertificate> {
+        let (certificate, key) = self.certificate.as_ref().zip(self.key.as_ref())?;
+        Some(ClientCertificate { certificate: certificate.1.clone(), key: key.1.clone() })
     }
 }
 
@@ -220,9 +364,32 @@ mod tests {
     }
 
     #[test]
+    fn a_database_that_kine_serves() {
+        let args = [
+            "--datastore-endpoint=postgres://k3s:hunter2@db:5432/k3s?sslmode=verify-full",
+            "--datastore-cafile=/etc/ca.crt",
+            "--datastore-max-open-connections=8",
+            "--datastore-connection-max-lifetime=1h30m",
+        ];
+        let datastore = datastore(&args).unwrap();
+        assert_eq!((datastore.runner(), datastore.is_shared()), (Runner::Child, true));
+        let Datastore::Sql(sql) = &datastore else { panic!("this is a database") };
+        assert_eq!(sql.endpoint.expose(), "postgres://k3s:hunter2@db:5432/k3s?sslmode=verify-full");
+        assert_eq!((sql.engine, sql.ca_file.as_deref()), (Engine::Postgres, Some(Path::new("/etc/ca.crt"))));
+        assert_eq!(sql.pool, Pool { max_idle: 20, max_open: 8, max_lifetime: "1h30m".to_owned() });
+        assert!(!format!("{datastore:?}").contains("hunter2"));
+    }
+
+    #[test]
     fn what_will_not_do_is_refused_without_telling_a_password() {
         let etcd = "--datastore-endpoint=https://db:2379";
-        let table: [(&[&str], &str); 11] = [
+        let sql = "--datastore-endpoint=mysql://k3s:hunter2@tcp(db:3306)/k3s";
+        let table: [(&[&str], &str); 16] = [
+            (&["--datastore-endpoint=mysql://"], "write mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE"),
+            (&["--datastore-endpoint=nats://a b"], "write nats://HOST:4222"),
+            (&[sql, "--datastore-connection-max-lifetime=soon"], "write 30m or 1h"),
+            (&[sql, "--snapshot-schedule-cron=@daily"], "are taken and restored where it runs"),
+            (&["--datastore-max-idle-connections=1"], "it is for kine's connections to a database"),
             (&["--datastore-endpoint=https://db"], "--datastore-endpoint: this is no list of an etcd's servers"),
             (&["--datastore-endpoint=https://k3s:hunter2@db:2379"], "this is no list of an etcd's servers"),
             (&["--datastore-endpoint=https://db:2379/path"], "this is no list of an etcd's servers"),

@@ -227,12 +227,12 @@ fn on_the_command_line_of_a_server() {
             "--cluster-init: embedded etcd is not served by this version; leave it out to keep the cluster's state in SQLite",
         ),
         (
-            &["--datastore-endpoint=postgres://user:hunter2@db/k3s"],
-            "--datastore-endpoint: an external SQL database is not served by this version; leave it out to keep the cluster's state in SQLite, or write https://HOST:2379 for an etcd, kine or `k3s datastore serve`",
+            &["--datastore-endpoint=postgres://"],
+            "--datastore-endpoint: this is no database's address; write postgres://USER:PASSWORD@HOST:5432/DATABASE",
         ),
         (
             &["--datastore-endpoint=hunter2"],
-            "--datastore-endpoint: this is no datastore's address; leave it out, or write sqlite:///FILE or https://HOST:2379",
+            "--datastore-endpoint: this is no datastore's address; leave it out, or write sqlite:///FILE, https://HOST:2379, postgres://…, mysql://… or nats://…",
         ),
         (
             &["--server=https://10.0.0.1:6443"],
@@ -404,7 +404,7 @@ fn secrets_are_neither_in_errors_nor_in_debug_output() {
         &["--token=K10hunter2"],
         &["--tokn=hunter2"],
         &["--token", "a", "hunter2"],
-        &["--datastore-endpoint=mysql://k3s:hunter2@tcp(db)/"],
+        &["--datastore-endpoint=mysql://k3s:hunter2@tcp(db )/"],
         &["--vpn-auth=name=tailscale,joinKey=hunter2"],
         &["--etcd-s3-secret-key=hunter2"],
     ] {

@@ -221,10 +221,10 @@ mod tests {
         assert_eq!(client.list("/a/").await, Ok(vec![]));
     }
 
-    fn remote(servers: &[&str]) -> RemoteOptions {
+    fn remote(servers: &[&str], tls: bool) -> RemoteOptions {
         let server = |text: &&str| {
             let (host, port) = text.rsplit_once(':').unwrap();
-            RemoteServer { tls: false, host: host.to_owned(), port: port.parse().unwrap() }
+            RemoteServer::Tcp { tls, host: host.to_owned(), port: port.parse().unwrap() }
         };
         RemoteOptions { servers: servers.iter().map(server).collect(), ca_file: None, client: None }
     }
@@ -244,10 +244,28 @@ mod tests {
         contract_at(async |_, url| {
             let address = url.strip_prefix("http://").unwrap();
             // The first of them is not there.
-            let client = Client::remote(&remote(&["127.0.0.1:1", address])).unwrap();
+            let client = Client::remote(&remote(&["127.0.0.1:1", address], false)).unwrap();
             writes_name_what_they_replace(&client).await;
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn in_another_process_of_this_machine() {
+        let directory = tempfile::tempdir().unwrap();
+        let datastore = Datastore::open(Options::new(directory.path().join("state.db"))).await.unwrap();
+        let socket = directory.path().join("kine.sock");
+        let bound = Endpoint::Unix(socket.clone()).bind(&Access::default()).await.unwrap();
+        let servers = vec![RemoteServer::Unix(socket)];
+        let client = Client::remote(&RemoteOptions { servers, ca_file: None, client: None }).unwrap();
+        let shutdown = CancellationToken::new();
+        let asked = async {
+            writes_name_what_they_replace(&client).await;
+            shutdown.cancel();
+        };
+        let (served, ()) = tokio::join!(bound.serve(&datastore, shutdown.clone()), asked);
+        served.unwrap();
+        datastore.close().await.unwrap();
     }
 
     #[tokio::test]
@@ -260,8 +278,7 @@ mod tests {
         let endpoint: Endpoint = "https://127.0.0.1:0".parse().unwrap();
         let bound = endpoint.bind(&Access { tls: Some(tls), insecure: false }).await.unwrap();
         let BoundEndpoint::Https(listener) = &bound else { panic!("bound as {bound:?}") };
-        let mut options = remote(&[listener.url().strip_prefix("https://").unwrap()]);
-        options.servers[0].tls = true;
+        let options = remote(&[listener.url().strip_prefix("https://").unwrap()], true);
         let shutdown = CancellationToken::new();
         let clients = async {
             for (trusted, shown, expected) in [
@@ -301,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn nowhere() {
-        let client = Client::remote(&remote(&["127.0.0.1:1", "127.0.0.1:2"])).unwrap();
+        let client = Client::remote(&remote(&["127.0.0.1:1", "127.0.0.1:2"], false)).unwrap();
         let error = client.get("/a").await.unwrap_err().to_string();
         let expected = "the datastore does not answer: http://127.0.0.1:1: Connection refused";
         assert!(error.starts_with(expected) && error.contains("http://127.0.0.1:2"), "{error}");

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -54,13 +54,33 @@ pub struct RemoteOptions {
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteServer {
-    /// Whether it is asked over TLS.
-    pub tls: bool,
-    /// A name or an address, without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+pub enum RemoteServer {
+    /// On a network.
+    Tcp {
+        /// Whether it is asked over TLS.
+        tls: bool,
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// On this machine.
+    Unix(PathBuf),
+}
+
+impl RemoteServer {
+    fn is_tls(&self) -> bool {
+        matches!(self, Self::Tcp { tls: true, .. })
+    }
+
+    /// What a request names it by.
+    fn authority(&self) -> String {
+        match self {
+            Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Tcp { host, port, .. } => format!("{host}:{port}"),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
 }
 
 /// The store that they serve.
@@ -71,7 +91,7 @@ impl Remote {
     pub(crate) fn new(options: &RemoteOptions) -> Result<Self, Error> {
         let remote = Self(options.clone());
         // What cannot be used now is told before anything is asked.
-        if options.servers.iter().any(|server| server.tls) {
+        if options.servers.iter().any(RemoteServer::is_tls) {
             remote.tls()?;
         }
         Ok(remote)
@@ -152,19 +172,23 @@ impl Remote {
     }
 
     async fn connect(&self, server: &RemoteServer) -> Result<Channel, BoxError> {
-        let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
-        stream.set_nodelay(true)?;
-        let stream: Box<dyn Stream> = if server.tls {
-            let name = ServerName::try_from(server.host.clone())?;
-            Box::new(self.tls()?.connector().connect(name, stream).await?)
-        } else {
-            Box::new(stream)
+        let stream: Box<dyn Stream> = match server {
+            RemoteServer::Tcp { tls, host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                if *tls {
+                    let name = ServerName::try_from(host.clone())?;
+                    Box::new(self.tls()?.connector().connect(name, stream).await?)
+                } else {
+                    Box::new(stream)
+                }
+            }
+            RemoteServer::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
         let mut stream = Some(TokioIo::new(stream));
         let only_one = move |_: Uri| ready(stream.take().ok_or("the connection has ended"));
         // The stream is there already; the URL is for the request's `:authority`.
-        let authority = server.to_string();
-        let endpoint = Endpoint::from_shared(format!("http://{}", authority.rsplit('/').next().unwrap_or_default()))?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.authority()))?;
         Ok(endpoint.connect_with_connector(service_fn(only_one)).await?)
     }
 }
@@ -176,10 +200,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl fmt::Display for RemoteServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tls, host, port } = self;
-        let scheme = if *tls { "https" } else { "http" };
-        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{scheme}://{open}{host}{close}:{port}")
+        match self {
+            Self::Tcp { tls: true, .. } => write!(f, "https://{}", self.authority()),
+            Self::Tcp { .. } => write!(f, "http://{}", self.authority()),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
     }
 }
 

@@ -140,7 +140,7 @@ pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, store: &ClusterS
         lost_datastore::check_content(&config.datastore, &client, paths).await?;
     }
     let token = password.map_or_else(Password::random, Ok)?;
-    if found.is_none() && store.is_shared() {
+    if found.is_none() && config.datastore.is_shared() {
         found = bootstrap_data::claim(&client, &token).await?;
     }
     if let Some(found) = &found {

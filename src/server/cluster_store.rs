@@ -1,14 +1,14 @@
-//! Where the cluster's state is: in this process, or elsewhere and shared with other servers.
+//! The store of the cluster's state: opened in this process, or asked where a child or somebody else runs it.
 
 use std::{future::pending, time::Duration};
 
-use k3s_components::Paths;
+use k3s_components::{Components, Launch, Paths, kine};
 use k3s_config::datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd};
 use k3s_controllers::Backoff;
 use k3s_datastore::{
     Access, BoundEndpoint, Client, ClientError, Datastore, Endpoint, Options, RemoteOptions, RemoteServer,
 };
-use k3s_supervise::Gate;
+use k3s_supervise::{Gate, Supervisor};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -23,33 +23,47 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 pub(crate) enum ClusterStore {
     /// In this process, which serves it to its own kube-apiserver.
     Embedded(Datastore),
-    /// Elsewhere: kube-apiserver asks it itself.
-    Shared(Client),
+    /// In another one, a child's or elsewhere: kube-apiserver asks it itself.
+    Asked(Client),
+}
+
+/// What a store is opened with.
+pub(crate) struct Opening<'a> {
+    pub(crate) config: &'a DatastoreConfig,
+    pub(crate) paths: &'a Paths,
+    pub(crate) components: &'a Components,
+    pub(crate) supervisor: &'a Supervisor,
+    /// Says what is missing meanwhile; opened by whoever has its credentials too.
+    pub(crate) gate: &'a Gate,
 }
 
 impl ClusterStore {
-    /// Opens the database, or waits until a store elsewhere answers; `gate` says meanwhile what is missing. `None` if `shutdown` came
-    /// first.
-    pub(crate) async fn open(
-        config: &DatastoreConfig,
-        gate: &Gate,
-        shutdown: &CancellationToken,
-    ) -> Result<Option<Self>, Error> {
-        match config {
-            DatastoreConfig::Sqlite { path } => Ok(Some(Self::Embedded(Datastore::open(Options::new(path)).await?))),
-            DatastoreConfig::Etcd(etcd) => {
-                let client = Client::remote(&remote(etcd))?;
-                let answered = shutdown.run_until_cancelled(answers(&client, gate)).await;
-                Ok(answered.map(|()| Self::Shared(client)))
+    /// Opens the database; or starts the child that serves it, and waits until it answers, as a store elsewhere has to. `None` if
+    /// `shutdown` came first.
+    pub(crate) async fn open(opening: Opening<'_>, shutdown: &CancellationToken) -> Result<Option<Self>, Error> {
+        let Opening { config, paths, components, supervisor, gate } = opening;
+        let servers = match config {
+            DatastoreConfig::Sqlite { path } => {
+                return Ok(Some(Self::Embedded(Datastore::open(Options::new(path)).await?)));
             }
-        }
+            DatastoreConfig::Sql(sql) => {
+                let Launch { program, .. } = kine(sql, paths, components);
+                supervisor.start([program])?;
+                let socket = RemoteServer::Unix(paths.datastore_socket());
+                RemoteOptions { servers: vec![socket], ca_file: None, client: None }
+            }
+            DatastoreConfig::Etcd(etcd) => remote(etcd),
+        };
+        let client = Client::remote(&servers)?;
+        let answered = shutdown.run_until_cancelled(answers(&client, gate)).await;
+        Ok(answered.map(|()| Self::Asked(client)))
     }
 
     /// For what k3s itself keeps in it.
     pub(crate) fn client(&self) -> Client {
         match self {
             Self::Embedded(datastore) => datastore.client(),
-            Self::Shared(client) => client.clone(),
+            Self::Asked(client) => client.clone(),
         }
     }
 
@@ -57,20 +71,15 @@ impl ClusterStore {
     pub(crate) fn embedded(&self) -> Option<&Datastore> {
         match self {
             Self::Embedded(datastore) => Some(datastore),
-            Self::Shared(_) => None,
+            Self::Asked(_) => None,
         }
-    }
-
-    /// Whether other servers may use it.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.embedded().is_none()
     }
 
     /// Binds the socket that kube-apiserver asks, where it does not ask elsewhere.
     pub(crate) async fn bind(&self, paths: &Paths) -> Result<Option<BoundEndpoint>, Error> {
         match self {
             Self::Embedded(_) => Ok(Some(Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?)),
-            Self::Shared(_) => Ok(None),
+            Self::Asked(_) => Ok(None),
         }
     }
 
@@ -93,7 +102,7 @@ impl ClusterStore {
     pub(crate) async fn stopped(&self) -> Error {
         match self {
             Self::Embedded(datastore) => Error::Datastore(datastore.stopped().await),
-            Self::Shared(_) => pending().await,
+            Self::Asked(_) => pending().await,
         }
     }
 
@@ -101,7 +110,7 @@ impl ClusterStore {
     pub(crate) async fn close(&self) -> Result<(), Error> {
         match self {
             Self::Embedded(datastore) => Ok(datastore.close().await?),
-            Self::Shared(_) => Ok(()),
+            Self::Asked(_) => Ok(()),
         }
     }
 }
@@ -110,7 +119,7 @@ fn remote(etcd: &Etcd) -> RemoteOptions {
     let servers = etcd.endpoints.iter();
     RemoteOptions {
         servers: servers
-            .map(|server| RemoteServer { tls: server.tls, host: server.host.clone(), port: server.port })
+            .map(|server| RemoteServer::Tcp { tls: server.tls, host: server.host.clone(), port: server.port })
             .collect(),
         ca_file: etcd.ca_file.clone(),
         client: etcd.client.clone().map(|ClientCertificate { certificate, key }| (certificate, key)),

@@ -21,7 +21,7 @@ pub(crate) fn check_file(config: &Datastore, paths: &Paths) -> Result<(), Error>
         Datastore::Sqlite { path } if has_served(paths) && is_lost(path).map_err(Error::file(path))? => {
             Err(lost(path.display().to_string(), paths))
         }
-        Datastore::Sqlite { .. } | Datastore::Etcd(_) => Ok(()),
+        Datastore::Sqlite { .. } | Datastore::Sql(_) | Datastore::Etcd(_) => Ok(()),
     }
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn check_content(config: &Datastore, client: &Client, paths: &P
     }
     let place = match config {
         Datastore::Sqlite { path } => path.display().to_string(),
-        Datastore::Etcd(_) => "--datastore-endpoint".to_owned(),
+        Datastore::Sql(_) | Datastore::Etcd(_) => "--datastore-endpoint".to_owned(),
     };
     Err(lost(place, paths))
 }

@@ -30,7 +30,7 @@ use crate::{
     BootstrapError, Error, NodeDialer,
     bootstrap::{self, Adopted, Credentials, FrontTls, Host},
     bootstrap_data,
-    cluster_store::ClusterStore,
+    cluster_store::{ClusterStore, Opening},
     controllers::Controllers,
     core::{Core, CoreSender},
     front::{self, Front, Unauthenticated},
@@ -81,9 +81,13 @@ pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationT
             Ok(true) => {
                 let live = async {
                     let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, front, &shutdown));
-                    match prepared.await? {
-                        Some((server, listeners)) => Box::pin(server.live(listeners, &notifier, &shutdown)).await,
-                        None => Ok(()),
+                    match prepared.await {
+                        Ok(Some((server, listeners))) => Box::pin(server.live(listeners, &notifier, &shutdown)).await,
+                        ended => {
+                            // A store that is a child runs already.
+                            supervisor.stop().await;
+                            ended.map(drop)
+                        }
                     }
                 };
                 clock.keep_during(Box::pin(live)).await
@@ -180,7 +184,14 @@ impl Server {
         let host = Host::of(&mut config).await?;
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let gate = supervisor.gate("datastore")?;
-        let open = ClusterStore::open(&config.datastore, &gate, shutdown);
+        let opening = Opening {
+            config: &config.datastore,
+            paths: &paths,
+            components: &package.components,
+            supervisor,
+            gate: &gate,
+        };
+        let open = ClusterStore::open(opening, shutdown);
         let tls = bootstrap::tls_policy(&config);
         let opened = match bootstrap::last_certificate(&paths) {
             Some(certificate) => front::serve_starting(&front, certificate, &tls, open).await?,

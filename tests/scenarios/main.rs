@@ -13,6 +13,7 @@ mod aggregated_apis;
 mod authorities;
 mod bad_input;
 mod controllers;
+mod database;
 mod pod_network;
 mod restarts;
 mod single_node;

@@ -162,7 +162,7 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         heading: "Datastore",
         flags: &[
-            text("datastore-endpoint", "URL", "Where the cluster's state is kept: sqlite:///FILE, or https://HOST:2379,… of an etcd that several servers share")
+            text("datastore-endpoint", "URL", "Where the cluster's state is kept: sqlite:///FILE; for several servers https://HOST:2379,… of an etcd, postgres://…, mysql://… or nats://…")
                 .env("K3S_DATASTORE_ENDPOINT")
                 .secret()
                 .server(),
@@ -175,6 +175,9 @@ pub(super) const SECTIONS: &[Section] = &[
             text("datastore-keyfile", "FILE", "Its key")
                 .env("K3S_DATASTORE_KEYFILE")
                 .server(),
+            text("datastore-max-idle-connections", "COUNT", "Idle connections to a database that kine keeps; 20 if not given").server(),
+            text("datastore-max-open-connections", "COUNT", "Connections to a database that kine opens at most; no limit if not given").server(),
+            text("datastore-connection-max-lifetime", "DURATION", "How long kine uses a connection to a database, such as 1h; for ever if not given").server(),
             switch("kine-tls", "TLS on the datastore's socket")
                 .server()
                 .unserved(refusal("TLS on the datastore's own socket, which only root can open,", LEAVE_OUT)),
@@ -370,10 +373,6 @@ const fn refusal(what: &'static str, instead: &'static str) -> Refusal {
 pub(crate) const SEVERAL_SERVERS: &str = "a cluster of several servers";
 const LEAVE_OUT: &str = "leave it out";
 const ETCD: Refusal = refusal("embedded etcd", "leave it out to keep the cluster's state in SQLite");
-pub(crate) const EXTERNAL_SQL: Refusal = refusal(
-    "an external SQL database",
-    "leave it out to keep the cluster's state in SQLite, or write https://HOST:2379 for an etcd, kine or `k3s datastore serve`",
-);
 pub(crate) const SELINUX: Refusal = refusal("SELinux for containers", LEAVE_OUT);
 const PORTS: Refusal =
     refusal("a second port for the supervisor or kube-apiserver", "use --https-listen-port for both");

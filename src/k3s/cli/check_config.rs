@@ -80,16 +80,13 @@ impl Asked {
                 warnings,
             }));
         }
-        Ok(k3s_config::parse_server(args, &environment).map(|(config, warnings)| {
-            let node = config.node.is_some().then_some(Need::Node);
-            Self {
-                needs: [Need::ControlPlane].into_iter().chain(node).collect(),
-                unused_files: unused_files::of_server(&config),
-                node: config.node,
-                data_dir: config.data_dir,
-                cluster_cidrs: config.network.cluster_cidrs,
-                warnings,
-            }
+        Ok(k3s_config::parse_server(args, &environment).map(|(config, warnings)| Self {
+            needs: Need::of_server(&config),
+            unused_files: unused_files::of_server(&config),
+            node: config.node,
+            data_dir: config.data_dir,
+            cluster_cidrs: config.network.cluster_cidrs,
+            warnings,
         }))
     }
 }

@@ -26,10 +26,9 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     if let Some(file) = &config.restore {
         return snapshot::restore(&config, file);
     }
-    let mut needs = vec![Need::ControlPlane];
-    needs.extend(config.node.is_some().then_some(Need::Node));
     let libexec = libexec()?;
-    let components = libexec.require(&needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
+    let components =
+        libexec.require(&Need::of_server(&config)).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
     let images = libexec.packaged_images();
     let package = k3s_server::Package { components, images, version: version::KUBERNETES };
 

@@ -1,0 +1,92 @@
+//! kine: makes an etcd of a database elsewhere, on a socket that only this server's kube-apiserver and `k3s` itself ask.
+
+use std::{collections::BTreeMap, ffi::OsString, time::Duration};
+
+use k3s_config::datastore::{ClientCertificate, Sql};
+use k3s_supervise::program::{Probe, Program, Resources, Stop};
+
+use crate::{
+    Paths,
+    launch::{Flags, Launch},
+    libexec::Components,
+};
+
+/// What kine is called among the components.
+pub const KINE: &str = "kine";
+
+/// Where kine takes the database's address from, so that its password is on no command line.
+const ENDPOINT: &str = "KINE_ENDPOINT";
+
+/// kine for the database `sql`, with k3s' own schema.
+pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
+    let mut flags = Flags::default();
+    flags
+        // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
+        .set("listen-address", "unix://kine.sock")
+        // Its priorities reach the journal.
+        .set("log-format", "json")
+        // Its own metrics would be served to everybody who reaches the machine.
+        .set("metrics-bind-address", 0)
+        .set("datastore-max-idle-connections", sql.pool.max_idle)
+        .set("datastore-max-open-connections", sql.pool.max_open)
+        .set("datastore-connection-max-lifetime", &sql.pool.max_lifetime);
+    if let Some(path) = &sql.ca_file {
+        flags.path("ca-file", path.clone());
+    }
+    if let Some(ClientCertificate { certificate, key }) = &sql.client {
+        flags.path("cert-file", certificate.clone()).path("key-file", key.clone());
+    }
+    Launch {
+        files: Vec::new(),
+        program: Program {
+            name: KINE.into(),
+            executable: found.path(KINE),
+            arg0: KINE.into(),
+            args: flags.merged(&k3s_config::args::ComponentArgs::default()),
+            env: BTreeMap::from([(ENDPOINT.into(), OsString::from(sql.endpoint.expose()))]),
+            working_dir: Some(paths.server()),
+            after: Vec::new(),
+            // It opens its socket once the database has answered.
+            readiness: Probe::UnixSocket { path: paths.datastore_socket() },
+            // A database that is away for a while is no reason to restart: kine asks it again by itself.
+            liveness: None,
+            stop: Stop { timeout: Duration::from_secs(15), ..Stop::default() },
+            resources: Resources { cpu_weight: 200, ..Resources::default() },
+            oom_score_adj: Some(-500),
+            log_file: None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k3s_config::datastore::Datastore;
+
+    use super::*;
+    use crate::testing::{config, found, paths};
+
+    #[test]
+    fn the_password_is_on_no_command_line() {
+        let config = config(&[
+            "--datastore-endpoint=postgres://k3s:hunter2@db:5432/k3s",
+            "--datastore-cafile=/etc/ca.crt",
+            "--datastore-max-open-connections=8",
+        ]);
+        let Datastore::Sql(sql) = &config.datastore else { panic!("this is a database") };
+        let program = kine(sql, &paths(), &found()).program;
+        assert_eq!(
+            program.args,
+            [
+                "--ca-file=/etc/ca.crt",
+                "--datastore-connection-max-lifetime=0s",
+                "--datastore-max-idle-connections=20",
+                "--datastore-max-open-connections=8",
+                "--listen-address=unix://kine.sock",
+                "--log-format=json",
+                "--metrics-bind-address=0",
+            ]
+        );
+        assert_eq!(program.env[&OsString::from("KINE_ENDPOINT")], "postgres://k3s:hunter2@db:5432/k3s");
+        assert_eq!(program.working_dir, Some("/data/server".into()));
+    }
+}
