@@ -4,12 +4,10 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use k3s_config::agent::{NodeConfig, Snapshotter};
-use k3s_supervise::capability::Capabilities;
-use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Descendants, Probe, Program};
 
 use crate::{
     CgroupDriver, InheritedEnvironment, Node, Paths,
@@ -107,21 +105,13 @@ pub fn containerd(
     Ok(Launch {
         files: vec![File { path: etc.join("config.toml"), content }],
         program: Program {
-            name: "containerd".into(),
-            executable: found.path("containerd"),
-            arg0: "containerd".into(),
             args,
             env,
-            working_dir: None,
-            after: Vec::new(),
             readiness: Probe::UnixSocket { path: paths.containerd_socket() },
-            liveness: None,
-            stop: Stop { timeout: Duration::from_secs(15), ..Stop::default() },
-            resources: Resources::default(),
             oom_score_adj: Some(-999),
-            capabilities: Capabilities::Inherited,
             descendants: Descendants::Outlive,
             log_file: Some(root.join("containerd.log")),
+            ..Program::new("containerd", found.path("containerd"))
         },
     })
 }

@@ -1,13 +1,12 @@
 //! What kube-controller-manager and kube-scheduler have in common: they work through kube-apiserver and serve only loopback.
 
 use std::{
-    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use k3s_config::{args::ComponentArgs, server::ServerConfig};
-use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Probe, Program, Stop};
 
 use crate::{
     Paths, capabilities,
@@ -50,12 +49,7 @@ impl ControlLoop {
         Launch {
             files: Vec::new(),
             program: Program {
-                name: self.name.into(),
-                executable: found.path(self.name),
-                arg0: self.name.into(),
                 args: flags.merged(user),
-                env: BTreeMap::new(),
-                working_dir: None,
                 after: vec!["kube-apiserver".into()],
                 readiness: Probe::Https {
                     address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
@@ -63,13 +57,10 @@ impl ControlLoop {
                     ca: paths.tls("server-ca.crt"),
                     identity: None,
                 },
-                liveness: None,
                 stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
-                resources: Resources::default(),
                 oom_score_adj: Some(-400),
                 capabilities: capabilities::of_control_plane(),
-                descendants: Descendants::End,
-                log_file: None,
+                ..Program::new(self.name, found.path(self.name))
             },
         }
     }

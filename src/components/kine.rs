@@ -1,12 +1,12 @@
 //! kine: makes an etcd of a database elsewhere, on a socket that only this server's kube-apiserver and `k3s` itself ask.
 
-use std::{collections::BTreeMap, ffi::OsString, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString};
 
 use k3s_config::datastore::{ClientCertificate, Sql};
-use k3s_supervise::program::{Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Probe, Program, Resources};
 
 use crate::{
-    Paths,
+    Paths, capabilities,
     launch::{Flags, Launch},
     libexec::Components,
 };
@@ -39,21 +39,15 @@ pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
     Launch {
         files: Vec::new(),
         program: Program {
-            name: KINE.into(),
-            executable: found.path(KINE),
-            arg0: KINE.into(),
             args: flags.merged(&k3s_config::args::ComponentArgs::default()),
             env: BTreeMap::from([(ENDPOINT.into(), OsString::from(sql.endpoint.expose()))]),
             working_dir: Some(paths.server()),
-            after: Vec::new(),
-            // It opens its socket once the database has answered.
+            // It opens its socket once the database has answered, and waits by itself for one that goes away: it has no liveness probe.
             readiness: Probe::UnixSocket { path: paths.datastore_socket() },
-            // A database that is away for a while is no reason to restart: kine asks it again by itself.
-            liveness: None,
-            stop: Stop { timeout: Duration::from_secs(15), ..Stop::default() },
             resources: Resources { cpu_weight: 200, ..Resources::default() },
             oom_score_adj: Some(-500),
-            log_file: None,
+            capabilities: capabilities::of_control_plane(),
+            ..Program::new(KINE, found.path(KINE))
         },
     }
 }

@@ -10,7 +10,7 @@ use k3s_config::{
     datastore::{ClientCertificate, Datastore, Etcd},
     server::{EgressMode, ServerConfig},
 };
-use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
 use serde_json::json;
 
 use crate::{
@@ -126,9 +126,6 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     Launch {
         files: egress.into_iter().collect(),
         program: Program {
-            name: "kube-apiserver".into(),
-            executable: found.path("kube-apiserver"),
-            arg0: "kube-apiserver".into(),
             args: flags.merged(user),
             // Collecting twice as often costs a hundredth of a core and gives back 40 MiB, more than all of k3s itself takes.
             env: BTreeMap::from([("GOGC".into(), "50".into())]),
@@ -146,8 +143,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
             resources: Resources { cpu_weight: 200, ..Resources::default() },
             oom_score_adj: Some(-500),
             capabilities: capabilities::of_control_plane(),
-            descendants: Descendants::End,
-            log_file: None,
+            ..Program::new("kube-apiserver", found.path("kube-apiserver"))
         },
     }
 }

@@ -1,9 +1,9 @@
 //! kube-proxy.
 
-use std::{collections::BTreeMap, ffi::OsString, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use k3s_config::args::ComponentArgs;
-use k3s_supervise::program::{Descendants, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Probe, Program, Stop};
 use serde_json::{Value, json};
 
 use crate::{
@@ -37,21 +37,13 @@ pub fn kube_proxy(node: &Node, paths: &Paths, found: &Components, user: &UserCon
     Launch {
         files,
         program: Program {
-            name: "kube-proxy".into(),
-            executable: found.path("kube-proxy"),
-            arg0: "kube-proxy".into(),
             args,
-            env: BTreeMap::new(),
-            working_dir: None,
             after: vec!["kube-apiserver".into()],
             readiness: health(node, user),
-            liveness: None,
             stop: Stop { timeout: Duration::from_secs(5), ..Stop::default() },
-            resources: Resources::default(),
             oom_score_adj: Some(-999),
             capabilities: capabilities::of_kube_proxy(),
-            descendants: Descendants::End,
-            log_file: None,
+            ..Program::new("kube-proxy", found.path("kube-proxy"))
         },
     }
 }

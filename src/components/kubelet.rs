@@ -1,15 +1,13 @@
 //! kubelet: its drop-in configuration and its flags.
 
 use std::{
-    collections::BTreeMap,
     iter,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use k3s_config::agent::{Taint, TaintEffect};
-use k3s_supervise::capability::Capabilities;
-use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Descendants, Liveness, Probe, Program, Stop};
 use serde_json::{Value, json};
 
 use crate::{
@@ -44,12 +42,7 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components, user: &UserConfig
     Launch {
         files: iter::once(defaults).chain(user.drop_ins(&config_dir)).collect(),
         program: Program {
-            name: "kubelet".into(),
-            executable: found.path("kubelet"),
-            arg0: "kubelet".into(),
             args: flags.merged(&node.config.kubelet_args),
-            env: BTreeMap::new(),
-            working_dir: None,
             after: vec!["containerd".into(), "images".into()],
             readiness: health.clone(),
             liveness: (health != Probe::Started).then_some(Liveness {
@@ -59,11 +52,9 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components, user: &UserConfig
                 failures: 6,
             }),
             stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
-            resources: Resources::default(),
             oom_score_adj: Some(-999),
-            capabilities: Capabilities::Inherited,
             descendants: Descendants::Outlive,
-            log_file: None,
+            ..Program::new("kubelet", found.path("kubelet"))
         },
     }
 }

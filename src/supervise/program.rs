@@ -126,15 +126,15 @@ impl Default for Resources {
     }
 }
 
-#[cfg(test)]
 impl Program {
-    /// A shell script that is ready as soon as it runs.
-    pub(crate) fn example(name: &str, script: &str) -> Self {
+    /// A program of this name: without arguments, ready as soon as it runs, restarted when it ends. What differs is set in its place, as in
+    /// `Program { args, ..Program::new(name, executable) }`.
+    pub fn new(name: &str, executable: impl Into<PathBuf>) -> Self {
         Self {
             name: name.to_owned(),
-            executable: "/bin/sh".into(),
+            executable: executable.into(),
             arg0: name.into(),
-            args: vec!["-c".into(), script.into()],
+            args: Vec::new(),
             env: BTreeMap::new(),
             working_dir: None,
             after: Vec::new(),
@@ -147,5 +147,11 @@ impl Program {
             descendants: Descendants::End,
             log_file: None,
         }
+    }
+
+    /// A shell script that is ready as soon as it runs.
+    #[cfg(test)]
+    pub(crate) fn example(name: &str, script: &str) -> Self {
+        Self { args: vec!["-c".into(), script.into()], ..Self::new(name, "/bin/sh") }
     }
 }
