@@ -1,22 +1,25 @@
 //! Packing one image as an OCI archive: a tar of an image layout. The same [`Image`] gives the same bytes: entries are
 //! sorted, times are zero, everything belongs to root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::{Compression, GzBuilder};
-use serde::Serialize;
+use oci_spec::image::{
+    Config, Descriptor, DescriptorBuilder, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder,
+    MediaType, Platform, RootFsBuilder,
+};
 use tar::{EntryType, Header};
 use thiserror::Error;
 
 use crate::digest::Hashing;
-use crate::layout::{
-    BLOBS, CONTAINERD_NAME, Config, ConfigFile, Descriptor, INDEX_FILE, Index, LAYOUT, LAYOUT_FILE, Manifest, Platform,
-    REF_NAME, RootFs, media_type,
-};
+use crate::layout::{BLOBS, CONTAINERD_NAME, INDEX_FILE, LAYOUT, LAYOUT_FILE, REF_NAME, SCHEMA_VERSION, json};
 use crate::{Digest, ImageName};
+
+/// Every field that a builder asks for is given.
+const COMPLETE: &str = "the document has all that the specification requires";
 
 /// An image of one layer, to be packed.
 #[derive(Debug)]
@@ -70,28 +73,33 @@ impl Image {
     /// If a file cannot be read or `to` cannot be written.
     pub fn pack(&self, to: impl Write) -> Result<Digest, PackError> {
         let (layer, diff_id) = self.layer()?;
-        let config = json(&ConfigFile {
-            architecture: self.platform.architecture.clone(),
-            os: self.platform.os.clone(),
-            created: "1970-01-01T00:00:00Z",
-            config: self.config.clone(),
-            rootfs: RootFs { kind: "layers".to_owned(), diff_ids: vec![diff_id] },
-        });
-        let manifest = json(&Manifest {
-            schema_version: 2,
-            media_type: media_type::MANIFEST.to_owned(),
-            config: descriptor(media_type::CONFIG, &config),
-            layers: vec![descriptor(media_type::LAYER_GZIP, &layer)],
-        });
+        let rootfs = RootFsBuilder::default().diff_ids([diff_id.to_string()]).build();
+        let config = ImageConfigurationBuilder::default()
+            .architecture(self.platform.architecture().clone())
+            .os(self.platform.os().clone())
+            .created("1970-01-01T00:00:00Z")
+            .config(self.config.clone())
+            .rootfs(rootfs.expect(COMPLETE));
+        let config = json(&config.build().expect(COMPLETE));
+        let manifest = ImageManifestBuilder::default()
+            .schema_version(SCHEMA_VERSION)
+            .media_type(MediaType::ImageManifest)
+            .config(descriptor(MediaType::ImageConfig, &config))
+            .layers([descriptor(MediaType::ImageLayerGzip, &layer)]);
+        let manifest = json(&manifest.build().expect(COMPLETE));
+        let digest = Digest::of(&manifest);
         let name = self.name.to_string();
-        let target = Descriptor {
-            annotations: [CONTAINERD_NAME, REF_NAME].map(|key| (key.to_owned(), name.clone())).into(),
-            platform: Some(self.platform.clone()),
-            ..descriptor(media_type::MANIFEST, &manifest)
-        };
-        let digest = target.digest;
-        let index =
-            json(&Index { schema_version: 2, media_type: media_type::INDEX.to_owned(), manifests: vec![target] });
+        let target = DescriptorBuilder::default()
+            .media_type(MediaType::ImageManifest)
+            .digest(digest)
+            .size(manifest.len() as u64)
+            .annotations(HashMap::from([CONTAINERD_NAME, REF_NAME].map(|key| (key.to_owned(), name.clone()))))
+            .platform(self.platform.clone());
+        let index = ImageIndexBuilder::default()
+            .schema_version(SCHEMA_VERSION)
+            .media_type(MediaType::ImageIndex)
+            .manifests([target.build().expect(COMPLETE)]);
+        let index = json(&index.build().expect(COMPLETE));
 
         let mut files =
             BTreeMap::from([(INDEX_FILE.to_owned(), index), (LAYOUT_FILE.to_owned(), LAYOUT.as_bytes().to_vec())]);
@@ -149,18 +157,8 @@ impl Image {
     }
 }
 
-fn json(document: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(document).expect("these documents have string keys and cannot fail to serialise")
-}
-
-fn descriptor(media_type: &str, blob: &[u8]) -> Descriptor {
-    Descriptor {
-        media_type: media_type.to_owned(),
-        digest: Digest::of(blob),
-        size: blob.len() as u64,
-        annotations: BTreeMap::new(),
-        platform: None,
-    }
+fn descriptor(media_type: MediaType, blob: &[u8]) -> Descriptor {
+    Descriptor::new(media_type, blob.len() as u64, Digest::of(blob))
 }
 
 fn header(kind: EntryType, mode: u32, size: u64) -> Header {
@@ -187,17 +185,20 @@ fn append<W: Write>(
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::image::{ConfigBuilder, PlatformBuilder};
+
     use super::*;
 
     fn image(files: BTreeMap<PathBuf, Node>) -> Image {
         Image {
             name: "example/a:1".parse().unwrap(),
-            platform: Platform { architecture: "amd64".into(), os: "linux".into() },
-            config: Config {
-                entrypoint: vec!["/bin/a".into()],
-                exposed_ports: ["53/udp".into()].into(),
-                ..Config::default()
-            },
+            platform: PlatformBuilder::default().architecture("amd64").os("linux").build().unwrap(),
+            config: ConfigBuilder::default()
+                .user("1:1")
+                .exposed_ports(["53/udp".to_owned(), "53/tcp".to_owned()])
+                .entrypoint(["/bin/a".to_owned()])
+                .build()
+                .unwrap(),
             files,
         }
     }
@@ -242,10 +243,53 @@ mod tests {
         assert_eq!(entries, expected.map(|(path, mode)| (path.to_owned(), mode)));
     }
 
+    /// The digest of an image is over these bytes.
     #[test]
-    fn the_configuration_is_written_as_the_specification_says() {
-        let config = Config { exposed_ports: ["53/udp".into()].into(), user: "1:1".into(), ..Config::default() };
-        assert_eq!(serde_json::to_string(&config).unwrap(), r#"{"User":"1:1","ExposedPorts":{"53/udp":{}}}"#);
+    fn documents_are_written_as_they_always_were() {
+        let mut archive = Vec::new();
+        let digest = image([("/a".into(), Node::Text("text".into()))].into()).pack(&mut archive).unwrap();
+        let mut archive = tar::Archive::new(&archive[..]);
+        let documents: Vec<String> = archive
+            .entries()
+            .unwrap()
+            .filter_map(|entry| {
+                let mut text = String::new();
+                entry.unwrap().read_to_string(&mut text).ok().filter(|_| text.starts_with('{')).map(|_| text)
+            })
+            .collect();
+        let find = |part: &str| documents.iter().find(|text| text.contains(part)).unwrap().as_str();
+        let (config, manifest) = (find("\"created\""), find("\"layers\":"));
+        let sizes = |part: &str| {
+            let (_, rest) = manifest.split_once(part).unwrap();
+            let (digest, rest) = rest.split_once("\",\"size\":").unwrap();
+            (digest.to_owned(), rest.split_once('}').unwrap().0.to_owned())
+        };
+        let layer = sizes(r#"tar+gzip","digest":""#);
+        let diff_id = config.split_once("sha256:").unwrap().1.split_once('"').unwrap().0;
+        assert_eq!(
+            config,
+            format!(
+                r#"{{"architecture":"amd64","os":"linux","created":"1970-01-01T00:00:00Z","config":{{"User":"1:1","ExposedPorts":{{"53/tcp":{{}},"53/udp":{{}}}},"Entrypoint":["/bin/a"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}}}}"#
+            )
+        );
+        assert_eq!(
+            manifest,
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":{}}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{}","size":{}}}]}}"#,
+                Digest::of(config.as_bytes()),
+                config.len(),
+                layer.0,
+                layer.1,
+            )
+        );
+        assert_eq!(
+            find("\"manifests\""),
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":{},"annotations":{{"io.containerd.image.name":"docker.io/example/a:1","org.opencontainers.image.ref.name":"docker.io/example/a:1"}},"platform":{{"architecture":"amd64","os":"linux"}}}}]}}"#,
+                manifest.len(),
+            )
+        );
+        assert_eq!(digest, Digest::of(manifest.as_bytes()));
     }
 
     #[test]

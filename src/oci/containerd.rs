@@ -15,11 +15,11 @@ use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Request, Response, Status, Streaming, transport};
 use containerd_client::types::Descriptor as TargetDescriptor;
 use futures_util::stream;
+use oci_spec::image::Descriptor;
 use prost_types::{FieldMask, Timestamp};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::layout::Descriptor;
 use crate::{Digest, ImageName};
 
 /// CRI's namespace.
@@ -85,9 +85,9 @@ impl Containerd {
             name: name.to_string(),
             labels: image_labels(),
             target: Some(TargetDescriptor {
-                media_type: target.media_type.clone(),
-                digest: target.digest.to_string(),
-                size: target.size.try_into().unwrap_or(i64::MAX),
+                media_type: target.media_type().to_string(),
+                digest: target.digest().to_string(),
+                size: target.size().try_into().unwrap_or(i64::MAX),
                 ..TargetDescriptor::default()
             }),
             ..Image::default()

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -64,15 +63,9 @@ impl FromStr for Digest {
     }
 }
 
-impl Serialize for Digest {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+impl From<Digest> for oci_spec::image::Digest {
+    fn from(digest: Digest) -> Self {
+        digest.to_string().parse().expect("an algorithm and hexadecimal digits are a digest of the specification")
     }
 }
 

@@ -220,7 +220,7 @@ impl Importer {
     /// Whether the image and all its content are there; repairs labels, without which kubelet or containerd collect it.
     async fn is_present(&self, image: &Image) -> Result<bool, RpcError> {
         let Some(found) = self.0.image(&image.name).await? else { return Ok(false) };
-        if found.target.as_ref().is_none_or(|target| target.digest != image.target.digest.to_string()) {
+        if found.target.as_ref().is_none_or(|target| target.digest != image.target.digest().to_string()) {
             return Ok(false);
         }
         for blob in &image.blobs {

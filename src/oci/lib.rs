@@ -18,8 +18,8 @@ mod import;
 
 pub use archive::{Image, Node, PackError};
 pub use digest::{Digest, InvalidDigest};
-pub use layout::{Config, Descriptor, Platform};
 pub use name::{ImageName, InvalidName};
+pub use oci_spec::image::{Config, Platform, PlatformBuilder};
 
 #[cfg(feature = "import")]
 pub use containerd::RpcError;

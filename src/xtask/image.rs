@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use k3s_oci::{Config, Digest, ImageName, Node, Platform};
+use k3s_oci::{Config, Digest, ImageName, Node, Platform, PlatformBuilder};
 use serde::Deserialize;
 
 use crate::component::{Component, Scratch};
@@ -141,20 +141,7 @@ impl Image {
             let program = target.file_name().context("A link needs the path of a program")?;
             files.extend(names.iter().map(|name| (target.with_file_name(name), Node::Link(program.into()))));
         }
-        let Declaration { entrypoint, cmd, env, user, exposed_ports, .. } = &self.declaration;
-        Ok(k3s_oci::Image {
-            name: self.image_name()?,
-            platform: platform(),
-            config: Config {
-                user: user.clone(),
-                exposed_ports: exposed_ports.clone(),
-                env: env.clone(),
-                entrypoint: entrypoint.clone(),
-                cmd: cmd.clone(),
-                working_dir: String::new(),
-            },
-            files,
-        })
+        Ok(k3s_oci::Image { name: self.image_name()?, platform: platform()?, config: self.declaration.config(), files })
     }
 
     fn image_name(&self) -> Result<ImageName> {
@@ -195,13 +182,29 @@ impl Image {
 }
 
 /// What this machine runs.
-fn platform() -> Platform {
+impl Declaration {
+    /// Without what is not declared.
+    fn config(&self) -> Config {
+        let given = |list: &[String]| Some(list.to_vec()).filter(|list| !list.is_empty());
+        let ports: Vec<_> = self.exposed_ports.iter().cloned().collect();
+        let mut config = Config::default();
+        config
+            .set_user(Some(self.user.clone()).filter(|user| !user.is_empty()))
+            .set_exposed_ports(given(&ports))
+            .set_env(given(&self.env))
+            .set_entrypoint(given(&self.entrypoint))
+            .set_cmd(given(&self.cmd));
+        config
+    }
+}
+
+fn platform() -> Result<Platform> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
-    Platform { architecture: architecture.to_owned(), os: "linux".to_owned() }
+    Ok(PlatformBuilder::default().architecture(architecture).os("linux").build()?)
 }
 
 /// Whether an ELF file of 64 bits names an interpreter (program header type 3).

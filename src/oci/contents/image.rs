@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::{Digest, ImageName, layout::Descriptor};
+use oci_spec::image::Descriptor;
+
+use crate::{Digest, ImageName};
 
 /// An image in an archive.
 #[derive(Debug)]

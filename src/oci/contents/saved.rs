@@ -1,7 +1,8 @@
 //! The images that `docker save` wrote, with manifests made for them.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
+use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType, RootFs};
 use serde::Deserialize;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     Digest, ImageName,
-    layout::{Descriptor, Manifest, RootFs, media_type},
+    layout::{SCHEMA_VERSION, json},
 };
 
 /// Docker's table of contents.
@@ -61,38 +62,37 @@ fn image(contents: &Contents, name: ImageName, saved: &Saved) -> Result<Image, A
     let (config_path, config_entry) = resolve(contents, &saved.config)?;
     let Configuration { rootfs } = contents.document(&config_path, CONFIGURATION).map_err(|_| not_a_config())?;
     let digest = config_entry.digest.ok_or_else(not_a_config)?;
-    if rootfs.diff_ids.len() != saved.layers.len() {
+    if rootfs.diff_ids().len() != saved.layers.len() {
         return Err(not_a_config());
     }
     let mut blobs = Vec::new();
-    let mut blob = |media_type: &str, digest, size, path| {
+    let mut blob = |media_type, digest, size, path| {
         blobs.push(Blob { digest, size, children: Vec::new(), source: Source::Entry(path) });
-        Descriptor { media_type: media_type.to_owned(), digest, size, annotations: BTreeMap::new(), platform: None }
+        Descriptor::new(media_type, size, digest)
     };
-    let config = blob(media_type::CONFIG, digest, config_entry.size, config_path);
+    let config = blob(MediaType::ImageConfig, digest, config_entry.size, config_path);
     let mut layers = Vec::new();
-    for (layer, diff_id) in saved.layers.iter().zip(&rootfs.diff_ids) {
+    for (layer, diff_id) in saved.layers.iter().zip(rootfs.diff_ids()) {
         let (path, entry) = resolve(contents, layer)?;
         let media_type = match entry.compression {
-            Compression::None => media_type::LAYER,
-            Compression::Gzip => media_type::LAYER_GZIP,
-            Compression::Zstd => media_type::LAYER_ZSTD,
+            Compression::None => MediaType::ImageLayer,
+            Compression::Gzip => MediaType::ImageLayerGzip,
+            Compression::Zstd => MediaType::ImageLayerZstd,
             Compression::Other => return Err(ArchiveError::Compression),
         };
-        layers.push(blob(media_type, entry.digest.unwrap_or(*diff_id), entry.size, path));
+        let digest = entry.digest.map_or_else(|| diff_id.parse().map_err(|_| not_a_config()), Ok)?;
+        layers.push(blob(media_type, digest, entry.size, path));
     }
-    let children = [&config].into_iter().chain(&layers).map(|child| child.digest).collect();
-    let manifest = Manifest { schema_version: 2, media_type: media_type::MANIFEST.to_owned(), config, layers };
-    let text = serde_json::to_vec(&manifest).expect("a manifest has string keys and cannot fail to serialise");
-    let target = Descriptor {
-        media_type: manifest.media_type,
-        digest: Digest::of(&text),
-        size: text.len() as u64,
-        annotations: BTreeMap::new(),
-        platform: None,
-    };
-    blobs.push(Blob { digest: target.digest, size: target.size, children, source: Source::Made(text) });
-    Ok(Image { name, target, blobs })
+    let children = blobs.iter().map(|blob| blob.digest).collect();
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(SCHEMA_VERSION)
+        .media_type(MediaType::ImageManifest)
+        .config(config)
+        .layers(layers);
+    let text = json(&manifest.build().expect("a manifest has a version, a configuration and layers"));
+    let (digest, size) = (Digest::of(&text), text.len() as u64);
+    blobs.push(Blob { digest, size, children, source: Source::Made(text) });
+    Ok(Image { name, target: Descriptor::new(MediaType::ImageManifest, size, digest), blobs })
 }
 
 /// The file at `path`, through links: docker writes a layer that images share once.

@@ -4,7 +4,9 @@ use std::{io::Write as _, path::PathBuf};
 
 use serde_json::json;
 
-use crate::{Config, Digest, Node, Platform};
+use oci_spec::image::{ConfigBuilder, PlatformBuilder};
+
+use crate::{Digest, Node};
 
 /// An archive as the packer makes it, with a layer longer than a document and a piece.
 pub(crate) fn packed(name: &str) -> Vec<u8> {
@@ -12,8 +14,8 @@ pub(crate) fn packed(name: &str) -> Vec<u8> {
     let noise: String = (0..40_000_u32).map(|number| Digest::of(&number.to_le_bytes()).hex()).collect();
     let image = crate::Image {
         name: name.parse().unwrap(),
-        platform: Platform { architecture: "amd64".into(), os: "linux".into() },
-        config: Config { entrypoint: vec!["/a".into()], ..Config::default() },
+        platform: PlatformBuilder::default().architecture("amd64").os("linux").build().unwrap(),
+        config: ConfigBuilder::default().entrypoint(["/a".to_owned()]).build().unwrap(),
         files: [(PathBuf::from("/a"), Node::Text(noise))].into(),
     };
     let mut archive = Vec::new();
@@ -43,7 +45,7 @@ pub(super) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub(crate) fn saved() -> Vec<u8> {
     let (layer, other) = (tar(&[("a", b"a")]), tar(&[("b", b"b")]));
     let config = |layers: &[&[u8]]| {
-        let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
+        let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
         let config = json!({"Env": null, "Cmd": ["/a"]});
         json!({"architecture": "amd64", "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": diff_ids}})
             .to_string()

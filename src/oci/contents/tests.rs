@@ -3,28 +3,36 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::{
+    indexed::digest_of,
     testing::{gzip, packed, saved, tar},
     *,
 };
-use crate::layout::media_type;
+
+mod media_type {
+    pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+}
 
 fn descriptor(media_type: &str, content: &[u8]) -> Value {
-    json!({"mediaType": media_type, "digest": Digest::of(content), "size": content.len()})
+    json!({"mediaType": media_type, "digest": Digest::of(content).to_string(), "size": content.len()})
 }
 
 /// A layout whose image is an index of two platforms, of which one is in the archive.
 fn multi_platform(missing_layer: bool) -> Vec<u8> {
     let (config, layer) = (br#"{"rootfs":{"type":"layers","diff_ids":[]}}"#, b"layer");
     let manifest = json!({
-        "config": descriptor(media_type::CONFIG, config),
+        "schemaVersion": 2, "config": descriptor(media_type::CONFIG, config),
         "layers": [descriptor(media_type::LAYER, layer), descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar", b"x")],
     });
     let manifest = manifest.to_string();
-    let platforms = json!({"manifests": [descriptor(media_type::MANIFEST, b"other"), descriptor(media_type::MANIFEST, manifest.as_bytes())]});
+    let platforms = json!({"schemaVersion": 2, "manifests": [descriptor(media_type::MANIFEST, b"other"), descriptor(media_type::MANIFEST, manifest.as_bytes())]});
     let platforms = platforms.to_string();
     let mut target = descriptor(media_type::INDEX, platforms.as_bytes());
     target["annotations"] = json!({"org.opencontainers.image.ref.name": "example.org/a:1"});
-    let index = json!({"manifests": [target, descriptor(media_type::MANIFEST, b"nameless")]}).to_string();
+    let index =
+        json!({"schemaVersion": 2, "manifests": [target, descriptor(media_type::MANIFEST, b"nameless")]}).to_string();
     let blob = |content: &[u8]| format!("./{BLOBS}{}", Digest::of(content).hex());
     let mut files = vec![
         (blob(config), &config[..]),
@@ -57,7 +65,7 @@ fn what_the_packer_wrote_is_read_however_it_is_compressed() {
         let [image] = &images[..] else { panic!("{images:?}") };
         assert_eq!(image.name.as_str(), "docker.io/example/a:1");
         let [config, layer, manifest] = &image.blobs[..] else { panic!("{image:?}") };
-        assert_eq!(manifest.digest, image.target.digest);
+        assert_eq!(manifest.digest, digest_of(&image.target).unwrap());
         let children = manifest.children.to_vec();
         assert_eq!(children, [config.digest, layer.digest]);
         assert!(layer.size > MAX_DOCUMENT, "the test wants a layer that is not taken for a document: {}", layer.size);
@@ -72,7 +80,9 @@ fn what_docker_saved_gets_manifests() {
     let blobs = &images[1].blobs;
     assert_eq!(blobs.len(), 4, "a configuration, two layers and a manifest");
     assert!(matches!(&blobs[1].source, Source::Entry(path) if **path == *"1/layer.tar"), "through the link: {blobs:?}");
-    assert!(matches!(&blobs[3].source, Source::Made(manifest) if Digest::of(manifest) == images[1].target.digest));
+    assert!(
+        matches!(&blobs[3].source, Source::Made(manifest) if Digest::of(manifest) == digest_of(&images[1].target).unwrap())
+    );
 }
 
 #[test]
@@ -80,7 +90,7 @@ fn an_index_may_name_platforms_that_were_not_saved() {
     let images = images_in(&multi_platform(false)).unwrap();
     let [image] = &images[..] else { panic!("{images:?}") };
     assert_eq!((image.name.as_str(), image.blobs.len()), ("example.org/a:1", 4));
-    assert_eq!(image.blobs[3].digest, image.target.digest);
+    assert_eq!(image.blobs[3].digest, digest_of(&image.target).unwrap());
     assert_eq!(image.blobs[3].children.len(), 1);
     assert!(refusal(&multi_platform(true)).ends_with(" is missing in it"));
 }
@@ -185,10 +195,11 @@ fn images_that_refer_without_end_are_refused() {
     let blob = |content: &[u8]| format!("{BLOBS}{}", Digest::of(content).hex());
     let (config, layer) = (b"{}", b"layer");
     let layers = vec![descriptor(media_type::LAYER, layer); 2000];
-    let manifest = json!({"config": descriptor(media_type::CONFIG, config), "layers": layers}).to_string();
+    let manifest =
+        json!({"schemaVersion": 2, "config": descriptor(media_type::CONFIG, config), "layers": layers}).to_string();
     let mut target = descriptor(media_type::MANIFEST, manifest.as_bytes());
     target["annotations"] = json!({"org.opencontainers.image.ref.name": "example.org/a:1"});
-    let index = json!({"manifests": vec![target; 2000]}).to_string();
+    let index = json!({"schemaVersion": 2, "manifests": vec![target; 2000]}).to_string();
     let indexed = tar(&[
         (&blob(config), config),
         (&blob(layer), layer),
@@ -196,7 +207,8 @@ fn images_that_refer_without_end_are_refused() {
         ("index.json", index.as_bytes()),
         ("oci-layout", crate::layout::LAYOUT.as_bytes()),
     ]);
-    let config = json!({"rootfs": {"diff_ids": vec![Digest::of(layer); 2000]}}).to_string();
+    let config =
+        json!({"rootfs": {"type": "layers", "diff_ids": vec![Digest::of(layer).to_string(); 2000]}}).to_string();
     let table = json!([{"Config": "c", "RepoTags": vec!["a:1"; 2000], "Layers": vec!["l"; 2000]}]).to_string();
     let saved = tar(&[("c", config.as_bytes()), ("l", layer), ("manifest.json", table.as_bytes())]);
     for archive in [indexed, saved] {
