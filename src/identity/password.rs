@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, rand};
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
-use k3s_pki::hex;
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use scrypt::{Params, scrypt};
 
 use crate::error::Error;
@@ -66,14 +66,15 @@ impl FromStr for PasswordHash {
         if key.is_empty() {
             return Err(MalformedHash);
         }
-        Ok(Self { salt: from_hex(salt).ok_or(MalformedHash)?, costs, key })
+        let salt = HEXLOWER_PERMISSIVE.decode(salt.as_bytes()).map_err(|_| MalformedHash)?;
+        Ok(Self { salt, costs, key })
     }
 }
 
 impl fmt::Display for PasswordHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Costs { log_n, r, p } = self.costs;
-        write!(f, "{VERSION}:{}:{log_n}:{r}:{p}:{}", hex::encode(&self.salt), STANDARD_NO_PAD.encode(&self.key))
+        write!(f, "{VERSION}:{}:{log_n}:{r}:{p}:{}", HEXLOWER.encode(&self.salt), STANDARD_NO_PAD.encode(&self.key))
     }
 }
 
@@ -99,15 +100,6 @@ impl Costs {
     fn derive(self, password: &str, salt: &[u8], key: &mut [u8]) -> Result<(), MalformedHash> {
         scrypt(password.as_bytes(), salt, &self.params()?, key).map_err(|_| MalformedHash)
     }
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let byte = |pair: &[u8]| match pair {
-        [high, low] => u8::try_from(digit(*high)? * 16 + digit(*low)?).ok(),
-        _ => None,
-    };
-    text.as_bytes().chunks(2).map(byte).collect()
 }
 
 #[cfg(test)]

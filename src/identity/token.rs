@@ -10,7 +10,8 @@
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest, rand};
-use k3s_pki::{Unreadable, hex, root};
+use data_encoding::HEXLOWER;
+use k3s_pki::{Unreadable, root};
 
 use crate::{bootstrap_token::BootstrapToken, error::Error};
 
@@ -186,7 +187,7 @@ impl CaHash {
             Some(root) => digest::digest(&digest::SHA256, &root),
             None => digest::digest(&digest::SHA256, bundle),
         };
-        Ok(Self(hex::encode(pinned.as_ref())))
+        Ok(Self(HEXLOWER.encode(pinned.as_ref())))
     }
 
     /// The 64 digits.
@@ -207,7 +208,7 @@ impl CaHash {
 pub(crate) fn random_hex<const N: usize>() -> Result<String, Error> {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).map_err(|_| Error::Random)?;
-    Ok(hex::encode(&bytes))
+    Ok(HEXLOWER.encode(&bytes))
 }
 
 #[cfg(test)]
@@ -287,7 +288,7 @@ mod tests {
         let server = server.signed_by(&server_key, &Issuer::from_params(&root, &root_key)).unwrap();
         let root = root.self_signed(&root_key).unwrap();
 
-        let sha256 = |bytes: &[u8]| hex::encode(digest::digest(&digest::SHA256, bytes).as_ref());
+        let sha256 = |bytes: &[u8]| HEXLOWER.encode(digest::digest(&digest::SHA256, bytes).as_ref());
         let pinned = |bundle: &str| CaHash::of(bundle.as_bytes()).unwrap().as_str().to_owned();
         assert_eq!(pinned(&root.pem()), sha256(root.pem().as_bytes()));
         let chain = server.pem() + &root.pem();

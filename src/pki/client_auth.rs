@@ -11,6 +11,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use data_encoding::HEXLOWER;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, OtherError, RootCertStore,
     SignatureScheme,
@@ -23,10 +24,7 @@ use rustls::{
     },
 };
 
-use crate::{
-    certificate::{Certificate, Unreadable, bundle},
-    hex,
-};
+use crate::certificate::{Certificate, Unreadable, bundle};
 
 /// Certificates in a chain, the client's own included: Kubernetes' clients show one to three.
 const CERTIFICATES: usize = 10;
@@ -209,7 +207,7 @@ impl ClientIdentity {
         Ok(Self {
             user: certificate.common_name.filter(|name| !name.is_empty()).ok_or(Rejection::NoUser)?,
             groups: certificate.organizations,
-            credential_id: format!("X509SHA256={}", hex::encode(sha256.as_ref())),
+            credential_id: format!("X509SHA256={}", HEXLOWER.encode(sha256.as_ref())),
             not_before: not_before.into(),
             not_after: not_after.into(),
         })

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
 
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use data_encoding::{HEXLOWER, HEXUPPER};
 use rustls::{pki_types::CertificateDer, sign::CertifiedKey};
 use serde_json::{Map, Value, json};
 use tracing::{info, warn};
@@ -14,7 +15,6 @@ use crate::{
     certificate::{Certificate, bundle},
     error::Error,
     files::{self, PRIVATE},
-    hex,
     key::PrivateKey,
     leaf::Profile,
     renewal::{self, Decision, Reason},
@@ -160,10 +160,7 @@ impl Secret {
         }
         if let Ok(chain) = bundle(pem.as_bytes()) {
             let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &chain[0]);
-            annotations.insert(
-                FINGERPRINT.into(),
-                Value::String(format!("SHA1={}", hex::encode(sha1.as_ref()).to_uppercase())),
-            );
+            annotations.insert(FINGERPRINT.into(), Value::String(format!("SHA1={}", HEXUPPER.encode(sha1.as_ref()))));
         }
     }
 }
@@ -193,7 +190,7 @@ fn annotation_of(name: &str) -> String {
     let mut key = full.replace([':', '*'], "_");
     key.truncate(56);
     key.push('-');
-    key.push_str(&hex::encode(&digest.as_ref()[..3]));
+    key.push_str(&HEXLOWER.encode(&digest.as_ref()[..3]));
     key
 }
 

@@ -15,7 +15,6 @@ mod error;
 mod front;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
-pub mod hex;
 mod inventory;
 mod key;
 mod kubeconfig;

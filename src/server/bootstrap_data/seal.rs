@@ -7,7 +7,7 @@ use aws_lc_rs::{
     digest, pbkdf2, rand,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use k3s_pki::hex;
+use data_encoding::HEXLOWER;
 
 use super::BootstrapError;
 
@@ -18,7 +18,7 @@ const ROUNDS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not zero");
 
 /// What k3s tells tokens apart by: the first twelve digits of the password's SHA-256.
 pub(crate) fn token_hash(password: &str) -> String {
-    let mut hash = hex::encode(digest::digest(&digest::SHA256, password.as_bytes()).as_ref());
+    let mut hash = HEXLOWER.encode(digest::digest(&digest::SHA256, password.as_bytes()).as_ref());
     hash.truncate(12);
     hash
 }
@@ -31,7 +31,7 @@ pub(super) fn storage_key(password: &str) -> String {
 pub(super) fn seal(password: &str, plain: &[u8]) -> Result<String, BootstrapError> {
     let mut salt = [0; 8];
     rand::fill(&mut salt).map_err(|_| BootstrapError::Crypto)?;
-    let salt = hex::encode(&salt);
+    let salt = HEXLOWER.encode(&salt);
     let mut sealed = plain.to_vec();
     let nonce = key(password, &salt)
         .and_then(|key| key.seal_in_place_append_tag(Aad::empty(), &mut sealed))
