@@ -14,6 +14,7 @@
       each = lib.genAttrs systems;
       pkgsOf = system: nixpkgs.legacyPackages.${system};
       k3sOf = system: self.packages.${system}.k3s;
+      imagesOf = system: import ./nix/images.nix { pkgs = pkgsOf system; k3s = k3sOf system; };
     in
     {
       packages = each (
@@ -26,11 +27,13 @@
           default = k3s;
         }
         // lib.mapAttrs' (name: lib.nameValuePair "component-${name}") k3s.components
+        // lib.mapAttrs' (name: lib.nameValuePair "image-${name}") (imagesOf system)
       );
 
-      # The same by their place: `nix build .#components.kube`.
+      # The same by their place: `nix build .#components.kube`, `nix build .#images.oci`.
       legacyPackages = each (system: {
         inherit (k3sOf system) components;
+        images = imagesOf system;
       });
 
       overlays.default = final: _: { k3s = final.callPackage ./nix/package.nix { }; };

@@ -21,7 +21,7 @@ pub(crate) const SCHEMA_VERSION: u32 = 2;
 
 /// Fields in the order in which they are written, of all documents in one. An image's digest is over these bytes: another order would be
 /// another image, to be imported anew by every node.
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 22] = [
     "schemaVersion",
     "mediaType",
     "architecture",
@@ -39,6 +39,7 @@ const FIELDS: [&str; 21] = [
     "diff_ids",
     "User",
     "ExposedPorts",
+    "Volumes",
     "Env",
     "Entrypoint",
     "Cmd",

@@ -143,6 +143,11 @@ impl Component {
         !self.declaration.swapped.is_empty()
     }
 
+    /// The names of its programs, without those of links.
+    pub(crate) fn programs(&self) -> impl Iterator<Item = &str> {
+        self.declaration.programs.iter().map(|program| program.name.as_str())
+    }
+
     /// Where the product has the programs, below `libexec/k3s`.
     pub(crate) fn libexec(&self) -> Option<&Path> {
         self.declaration.libexec.as_deref()

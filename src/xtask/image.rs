@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufWriter, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,8 +12,8 @@ use k3s_oci::{Config, Digest, ImageName, Node, Platform, PlatformBuilder};
 use serde::Deserialize;
 
 use crate::component::{Component, Scratch};
-use crate::process::succeed;
-use crate::workspace;
+use crate::process::{stdout, succeed};
+use crate::{dist, elf, folder, workspace};
 
 /// Flags that make a program of one C file without a C library, the same bytes each time.
 const FREESTANDING: [&str; 13] = [
@@ -36,11 +37,10 @@ const FREESTANDING: [&str; 13] = [
 #[serde(deny_unknown_fields)]
 struct Declaration {
     repository: String,
-    /// `{component}` stands for that component's version, without its `v`.
+    /// `{component}` stands for that component's version, without its `v`; `{k3s}` for ours.
     tag: String,
-    /// Whether nodes need it; others are for tests and demonstrations.
-    #[serde(default = "yes")]
-    product: bool,
+    #[serde(default)]
+    purpose: Purpose,
     #[serde(default)]
     entrypoint: Vec<String>,
     #[serde(default)]
@@ -51,14 +51,25 @@ struct Declaration {
     user: String,
     #[serde(default)]
     exposed_ports: BTreeSet<String>,
+    #[serde(default)]
+    volumes: BTreeSet<String>,
     files: BTreeMap<PathBuf, Source>,
     /// Target → names beside it that are symbolic links to it.
     #[serde(default)]
     links: BTreeMap<PathBuf, Vec<String>>,
 }
 
-fn yes() -> bool {
-    true
+/// Who needs an image.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Purpose {
+    /// Every node: it comes with the package.
+    #[default]
+    Node,
+    /// Tests and demonstrations.
+    Test,
+    /// Whoever runs the product itself from an image.
+    Product,
 }
 
 /// Where a file of the image comes from.
@@ -77,6 +88,10 @@ enum Source {
     Folder(String),
     /// A statically linked program of this machine.
     Host { path: PathBuf, package: String },
+    /// A file of this machine, with the libraries that it is linked with at their own places.
+    Installed { path: PathBuf, package: String },
+    /// The tree of `cargo xtask dist`, with the libraries of its programs.
+    Dist {},
 }
 
 /// A declared image.
@@ -113,9 +128,8 @@ impl Image {
         &self.name
     }
 
-    /// Whether nodes need it.
-    pub(crate) fn is_product(&self) -> bool {
-        self.declaration.product
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.declaration.purpose
     }
 
     /// Packs the image as `<folder>/<name>.tar`. Components that it holds are built first.
@@ -135,7 +149,7 @@ impl Image {
     fn image(&self, scratch: &Path) -> Result<k3s_oci::Image> {
         let mut files = BTreeMap::new();
         for (path, source) in &self.declaration.files {
-            files.insert(path.clone(), self.node(source, scratch)?);
+            self.add(&mut files, path, source, scratch)?;
         }
         for (target, names) in &self.declaration.links {
             let program = target.file_name().context("A link needs the path of a program")?;
@@ -147,15 +161,15 @@ impl Image {
     fn image_name(&self) -> Result<ImageName> {
         let tag = &self.declaration.tag;
         let tag = match tag.strip_prefix('{').and_then(|tag| tag.strip_suffix('}')) {
+            Some("k3s") => env!("CARGO_PKG_VERSION").to_owned(),
             Some(component) => Component::named(component)?.version().trim_start_matches('v').to_owned(),
             None => tag.clone(),
         };
         Ok(format!("{}:{tag}", self.declaration.repository).parse()?)
     }
 
-    fn node(&self, source: &Source, scratch: &Path) -> Result<Node> {
-        Ok(match source {
-            Source::Script(file) => Node::Copy(self.folder.join(file), 0o755),
+    fn add(&self, files: &mut Files, path: &Path, source: &Source, scratch: &Path) -> Result<()> {
+        let node = match source {
             Source::Text(text) => Node::Text(text.clone()),
             Source::Folder(mode) => {
                 Node::Folder(u32::from_str_radix(mode, 8).with_context(|| format!("{mode:?} is no octal mode"))?)
@@ -167,18 +181,59 @@ impl Image {
                 succeed(compiler.args(FREESTANDING).arg("-o").arg(&program).arg(self.folder.join(file)))?;
                 Node::Copy(program, 0o755)
             }
-            Source::Host { path, package } => {
-                let elf = fs::read(path)
-                    .with_context(|| format!("Cannot read {}: install the package {package}", path.display()))?;
+            Source::Host { path: program, package } => {
                 ensure!(
-                    !is_dynamic(&elf),
+                    !elf::is_dynamic(&installed(program, package)?),
                     "{} is not statically linked: install the package {package}",
-                    path.display()
+                    program.display()
                 );
-                Node::Copy(path.clone(), 0o755)
+                Node::Copy(program.clone(), 0o755)
             }
-        })
+            Source::Installed { path: file, package } => {
+                let is_program = elf::is_dynamic(&installed(file, package)?);
+                if is_program {
+                    files.extend(libraries(file)?);
+                }
+                Node::Copy(file.clone(), if is_program { 0o755 } else { 0o644 })
+            }
+            Source::Script(file) => Node::Copy(self.folder.join(file), 0o755),
+            Source::Dist {} => return add_dist(files, path),
+        };
+        files.insert(path.to_owned(), node);
+        Ok(())
     }
+}
+
+type Files = BTreeMap<PathBuf, Node>;
+
+/// `target/dist` at `path`; programs of ours that are linked dynamically bring their libraries.
+fn add_dist(files: &mut Files, path: &Path) -> Result<()> {
+    let dist = dist::folder();
+    for file in folder::files(&dist).context("Run `cargo xtask dist` first")? {
+        let from = dist.join(&file);
+        let node = if from.is_symlink() {
+            Node::Link(fs::read_link(&from)?)
+        } else {
+            let mode = fs::metadata(&from)?.permissions().mode();
+            if mode & 0o111 != 0 && elf::is_dynamic(&fs::read(&from)?) {
+                files.extend(libraries(&from)?);
+            }
+            Node::Copy(from, if mode & 0o111 == 0 { 0o644 } else { 0o755 })
+        };
+        files.insert(path.join(&file), node);
+    }
+    Ok(())
+}
+
+/// The shared libraries of a program and their loader, each at the path by which the loader finds it.
+fn libraries(program: &Path) -> Result<Files> {
+    let listing = String::from_utf8(stdout(Command::new("ldd").arg(program))?)?;
+    let paths = listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(paths.map(|path| (PathBuf::from(path), Node::Copy(PathBuf::from(path), 0o755))).collect())
+}
+
+fn installed(path: &Path, package: &str) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("Cannot read {}: install the package {package}", path.display()))
 }
 
 /// What this machine runs.
@@ -187,10 +242,12 @@ impl Declaration {
     fn config(&self) -> Config {
         let given = |list: &[String]| Some(list.to_vec()).filter(|list| !list.is_empty());
         let ports: Vec<_> = self.exposed_ports.iter().cloned().collect();
+        let volumes: Vec<_> = self.volumes.iter().cloned().collect();
         let mut config = Config::default();
         config
             .set_user(Some(self.user.clone()).filter(|user| !user.is_empty()))
             .set_exposed_ports(given(&ports))
+            .set_volumes(given(&volumes))
             .set_env(given(&self.env))
             .set_entrypoint(given(&self.entrypoint))
             .set_cmd(given(&self.cmd));
@@ -205,18 +262,6 @@ fn platform() -> Result<Platform> {
         other => other,
     };
     Ok(PlatformBuilder::default().architecture(architecture).os("linux").build()?)
-}
-
-/// Whether an ELF file of 64 bits names an interpreter (program header type 3).
-fn is_dynamic(elf: &[u8]) -> bool {
-    const PT_INTERP: u32 = 3;
-    let half = |at: usize| elf.get(at..at + 2).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
-    let headers = elf.get(32..40).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
-    let (Some(headers), Some(size), Some(count)) = (headers, half(54), half(56)) else { return false };
-    (0..usize::from(count)).any(|index| {
-        let at = usize::try_from(headers).unwrap_or(usize::MAX).saturating_add(index * usize::from(size));
-        elf.get(at..at.saturating_add(4)) == Some(&PT_INTERP.to_le_bytes())
-    })
 }
 
 #[cfg(test)]
@@ -264,11 +309,5 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&finished.stdout), "hi\n", "{flags:?}");
         }
         answering.join().unwrap();
-    }
-
-    #[test]
-    fn a_dynamic_program_is_known_by_its_interpreter() {
-        assert!(is_dynamic(&fs::read(std::env::current_exe().unwrap()).unwrap()));
-        assert!(!is_dynamic(b"\x7fELF"));
     }
 }

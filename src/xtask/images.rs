@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::image::Image;
+use crate::image::{Image, Purpose};
 use crate::{dist, workspace};
 
 #[derive(clap::Args)]
@@ -23,7 +23,12 @@ pub(crate) fn test_folder() -> PathBuf {
 /// Packs those of the product and, if they have a place, those of tests. Prints one line an image: name and digest.
 pub(crate) fn pack(product: &Path, test: Option<&Path>) -> Result<()> {
     for image in Image::all()? {
-        let Some(folder) = (if image.is_product() { Some(product) } else { test }) else { continue };
+        let folder = match image.purpose() {
+            Purpose::Node => Some(product),
+            Purpose::Test => test,
+            Purpose::Product => None,
+        };
+        let Some(folder) = folder else { continue };
         let packed = image.pack(folder).with_context(|| format!("Cannot pack the image {}", image.name()))?;
         println!("{:<34} {}", packed.name, packed.digest);
     }

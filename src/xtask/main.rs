@@ -7,12 +7,14 @@ mod counts;
 mod digest;
 mod dist;
 mod down;
+mod elf;
 mod folder;
 mod fuzz;
 mod go_test;
 mod image;
 mod images;
 mod nix;
+mod packages;
 mod process;
 mod reproducible;
 mod storage_tests;
@@ -55,6 +57,8 @@ enum Verb {
     VmTest(vm_test::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
     Dist(dist::Args),
+    /// Pack `target/dist` as a container image and as system extensions, with bills of materials and a table of sizes.
+    Packages(packages::Args),
     /// Evaluate the flake and the NixOS module, and write what is made of them.
     Nix(nix::Args),
     /// Measure: `start`, `datastore`, `growth`, `idle`, `crash`, `reproducible`.
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Verb::StorageTests(args) => storage_tests::run(&args),
         Verb::VmTest(args) => vm_test::run(&args),
         Verb::Dist(args) => dist::run(&args),
+        Verb::Packages(args) => packages::run(&args),
         Verb::Nix(args) => nix::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),

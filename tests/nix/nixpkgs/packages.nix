@@ -155,6 +155,7 @@ let
         // { meta.mainProgram = name; };
       buildEnv = { name, ... }: named name;
       dockerTools.buildImage = { name, tag, ... }: data "docker-image-${baseNameOf name}.tar" tag;
+      dockerTools.buildLayeredImage = { name, config, ... }: data "${baseNameOf name}.tar.gz" (builtins.toJSON config);
       pkgsStatic.busybox = named "busybox";
       testers.runNixOSTest = import ./test-driver.nix { inherit lib; pkgs = self; };
       libseccomp = named "libseccomp";

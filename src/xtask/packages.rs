@@ -1,0 +1,63 @@
+//! `cargo xtask packages`: the product for machines whose operating system is an image: as a container image and as system
+//! extensions, with what is in them.
+//!
+//! ```text
+//! k3s-VERSION-ARCH.oci.tar        k3s server in a privileged container
+//! k3s-VERSION-ARCH.sysext.raw     /usr, for systemd-sysext
+//! k3s-VERSION-ARCH.confext.raw    /etc, for systemd-confext
+//! sbom/*.cdx.json                 what each program is made of
+//! ```
+
+mod extension;
+mod sbom;
+mod sizes;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    digest, dist,
+    image::{Image, Purpose},
+    workspace,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the bills of materials, which need tools that are built first.
+    #[arg(long)]
+    no_sbom: bool,
+    /// Where the packages go; `target/packages` if not given.
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+/// Packs what is in `target/dist`, and prints a digest a file and the table of sizes.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = args.output.clone().unwrap_or_else(|| workspace::target().join("packages"));
+    fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+    let dist = dist::folder();
+    let name = format!("k3s-{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    let image = pack_image(&folder, &name)?;
+    let extensions = extension::pack(&dist, &folder, &name)?;
+    if !args.no_sbom {
+        sbom::write(&folder.join("sbom"))?;
+    }
+    for (file, digest) in digest::of_folder(&folder)? {
+        println!("{digest}  {}", file.display());
+    }
+    println!("\n{}", sizes::table(&dist, &image, &extensions)?);
+    Ok(())
+}
+
+fn pack_image(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(format!("{name}.oci.tar"));
+    for image in Image::all()?.iter().filter(|image| image.purpose() == Purpose::Product) {
+        image.pack(folder)?;
+        fs::rename(folder.join(format!("{}.tar", image.name())), &path)?;
+    }
+    Ok(path)
+}

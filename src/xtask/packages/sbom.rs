@@ -1,0 +1,69 @@
+//! Bills of materials in CycloneDX's format: of k3s by cargo-cyclonedx, of each component by cyclonedx-gomod, which reads what
+//! Go's linker wrote into the program.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    component::Component,
+    process::{cargo, succeed},
+    workspace,
+};
+
+const CARGO_TOOL: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
+const GO_TOOL: &str = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0";
+
+/// Writes `<program>.cdx.json` for each program of the package, without times and serial numbers.
+pub(super) fn write(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+    let tools = workspace::cache()?.join("tools");
+    of_k3s(&tools, folder)?;
+    let gomod = tools.join("cyclonedx-gomod");
+    if !gomod.join("cyclonedx-gomod").exists() {
+        succeed(Command::new("go").env("GOBIN", &gomod).args(["install", GO_TOOL]))?;
+    }
+    for component in Component::all()?.iter().filter(|component| component.libexec().is_some()) {
+        let built = component.build()?.folder;
+        for program in component.programs() {
+            let bill = folder.join(format!("{program}.cdx.json"));
+            let mut tool = Command::new(gomod.join("cyclonedx-gomod"));
+            tool.args(["bin", "-json", "-noserial", "-notimestamp", "-output"]).arg(bill).arg(built.join(program));
+            succeed(&mut tool)?;
+        }
+    }
+    Ok(())
+}
+
+fn of_k3s(tools: &Path, folder: &Path) -> Result<()> {
+    let (name, version) = CARGO_TOOL;
+    let root = tools.join(format!("{name}-{version}"));
+    let program = root.join("bin").join(name);
+    if !program.exists() {
+        let quick = ["--debug", "--config", "profile.dev.debug=0"];
+        succeed(
+            cargo()
+                .args(["install", "--quiet", "--locked", name, "--version", version])
+                .args(quick)
+                .arg("--root")
+                .arg(&root),
+        )?;
+    }
+    // It writes beside each manifest of the workspace.
+    let mut tool = Command::new(program);
+    tool.current_dir(workspace::root()).args([
+        "cyclonedx",
+        "--format",
+        "json",
+        "--manifest-path",
+        "src/k3s/Cargo.toml",
+    ]);
+    tool.env("SOURCE_DATE_EPOCH", "0");
+    let ran = succeed(&mut tool);
+    let written = workspace::root().join("src/k3s/k3s.cdx.json");
+    if written.exists() {
+        fs::rename(&written, folder.join("k3s.cdx.json"))
+            .or_else(|_| fs::copy(&written, folder.join("k3s.cdx.json")).map(drop))?;
+    }
+    ran
+}

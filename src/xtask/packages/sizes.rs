@@ -1,0 +1,73 @@
+//! The table of sizes in docs/nixos.md.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::folder;
+
+/// Compression of what is downloaded once and unpacked by machines of any size.
+const ZSTD_LEVEL: i32 = 19;
+
+pub(super) fn table(dist: &Path, image: &Path, extensions: &[PathBuf; 2]) -> Result<String> {
+    let mut table = "| | MB | as zstd, MB |\n|---|---:|---:|\n".to_owned();
+    let mut row = |name: &str, (size, compressed): (u64, u64)| {
+        writeln!(table, "| {name} | {} | {} |", megabytes(size), megabytes(compressed))
+    };
+    row("`bin/k3s`", of_file(&dist.join("bin/k3s"))?)?;
+    for program in folder::files(&dist.join("libexec/k3s"))? {
+        let path = dist.join("libexec/k3s").join(&program);
+        if !path.is_symlink() {
+            row(&format!("`libexec/k3s/{}`", program.display()), of_file(&path)?)?;
+        }
+    }
+    row("images of a node", of_tree(&dist.join("share"))?)?;
+    row("**the package**", of_tree(dist)?)?;
+    row("OCI image", of_file(image)?)?;
+    row("sysext (EROFS, lz4hc)", of_file(&extensions[0])?)?;
+    row("confext", of_file(&extensions[1])?)?;
+    Ok(table)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
+}
+
+fn of_file(path: &Path) -> Result<(u64, u64)> {
+    let mut file = File::open(path).with_context(|| format!("Cannot read {}", path.display()))?;
+    let mut zstd = zstd::Encoder::new(Counter(0), ZSTD_LEVEL)?;
+    io::copy(&mut file, &mut zstd)?;
+    Ok((fs::metadata(path)?.len(), zstd.finish()?.0))
+}
+
+/// A tree counts as one tar.
+fn of_tree(tree: &Path) -> Result<(u64, u64)> {
+    let mut size = 0;
+    let mut zstd = zstd::Encoder::new(Counter(0), ZSTD_LEVEL)?;
+    for file in folder::files(tree)? {
+        let path = tree.join(file);
+        if !path.is_symlink() {
+            size += fs::metadata(&path)?.len();
+            io::copy(&mut File::open(&path)?, &mut zstd)?;
+        }
+    }
+    Ok((size, zstd.finish()?.0))
+}
+
+struct Counter(u64);
+
+impl io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
