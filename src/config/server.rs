@@ -68,6 +68,10 @@ pub struct ServerConfig {
     /// The node's name even where there is no node: the server's own name in certificates and leases. Under `--with-node-id` it
     /// still lacks the id.
     pub node_name: String,
+    /// The server's own addresses, with a node or without (`--node-ip`); empty means: found at start from the default route.
+    pub ips: Vec<IpAddr>,
+    /// Where the outside reaches it (`--node-external-ip`).
+    pub external_ips: Vec<IpAddr>,
     /// Our own log tells details (`--debug`).
     pub debug: bool,
     /// klog verbosity for children (`-v`), 0 is their default.
@@ -151,6 +155,8 @@ impl ServerConfig {
             args,
             system_default_registry: values.given("system-default-registry").map(|g| g.parse(registry)).transpose()?,
             node_name: node.name.clone(),
+            ips: node.ips.clone(),
+            external_ips: node.external_ips.clone(),
             node: (!values.is_on("disable-agent")).then_some(node),
             debug: values.is_on("debug"),
             verbosity: values.verbosity()?,
@@ -488,6 +494,8 @@ mod tests {
         assert_eq!(config.token.as_ref().map(Secret::expose), Some("p@s$w0rd"));
         assert_eq!(config.disabled_addons, [Addon::Coredns, Addon::Servicelb, Addon::Traefik].into());
         assert_eq!(config.node_name, "edge.example.com");
+        assert_eq!(config.ips, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(config.external_ips, ["198.51.100.7".parse::<IpAddr>().unwrap()]);
         let node = config.node.expect("a server is a node");
         assert!(node.with_node_id);
         assert_eq!(node.labels, [("tier".to_owned(), "far-edge".to_owned())]);

@@ -54,8 +54,7 @@ pub(crate) struct Host {
 impl Host {
     /// Settles name and addresses, and puts the name into the node's configuration. Draws the node's id at the first start.
     pub(crate) async fn of(config: &mut ServerConfig) -> Result<Self, Error> {
-        let given = config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
-        let ips = k3s_agent::own_addresses(given).await?;
+        let ips = k3s_agent::own_addresses(&config.ips).await?;
         let name = Self::name(config)?;
         if let Some(node) = &mut config.node {
             node.name.clone_from(&name);
@@ -81,8 +80,7 @@ impl Host {
 
     /// The address that the API is published at: as configured, else where the outside reaches the node, else its own.
     pub(crate) fn advertised(&self, config: &ServerConfig) -> IpAddr {
-        let external = config.node.as_ref().and_then(|node| node.external_ips.first().copied());
-        config.advertise_address.or(external).unwrap_or(self.ips[0])
+        config.advertise_address.or(config.external_ips.first().copied()).unwrap_or(self.ips[0])
     }
 }
 

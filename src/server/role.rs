@@ -331,10 +331,8 @@ impl Server {
                 let node = Box::pin(self.start_node(node, &view)).await?;
                 node.run(&self.supervisor, shutdown.clone()).await.map_err(Error::from)
             };
-            let moving = async {
-                let given = self.config.node.as_ref().map(|node| node.ips.as_slice()).unwrap_or_default();
-                k3s_agent::follow_own_addresses(given, &addresses).await.map_err(Error::from)
-            };
+            let moving =
+                async { k3s_agent::follow_own_addresses(&self.config.ips, &addresses).await.map_err(Error::from) };
             let until_shutdown = async {
                 let (node, moving) = (Box::pin(node), Box::pin(moving));
                 let work = async { tokio::try_join!(self.announce(notifier), node, moving) };

@@ -116,7 +116,7 @@ fn start(server: &Node, agent: &Node, first: bool, mode: &str, has_node: bool) {
     }
     // Services' addresses would be sent there.
     server.succeed("ip route delete default || true");
-    server.start_k3s(&format!("--egress-selector-mode={mode} {node}"));
+    server.start_k3s(&format!("--egress-selector-mode={mode} --node-ip={} {node}", server.address()));
     if first {
         agent.start_k3s_agent(server, "");
     } else {
