@@ -15,7 +15,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore, SemaphorePermit},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -38,6 +41,7 @@ pub struct Place {
     id: u64,
     authenticated: CancellationToken,
     displaced: CancellationToken,
+    turn: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -61,11 +65,19 @@ struct Table {
 }
 
 /// The connections of one source.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct OfSource {
     /// By age.
     strangers: BTreeMap<u64, CancellationToken>,
     authenticated: usize,
+    /// Of one.
+    turn: Arc<Semaphore>,
+}
+
+impl Default for OfSource {
+    fn default() -> Self {
+        Self { strangers: BTreeMap::new(), authenticated: 0, turn: Arc::new(Semaphore::new(1)) }
+    }
 }
 
 impl Connections {
@@ -93,12 +105,14 @@ impl Connections {
         }
         let (id, displaced) = (table.next, CancellationToken::new());
         table.next += 1;
-        table.sources.entry(source).or_default().strangers.insert(id, displaced.clone());
+        let of_source = table.sources.entry(source).or_default();
+        of_source.strangers.insert(id, displaced.clone());
+        let turn = of_source.turn.clone();
         table.count_strangers(source, 1);
         table.all += 1;
         let all = table.all;
         table.high_water.is_past(all);
-        Place { connections: self.clone(), source, id, authenticated: CancellationToken::new(), displaced }
+        Place { connections: self.clone(), source, id, authenticated: CancellationToken::new(), displaced, turn }
     }
 
     /// How many there are, those included that were displaced and have not left yet.
@@ -137,6 +151,11 @@ impl Place {
     /// Returns when the client has shown credentials.
     pub async fn authenticated(&self) {
         self.authenticated.cancelled().await;
+    }
+
+    /// The source's turn to have something done for it that takes the processor.
+    pub(crate) async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turn.acquire().await.expect("it is never closed")
     }
 
     /// Returns when another stranger needs the place: the connection is to end.
@@ -266,5 +285,17 @@ mod tests {
         assert!(!places[2].is_authenticated(), "it was displaced before");
         drop((places, strangers));
         assert_eq!((connections.count(), connections.lock().authenticated), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_source_takes_turns_with_itself_and_with_nobody_else() {
+        let connections = Connections::new(LIMITS);
+        let [first, second, other] =
+            ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(|address| enter(&connections, address));
+        let turn = first.turn().await;
+        assert!(second.turn.try_acquire().is_err());
+        drop(other.turn().await);
+        drop(turn);
+        drop(second.turn().await);
     }
 }

@@ -4,9 +4,9 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use k3s_pki::{ClientCa, Rejection};
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::ServerConfig;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, select, time::timeout};
-use tokio_rustls::TlsAcceptor;
+use rustls::{ServerConfig, server::Acceptor};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, select, task::yield_now, time::timeout};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::{connections::Place, peer::Peer, requests::Requests, stream::Stream, verification::Verification};
 
@@ -20,7 +20,7 @@ pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Shakes hands. Clones share the order in which certificates are verified.
 #[derive(Clone)]
 pub struct Handshakes {
-    acceptor: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     verification: Verification,
 }
 
@@ -69,7 +69,7 @@ pub enum NoConnection {
 impl Handshakes {
     /// Under this policy and certificate.
     pub fn new(tls: ServerConfig) -> Self {
-        Self { acceptor: TlsAcceptor::from(Arc::new(tls)), verification: Verification::new() }
+        Self { tls: Arc::new(tls), verification: Verification::new() }
     }
 
     /// Shakes hands, and verifies what the client shows by `client_ca`; without one, nobody is anybody.
@@ -99,7 +99,7 @@ impl Handshakes {
         client_ca: Option<&Arc<ClientCa>>,
     ) -> Result<Inbound, NoConnection> {
         configure(&stream).map_err(NoConnection::Gone)?;
-        let tls = timeout(HANDSHAKE, self.acceptor.accept(stream)).await;
+        let tls = timeout(HANDSHAKE, self.shake_tls(stream, &place)).await;
         let tls = tls.map_err(|_| NoConnection::Timeout)?.map_err(NoConnection::Tls)?;
         let session = tls.get_ref().1;
         let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
@@ -121,6 +121,21 @@ impl Handshakes {
             stream.put_back_preface();
         }
         Ok(Inbound { peer: Peer::new(address, certificate, place), protocol, requests, stream })
+    }
+}
+
+impl Handshakes {
+    /// The answer to a ClientHello takes the processor for the best part of a millisecond. Those of one source are given one by one, and
+    /// whatever else is ready comes in between.
+    async fn shake_tls(&self, stream: TcpStream, place: &Place) -> io::Result<TlsStream<TcpStream>> {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let accepting = {
+            let _turn = place.turn().await;
+            let accepting = hello.into_stream(self.tls.clone());
+            yield_now().await;
+            accepting
+        };
+        accepting.await
     }
 }
 

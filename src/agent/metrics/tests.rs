@@ -9,6 +9,7 @@ use k3s_pki::CertificateFiles;
 use rustls::{ClientConfig, pki_types::ServerName, version::TLS12};
 use serde_json::Value;
 use tokio::{
+    io::AsyncReadExt as _,
     net::TcpStream,
     task::{JoinHandle, yield_now},
 };
@@ -215,6 +216,22 @@ async fn there_is_nothing_but_the_page_and_only_for_requests_of_reason() {
     let name = ServerName::IpAddress(at.ip().into());
     let refused = TlsConnector::from(Arc::new(older)).connect(name, stream).await.err().unwrap();
     assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
+    node.end.cancel();
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn strangers_that_say_nothing_keep_nobody_out() {
+    let node = TestNode::join().await;
+    let (at, served) = node.serve("").await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(at).await.unwrap());
+    }
+    let answer = node.get(at, Some(node.server.administrator()), None).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let displaced = silent[0].read(&mut [0]).await;
+    assert!(displaced.map_or(true, |read| read == 0), "the oldest left for the youngest");
     node.end.cancel();
     served.await.unwrap();
 }
