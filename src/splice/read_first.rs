@@ -38,17 +38,16 @@ pub struct ReadFirst<S> {
     end: Option<io::Result<()>>,
     /// Waits for `ahead`.
     reader: Option<Waker>,
-    /// A write that waits.
     hold: Option<Hold>,
     /// When one had waited long enough.
     released: Option<Instant>,
 }
 
-/// Until when a write waits.
+/// A write that waits for the peer's bytes.
 #[derive(Debug)]
 struct Hold {
     since: Instant,
-    /// Falls [`QUIET`] after the last.
+    /// Until nothing has come for [`QUIET`].
     quiet: Option<Pin<Box<Sleep>>>,
 }
 
@@ -134,9 +133,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadFirst<S> {
             return Poll::Ready(std::mem::replace(end, Ok(())));
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_pending() {
-            self.reader = Some(cx.waker().clone());
-        }
+        self.reader = read.is_pending().then(|| cx.waker().clone());
         read
     }
 }
@@ -152,6 +149,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadFirst<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // TLS closes with bytes of its own.
+        ready!(self.poll_read_ahead(cx));
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
