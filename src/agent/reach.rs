@@ -1,6 +1,6 @@
 //! What servers may reach through a node's tunnels, as the cluster's egress mode has it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k3s_components::Paths;
@@ -10,14 +10,16 @@ use k3s_tunnel::{Reach, Rules};
 use tokio::sync::watch;
 use tracing::info;
 
-/// Where kubelet listens unless the Node object tells another port.
-const KUBELET: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10250);
+/// Kubelet's port unless the Node object tells another one.
+const PORT: u16 = 10250;
 
 /// A node that servers reach through tunnels.
 #[derive(Debug)]
 pub struct Reachable {
     /// Its name.
     pub name: String,
+    /// Where its kubelet listens.
+    pub kubelet: IpAddr,
     /// Its own addresses.
     pub ips: Vec<IpAddr>,
     /// The cluster's pod ranges.
@@ -31,8 +33,8 @@ pub struct Reachable {
 }
 
 /// What holds before anything is known of the cluster, and in the modes in which nothing else is reached.
-pub(crate) fn kubelet_alone() -> watch::Sender<Rules> {
-    watch::Sender::new(Rules { kubelet: KUBELET, reach: Reach::Kubelet })
+pub(crate) fn kubelet_alone(address: IpAddr) -> watch::Sender<Rules> {
+    watch::Sender::new(Rules { kubelet: (address, PORT).into(), reach: Reach::Kubelet })
 }
 
 impl Reachable {
@@ -100,21 +102,22 @@ mod tests {
         view.begin();
         let node = Reachable {
             name: "edge-1".into(),
+            kubelet: [192, 0, 2, 7].into(),
             ips: Vec::new(),
             pod_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
             egress: EgressMode::Cluster,
             view,
             paths,
         };
-        let rules = kubelet_alone();
+        let rules = kubelet_alone(node.kubelet);
         let mut seen = rules.subscribe();
-        assert_eq!(seen.borrow().kubelet, KUBELET);
+        assert_eq!(seen.borrow().kubelet, (node.kubelet, PORT).into());
         let told = seen.wait_for(|rules| rules.kubelet.port() == KUBELET_PORT);
         tokio::select! {
             () = node.keep(&rules) => unreachable!("it is kept for as long as it is polled"),
             told = told => drop(told.unwrap()),
         }
         let reach = Reach::Networks(node.pod_cidrs.clone());
-        assert_eq!(*rules.borrow(), Rules { kubelet: (Ipv4Addr::LOCALHOST, KUBELET_PORT).into(), reach });
+        assert_eq!(*rules.borrow(), Rules { kubelet: (node.kubelet, KUBELET_PORT).into(), reach });
     }
 }

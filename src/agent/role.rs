@@ -220,7 +220,7 @@ impl Agent {
 
     /// Holds tunnels to the servers, with whatever they may reach at the time.
     async fn hold_tunnels(&self, view: &ClusterView) {
-        let rules = reach::kubelet_alone();
+        let rules = reach::kubelet_alone(self.config.node.kubelet_address());
         let tunnels = Tunnels {
             servers: self.balancer.servers(),
             balancer: Some(self.balancer.clone()),
@@ -235,6 +235,7 @@ impl Agent {
                 let known = next(&mut changes).await;
                 let reachable = Reachable {
                     name: self.config.node.name.clone(),
+                    kubelet: self.config.node.kubelet_address(),
                     ips: known.ips.clone(),
                     pod_cidrs: known.config.network.cluster_cidrs.clone(),
                     egress: known.config.egress,

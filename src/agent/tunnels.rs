@@ -79,7 +79,7 @@ enum Broken {
 
 /// Holds tunnels from a server's own node to the other servers, which reach its kubelet and pods by them; for as long as it is polled.
 pub async fn hold_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Reachable, supervisor: &Supervisor) {
-    let rules = reach::kubelet_alone();
+    let rules = reach::kubelet_alone(node.kubelet);
     let tunnels = Tunnels {
         servers,
         balancer: None,
@@ -240,7 +240,7 @@ mod tests {
         let server = TestServer::start().await;
         let applicant = server.applicant(Some(server.token()));
         applicant.join().await.unwrap();
-        let rules = reach::kubelet_alone();
+        let rules = reach::kubelet_alone(Ipv4Addr::LOCALHOST.into());
         let tunnels = Tunnels {
             servers: applicant.balancer.servers(),
             balancer: Some(applicant.balancer.clone()),

@@ -80,7 +80,7 @@ fn configuration(node: &Node, paths: &Paths) -> Value {
     let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": "0.0.0.0",
+        "address": node.config.bind_address,
         "readOnlyPort": 0,
         "healthzBindAddress": SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH_PORT)).ip(),
         "authentication": {
@@ -144,6 +144,16 @@ mod tests {
         assert_eq!(defaults(&node)["failCgroupV1"], false);
         node.cgroup_v2 = true;
         assert_eq!(defaults(&node).get("failCgroupV1"), None);
+    }
+
+    /// As in k3s.
+    #[test]
+    fn kubelet_listens_where_the_node_does() {
+        assert_eq!(defaults(&node(&[]))["address"], "0.0.0.0");
+        let bound = node(&["--bind-address=192.0.2.7"]);
+        assert_eq!(defaults(&bound)["address"], "192.0.2.7");
+        assert_eq!(bound.config.kubelet_address().to_string(), "192.0.2.7");
+        assert_eq!(node(&[]).config.kubelet_address().to_string(), "127.0.0.1");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Origin, Place},
     flags::{Flag, Role, SELINUX},
     grammar::{is_dns_subdomain, is_forbidden_to_kubelet, is_label_value, is_qualified_name},
-    network::host_address,
+    network::{address, host_address},
     provenance::Provenance,
     values::{Given, Values},
 };
@@ -26,6 +26,8 @@ pub struct NodeConfig {
     pub name: String,
     /// The node's id belongs after the name, with a dash between them (`--with-node-id`).
     pub with_node_id: bool,
+    /// Where kubelet listens (`--bind-address`).
+    pub bind_address: IpAddr,
     /// Its own addresses, one per family, the primary first (`--node-ip`); empty means: found at start from the default route.
     pub ips: Vec<IpAddr>,
     /// Addresses the outside reaches it by (`--node-external-ip`).
@@ -106,6 +108,15 @@ pub enum Snapshotter {
 }
 
 impl NodeConfig {
+    /// Where this machine reaches its own kubelet.
+    pub fn kubelet_address(&self) -> IpAddr {
+        match self.bind_address {
+            IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            address => address,
+        }
+    }
+
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
         if let Some(given) = values.given("disable-selinux").filter(|given| given.text == "false") {
             return Err(given.not_served(SELINUX));
@@ -136,6 +147,7 @@ impl NodeConfig {
         Ok(Self {
             name: node_name(values, environment, with_node_id)?,
             with_node_id,
+            bind_address: values.text("bind-address").parse(address)?.into(),
             ips,
             external_ips: values.each("node-external-ip", host_address)?,
             internal_dns: values.each("node-internal-dns", dns_name)?,

@@ -4,15 +4,20 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use kube::runtime::utils;
+use tokio::time::Instant;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
+/// A watch that failed so long after the failure before has stood in between: more than the longest wait and a try take.
+const STOOD: Duration = Duration::from_secs(60);
 
 /// Waits that double, each as much again longer by chance, so that what failed together does not try again together.
 #[derive(Debug)]
 pub struct Backoff {
     waits: ExponentialBuilder,
     left: ExponentialBackoff,
+    /// When a watch failed last.
+    failed: Option<Instant>,
 }
 
 /// They begin short, as most of the waiting is for a kube-apiserver of our own that is just starting.
@@ -25,15 +30,19 @@ impl Default for Backoff {
 impl Iterator for Backoff {
     type Item = Duration;
 
+    /// A failure of a watch: if the one before is long ago, the watch has stood meanwhile.
     fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.failed.replace(now).is_some_and(|before| now - before > STOOD) {
+            self.begin_anew();
+        }
         self.left.next()
     }
 }
 
 impl utils::Backoff for Backoff {
-    fn reset(&mut self) {
-        self.begin_anew();
-    }
+    /// Nothing: a watch tells its beginning before it knows whether the API lets it, so an event is no success.
+    fn reset(&mut self) {}
 }
 
 impl Backoff {
@@ -41,7 +50,7 @@ impl Backoff {
     pub fn between(first: Duration, longest: Duration) -> Self {
         let waits =
             ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).without_max_times().with_jitter();
-        Self { waits, left: waits.build() }
+        Self { waits, left: waits.build(), failed: None }
     }
 
     /// How long to wait now; longer the next time.
@@ -99,6 +108,22 @@ mod tests {
         }
         backoff.begin_anew();
         assert!(backoff.advance() <= 2 * FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_only_begins_again_and_again_waits_longer_each_time() {
+        let mut backoff = Backoff::default();
+        let mut fail = || {
+            // What the beginning of each try does.
+            utils::Backoff::reset(&mut backoff);
+            backoff.next().unwrap()
+        };
+        for _ in 0..20 {
+            tokio::time::advance(fail()).await;
+        }
+        assert!(fail() >= LONGEST);
+        tokio::time::advance(STOOD * 2).await;
+        assert!(fail() <= 2 * FIRST, "it has stood meanwhile");
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl Controllers<'_> {
     fn peer_tunnels(&self, own: std::net::SocketAddr) -> PeerTunnels {
         let node = k3s_agent::Reachable {
             name: self.host.name.clone(),
+            kubelet: self.config.reached_at(),
             ips: self.host.ips.clone(),
             pod_cidrs: self.config.network.cluster_cidrs.clone(),
             egress: self.config.egress_mode,

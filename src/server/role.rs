@@ -1,7 +1,7 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -164,9 +164,9 @@ async fn credentials(
     }
 }
 
-/// What is known of nodes before the API tells: this server's own, whose kubelet is reached on loopback.
+/// What is known of nodes before the API tells: this server's own.
 fn own_egress(config: &ServerConfig, host: &Host) -> Egress {
-    Egress::new(config.node.is_some().then(|| host.name.clone()), Ipv4Addr::LOCALHOST.into())
+    Egress::new(config.node.is_some().then(|| host.name.clone()), config.reached_at())
 }
 
 impl Server {

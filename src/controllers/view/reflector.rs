@@ -132,7 +132,10 @@ impl<K: Object> Reflector<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    refusals = 0;
+                    // Its beginning is told before the API is asked.
+                    if !matches!(event, Event::Init) {
+                        refusals = 0;
+                    }
                     self.lock().follow(&event);
                 }
                 Err(error) if is_refusal(&error) => {
