@@ -501,7 +501,7 @@ mod tests {
         assert_eq!(node.labels, [("tier".to_owned(), "far-edge".to_owned())]);
         assert_eq!(node.taints.len(), 2);
         assert_eq!(node.ips, ["192.0.2.7".parse::<IpAddr>().expect("an address")]);
-        assert_eq!(node.kubelet_args.value_of("config"), Some("/nix/store/kubelet.yaml"));
+        assert_eq!(node.kubelet_config.as_deref(), Some(Path::new("/nix/store/kubelet.yaml")));
     }
 
     #[test]
