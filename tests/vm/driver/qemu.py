@@ -65,8 +65,9 @@ class Qemu:
             "-drive", f"if=none,id=dist,file={image.dist},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=dist",
             "-netdev", NETWORK.format(port=network_port), "-device", f"virtio-net-pci,id=nic,netdev=net,mac={mac}",
             "-kernel", image.kernel, "-initrd", image.initrd,
-            # On a busy host the kernel finds that its timer is late, and would not boot.
-            "-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 no_timer_check panic=1", "-no-reboot",
+            # On a busy host the kernel finds that its timer is late, and would not boot; disks take longer than systemd has patience.
+            "-append", "root=/dev/vda rw console=ttyS0 quiet panic=1 no_timer_check systemd.show_status=0 "
+                       "systemd.default_device_timeout_sec=900", "-no-reboot",
         ]
         own = {
             "driver.agent": (HERE / "guest.sh").read_text(),
