@@ -15,12 +15,12 @@ use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Addons, ClusterView, Context, Controller, NodeAddresses, NodeController, NodeHosts, NodeMetadata, PROVIDER_TAINT,
+    ClusterView, Context, Controller, Deploy, NodeAddresses, NodeController, NodeHosts, NodeMetadata, PROVIDER_TAINT,
     Variables, annotate, controller::recorder, fake_api,
 };
 
-fn addons(folder: &Path, disabled: &[&str]) -> Addons {
-    Addons {
+fn deploy(folder: &Path, disabled: &[&str]) -> Deploy {
+    Deploy {
         folder: folder.into(),
         disabled: disabled.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(),
         variables: Variables {
@@ -29,6 +29,7 @@ fn addons(folder: &Path, disabled: &[&str]) -> Addons {
             system_default_registry: None,
             coredns_image: "docker.io/k3s-rs/coredns:test".into(),
         },
+        server: "server".into(),
     }
 }
 
@@ -84,13 +85,19 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     run(Box::pin(async move { NodeHosts.run(of_hosts).await }));
 
     // Packaged add-ons, and the key that coredns waits for.
-    addons(folder.path(), &[]).run(context()).await.unwrap();
+    let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
+    let kube_dns = async || services.get_opt("kube-dns").await.unwrap();
+    let (enabled, disabled) = (deploy(folder.path(), &[]), deploy(folder.path(), &["coredns"]));
+    tokio::select! {
+        _ = enabled.run(context()) => unreachable!("it runs until it is dropped"),
+        _ = until("coredns", async || {
+            Api::<Deployment>::namespaced(client.clone(), "kube-system").get_opt("coredns").await.unwrap()
+        }) => {}
+    }
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
     let node_hosts = async || config_maps.get("coredns").await.unwrap().data.unwrap().get("NodeHosts").cloned();
     assert_eq!(until("NodeHosts", &node_hosts).await, "");
-    let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
-    let service = services.get("kube-dns").await.unwrap();
-    assert_eq!(service.spec.unwrap().cluster_ip.unwrap(), "10.43.0.10");
+    assert_eq!(kube_dns().await.unwrap().spec.unwrap().cluster_ip.unwrap(), "10.43.0.10");
 
     // A node as kubelet registers it, and as its agent speaks of it.
     let nodes: Api<Node> = Api::all(client.clone());
@@ -159,7 +166,8 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
         format!("{objects:?}")
     };
     let before = version().await;
-    addons(folder.path(), &[]).run(context()).await.unwrap();
+    let for_a_while = Duration::from_secs(5);
+    let _ = tokio::time::timeout(for_a_while, enabled.run(context())).await;
     assert_eq!(version().await, before);
 
     // A node that was deleted and registers anew is initialised anew.
@@ -170,11 +178,138 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     // A node that goes takes its name along; a disabled add-on takes its objects along.
     nodes.delete("node-1", &DeleteParams::default()).await.unwrap();
     until("an empty NodeHosts", async || node_hosts().await.filter(String::is_empty)).await;
-    addons(folder.path(), &["coredns"]).run(context()).await.unwrap();
-    assert!(services.get_opt("kube-dns").await.unwrap().is_none());
-    assert!(!folder.path().join("coredns.yaml").exists());
+    tokio::select! {
+        _ = disabled.run(context()) => unreachable!("it runs until it is dropped"),
+        _ = until("no coredns", async || kube_dns().await.is_none().then_some(())) => {}
+    }
 
     shutdown.cancel();
     running.close();
     running.wait().await;
+}
+
+const APP: &str = "\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: app}
+data: {first: one, second: two}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: app}
+spec:
+  selector: {app: app}
+  ports: [{name: http, port: 80}, {name: metrics, port: 9090}]
+";
+
+const WIDGETS: &str = "\
+apiVersion: example.com/v1
+kind: Widget
+metadata: {name: first, namespace: default}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  names: {kind: Widget, plural: widgets, singular: widget}
+  scope: Namespaced
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+
+#[tokio::test]
+#[ignore = "needs an API server in KUBECONFIG"]
+async fn what_lies_in_the_folder_is_in_the_cluster() {
+    let client = Client::try_default().await.unwrap();
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (supervisor, _dir) = fake_api::supervisor();
+    let view = ClusterView::of_server(client.clone());
+    view.begin();
+    let shared = crate::Shared {
+        client: client.clone(),
+        view,
+        supervisor: supervisor.clone(),
+        leads: tokio::sync::watch::channel(true).1,
+    };
+    let mut registry = crate::Registry::default();
+    registry.add(Some(deploy(folder.path(), &[])));
+    let write = |name: &str, contents: &str| std::fs::write(folder.path().join(name), contents).unwrap();
+    let config_maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let services: Api<Service> = Api::default_namespaced(client.clone());
+    // A k3s was here before: it updates objects.
+    let of_k3s = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {
+            "name": "taken",
+            "labels": {"objectset.rio.cattle.io/hash": crate::addons::hash_of("taken")},
+            "annotations": {"objectset.rio.cattle.io/applied": "H4sI"},
+        },
+        "data": {"old": "1", "kept": "2"},
+    });
+    let as_k3s = PostParams { field_manager: Some("deploy@server".into()), ..PostParams::default() };
+    config_maps.create(&as_k3s, &serde_json::from_value(of_k3s).unwrap()).await.unwrap();
+    let problems = async |of: &str| {
+        let tasks = supervisor.status().await.tasks;
+        let problems = tasks.into_iter().flat_map(|task| task.problems);
+        problems.filter(|problem| problem.object == of).map(|problem| problem.why).next()
+    };
+    write("app.yaml", APP);
+    write("taken.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: taken}\ndata: {kept: '2'}\n");
+    let shutdown = CancellationToken::new();
+    let story = async {
+        let data = async |name: &str| {
+            config_maps.get_opt(name).await.unwrap().map(|map| serde_json::to_value(map.data).unwrap())
+        };
+        until("the app", async || services.get_opt("app").await.unwrap()).await;
+        until("what k3s wrote to go", async || data("taken").await.filter(|data| *data == json!({"kept": "2"}))).await;
+        write("app.yaml", &APP.replace(", second: two", "").replace(", {name: metrics, port: 9090}", ""));
+        until("a key to go", async || data("app").await.filter(|data| *data == json!({"first": "one"}))).await;
+        until("an item to go", async || {
+            services.get("app").await.unwrap().spec.unwrap().ports.filter(|ports| ports.len() == 1)
+        })
+        .await;
+        write("crd.yaml", WIDGETS);
+        until("the widget", async || {
+            let path = "/apis/example.com/v1/namespaces/default/widgets/first";
+            client.request_text(http::Request::get(path).body(Vec::new()).unwrap()).await.ok()
+        })
+        .await;
+        write("broken.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mended}\n---\nkind: [\n");
+        let why = until("what is broken", async || problems("broken.yaml").await).await;
+        assert!(why.starts_with("document 2, line "), "{why}");
+        write("refused.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: UPPER}\nspec: {ports: [{port: 80}]}\n");
+        let why = until("what is refused", async || problems("refused.yaml").await).await;
+        assert!(why.starts_with("document 1, line 1: Service UPPER: ") && why.contains("metadata.name"), "{why}");
+        write("broken.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mended}\n");
+        until("what is mended", async || data("mended").await).await;
+        let large = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: large}}\ndata: {{a: {}}}\n",
+            "x".repeat(1_000_000)
+        );
+        write("large.yaml", &large);
+        until("1 MB", async || data("large").await).await;
+        write("large.yaml", "# nothing\n");
+        until("1 MB to go", async || data("large").await.is_none().then_some(())).await;
+
+        std::fs::write(store.path().join(".authoritative"), "").unwrap();
+        std::fs::write(store.path().join("farm.yaml"), APP.replace("name: app", "name: farm")).unwrap();
+        std::os::unix::fs::symlink(store.path(), folder.path().join("nixos")).unwrap();
+        until("the farm", async || data("farm").await).await;
+        std::fs::remove_file(store.path().join("farm.yaml")).unwrap();
+        until("the farm to go", async || data("farm").await.is_none().then_some(())).await;
+        until("its Service to go", async || services.get_opt("farm").await.unwrap().is_none().then_some(())).await;
+        assert!(data("app").await.is_some());
+        println!("{}", supervisor.status().await);
+        shutdown.cancel();
+    };
+    let tell = async {
+        while shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(8))).await.is_some() {
+            println!("{}", supervisor.status().await);
+        }
+    };
+    tokio::join!(registry.run(&shared, &shutdown), story, tell);
 }

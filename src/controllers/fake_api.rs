@@ -34,6 +34,8 @@ pub(crate) struct FakeApi(Arc<Mutex<State>>);
 struct State {
     /// By path, as `/api/v1/nodes/edge-1`.
     objects: BTreeMap<String, Value>,
+    /// What discovery answers, by path.
+    served: HashMap<String, Value>,
     refused: HashMap<String, String>,
     watchers: Vec<Watcher>,
     /// Version, path and line of each event: a watch begins with those after the version that it names.
@@ -65,7 +67,7 @@ impl FakeApi {
         let api = self.clone();
         let serve = move |request: Request<Body>| {
             let api = api.clone();
-            async move { Ok::<_, Infallible>(api.serve(request).await) }
+            async move { Ok::<_, Infallible>(api.respond(request).await) }
         };
         Client::new(service_fn(serve), "default")
     }
@@ -83,6 +85,24 @@ impl FakeApi {
 
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.lock().objects.get(path).cloned()
+    }
+
+    /// The paths of all objects.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        self.lock().objects.keys().cloned().collect()
+    }
+
+    /// Makes the API serve resources of a group and version: path, kind, and whether they are in namespaces.
+    pub(crate) fn serve(&self, group_version: &str, resources: &[(&str, &str, bool)]) {
+        let path = if group_version.contains('/') {
+            format!("/apis/{group_version}")
+        } else {
+            format!("/api/{group_version}")
+        };
+        let resource = |(name, kind, namespaced): &(&str, &str, bool)| json!({"name": name, "singularName": "", "kind": kind, "namespaced": namespaced, "verbs": ["list", "patch"]});
+        let resources: Vec<_> = resources.iter().map(resource).collect();
+        let list = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources});
+        self.lock().served.insert(path, list);
     }
 
     /// Refuses every change of the object at `path`.
@@ -103,7 +123,7 @@ impl FakeApi {
         self.0.lock().unwrap()
     }
 
-    async fn serve(&self, request: Request<Body>) -> Answer {
+    async fn respond(&self, request: Request<Body>) -> Answer {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let path = parts.uri.path().to_owned();
@@ -111,6 +131,9 @@ impl FakeApi {
         let content = parts.headers.get(http::header::CONTENT_TYPE).map(|value| value.to_str().unwrap().to_owned());
         let is_list = |path: &str| path.rsplit('/').next().is_some_and(|last| COLLECTIONS.contains(&last));
         let mut state = self.lock();
+        if let Some(resources) = state.served.get(&path) {
+            return json_response(StatusCode::OK, resources);
+        }
         match parts.method {
             Method::GET if query.contains("watch=true") || query.contains("watch=1") => state.watch(&path, &query),
             Method::GET if is_list(&path) => state.list(&path, &query),

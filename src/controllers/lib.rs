@@ -33,7 +33,7 @@ mod own_pods;
 mod queue;
 mod view;
 
-pub use addons::{Addons, Variables};
+pub use addons::{Deploy, Variables};
 pub use api_endpoints::ApiEndpoints;
 pub use backoff::Backoff;
 pub use controller::{Context, Controller, Place, Registry, Shared};

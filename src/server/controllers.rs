@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k3s_components::Paths;
 use k3s_config::server::{Addon, EgressMode, ServerConfig};
 use k3s_controllers::{
-    Addons, ApiEndpoints, Candidate, ClusterView, EgressController, NodeController, NodeHosts, NodePasswordOwners,
+    ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
     Registry, Shared, Variables, migrate_node_passwords,
 };
 use k3s_supervise::Supervisor;
@@ -86,7 +86,7 @@ impl Controllers<'_> {
             .add(has_egress.then(egress))
             .add((self.is_shared() && config.node.is_some()).then(|| self.peer_tunnels(front)))
             .add(has_coredns.then_some(NodeHosts))
-            .add(Some(self.addons()));
+            .add(Some(self.deploy()));
         #[cfg(debug_assertions)]
         k3s_controllers::add_faults(&mut registry);
         registry
@@ -121,9 +121,9 @@ impl Controllers<'_> {
         PeerTunnels { own, node, supervisor: self.supervisor.clone() }
     }
 
-    fn addons(&self) -> Addons {
+    fn deploy(&self) -> Deploy {
         let config = self.config;
-        Addons {
+        Deploy {
             folder: self.paths.server().join("manifests"),
             disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
             variables: Variables {
@@ -132,6 +132,7 @@ impl Controllers<'_> {
                 system_default_registry: config.system_default_registry.clone(),
                 coredns_image: COREDNS.to_owned(),
             },
+            server: self.host.name.clone(),
         }
     }
 }

@@ -14,6 +14,7 @@ mod authorities;
 mod bad_input;
 mod controllers;
 mod database;
+mod manifests;
 mod pod_network;
 mod restarts;
 mod single_node;

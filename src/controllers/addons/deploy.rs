@@ -1,217 +1,342 @@
-//! Staged manifests in the cluster.
+//! The deploy controller: what lies in the folder of manifests is in the cluster.
+//!
+//! ```text
+//! something changes, or 15 s ──► scan ──► files that differ ──► read ──► parse ──► apply ──► prune ──► AddOn
+//!                                  │                              └────────┴────────┴─ fails: event, status, again later
+//!                                  ├─► disabled ──► delete objects, file, AddOn
+//!                                  └─► gone from an authoritative folder ──► delete objects, AddOn
+//! ```
+//!
+//! As in k3s, each server follows its own folder, a file that is deleted leaves its objects behind unless its folder is authoritative, and
+//! the first look at a file applies it whatever was applied before.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
+use aws_lc_rs::digest;
+use data_encoding::HEXLOWER;
 use k3s_supervise::TaskError;
-use kube::{
-    Api, Client,
-    api::{DeleteParams, Patch, PatchParams},
-    core::{ApiResource, DynamicObject, GroupVersionKind, discovery::Scope},
-    discovery::pinned_kind,
-};
-use tracing::{debug, info, warn};
+use tokio::{select, task::spawn_blocking, time::Instant};
+use tracing::{debug, info};
 
 use super::{
-    Addons,
-    packaged::{PACKAGED, Packaged},
-    stage::Task,
+    Deploy,
+    addon::{AddonObject, Addons, DEFINITION, Step},
+    changes::Changes,
+    cluster::{Cluster, kinds_of},
+    folder::{ManifestFile, Scan, addon_name, scan},
+    manifest,
+    object_set::ObjectSet,
 };
-use crate::{
-    Context, Controller,
-    backoff::{Backoff, Failure},
-};
+use crate::{Context, Controller, backoff::Backoff};
 
-/// The owner of what packaged manifests say, in server-side apply.
-const FIELD_MANAGER: &str = "k3s";
+/// More than any API server takes in a thousand objects.
+const LARGEST: u64 = 64 << 20;
+/// Between attempts with one file at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Stages and applies every packaged manifest, or deletes it, in order, until all is done. What fails is tried again and does not hold
-/// up the rest.
-///
-/// Applying what is there already writes nothing. Fields that packaged manifests do not name (replicas, say) stay with whoever set them;
-/// those they do name are taken back from anyone, as k3s does.
-impl Controller for Addons {
-    const NAME: &'static str = "addons";
+impl Controller for Deploy {
+    const NAME: &'static str = "deploy";
 
     async fn run(&self, context: Context) -> Result<(), TaskError> {
-        self.deploy(context.client).await;
-        Ok(())
+        let mut run = Run {
+            deploy: self,
+            addons: Addons::new(context.client.clone(), context.events.clone()),
+            cluster: Cluster::new(context.client.clone()),
+            context: &context,
+            files: HashMap::new(),
+        };
+        run.define().await?;
+        let mut changes = Changes::new();
+        loop {
+            run.stage();
+            let found = run.look().await?;
+            changes.follow(&found.folders);
+            run.bring_about(&found).await;
+            select! {
+                () = changes.next() => {}
+                () = run.next_attempt() => {}
+            }
+        }
     }
 }
 
-impl Addons {
-    async fn deploy(&self, client: Client) {
-        let mut cluster = Cluster { client, kinds: HashMap::new() };
-        let mut deployments: Vec<_> = PACKAGED.iter().map(|packaged| Deployment::new(self, packaged)).collect();
+struct Run<'a> {
+    deploy: &'a Deploy,
+    addons: Addons,
+    cluster: Cluster,
+    context: &'a Context,
+    /// What became of each file, by its path.
+    files: HashMap<PathBuf, FileState>,
+}
+
+/// What became of a file, as it was when it was last looked at.
+struct FileState {
+    file: ManifestFile,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Done,
+    Failed(Box<Retry>),
+}
+
+/// When a file that failed is tried again.
+struct Retry {
+    backoff: Backoff,
+    at: Instant,
+    why: String,
+}
+
+/// Why a file is not in the cluster.
+#[derive(Debug, thiserror::Error)]
+enum DeployError {
+    #[error("it cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("it is larger than {} MiB", LARGEST >> 20)]
+    TooLarge,
+    #[error(transparent)]
+    Manifest(#[from] manifest::ManifestError),
+    #[error(transparent)]
+    Apply(#[from] super::cluster::Failures),
+    #[error("the API does not answer for its AddOn: {0}")]
+    Addon(#[from] kube::Error),
+    #[error("it has the add-on name {name} of {first}: rename one of them")]
+    Name { name: String, first: String },
+    #[error("it cannot be deleted: {0}")]
+    Delete(io::Error),
+}
+
+impl DeployError {
+    /// What it is to users.
+    fn step(&self) -> Option<Step> {
+        match self {
+            Self::Read(_) | Self::TooLarge => Some(Step::ReadFailed),
+            Self::Manifest(_) => Some(Step::ParseFailed),
+            Self::Apply(_) => Some(Step::ApplyFailed),
+            Self::Addon(_) | Self::Name { .. } | Self::Delete(_) => None,
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Makes the API know AddOns.
+    async fn define(&mut self) -> Result<(), TaskError> {
+        let objects = manifest::parse(DEFINITION.as_bytes())?;
         let mut backoff = Backoff::default();
-        loop {
-            let before = deployments.iter().map(Deployment::left).sum::<usize>();
-            for deployment in &mut deployments {
-                deployment.advance(&mut cluster).await;
-            }
-            deployments.retain(|deployment| deployment.left() > 0);
-            if deployments.is_empty() {
-                return;
-            }
-            if deployments.iter().map(Deployment::left).sum::<usize>() < before {
-                backoff = Backoff::default();
-            }
+        while let Err(error) = self.cluster.define(&objects).await {
+            debug!(%error, "AddOns cannot be defined yet.");
             backoff.wait().await;
         }
-    }
-}
-
-/// One manifest on its way: staged, then object by object.
-struct Deployment<'a> {
-    addons: &'a Addons,
-    packaged: &'static Packaged,
-    /// `None` until it is staged.
-    task: Option<Task>,
-    /// Failures told already, so that trying again is quiet.
-    told: HashSet<String>,
-}
-
-impl<'a> Deployment<'a> {
-    fn new(addons: &'a Addons, packaged: &'static Packaged) -> Self {
-        Self { addons, packaged, task: None, told: HashSet::new() }
+        Ok(())
     }
 
-    /// How much there is to do; more than the objects while the file is to do too.
-    fn left(&self) -> usize {
-        match &self.task {
-            None => usize::from(u16::MAX),
-            Some(Task::Nothing) => 0,
-            Some(Task::Apply(objects) | Task::Delete(objects)) => objects.len() + 1,
+    /// Puts the packaged manifests into the folder.
+    fn stage(&self) {
+        for packaged in super::packaged::PACKAGED {
+            match self.deploy.stage(packaged) {
+                Ok(()) => self.context.status.solved(packaged.path),
+                Err(error) => self.context.status.problem(packaged.path, error.to_string()),
+            }
         }
     }
 
-    async fn advance(&mut self, cluster: &mut Cluster) {
-        let task = match self.task.take().map_or_else(|| self.addons.stage(self.packaged), Ok) {
-            Ok(task) => task,
-            Err(error) => {
-                let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                if self.told.insert(format!("{error}: {why}")) {
-                    warn!(%error, why, "A packaged manifest could not be staged; trying again.");
-                }
-                return;
+    async fn look(&self) -> Result<Scan, TaskError> {
+        let (folder, disabled) = (self.deploy.folder.clone(), self.deploy.disabled.clone());
+        Ok(spawn_blocking(move || scan(&folder, &disabled)).await?)
+    }
+
+    async fn bring_about(&mut self, found: &Scan) {
+        for (name, error) in &found.unreadable {
+            self.context.status.problem(name, format!("it cannot be read: {error}"));
+        }
+        for file in &found.disabled {
+            if self.is_due(file) {
+                let result = self.delete(file).await;
+                self.settle(file, result).await;
             }
-        };
-        let path = self.addons.path(self.packaged);
-        self.task = Some(match task {
-            Task::Nothing => Task::Nothing,
-            Task::Apply(objects) => {
-                let left = self.each(cluster, Work::Apply, objects).await;
-                if left.is_empty() {
-                    info!(path = %path.display(), "Applied a packaged manifest.");
-                    Task::Nothing
-                } else {
-                    Task::Apply(left)
-                }
+        }
+        let mut names: BTreeMap<String, &str> = BTreeMap::new();
+        for file in &found.wanted {
+            let name = addon_name(&file.path);
+            let first = *names.entry(name.clone()).or_insert(&file.name);
+            if !self.is_due(file) {
+                continue;
             }
-            Task::Delete(objects) => {
-                let left = self.each(cluster, Work::Delete, objects).await;
-                if left.is_empty() && self.forget(&path) { Task::Nothing } else { Task::Delete(left) }
-            }
+            let result = if first == file.name {
+                self.apply(&name, file).await
+            } else {
+                Err(DeployError::Name { name, first: first.to_owned() })
+            };
+            self.settle(file, result).await;
+        }
+        self.forget(found).await;
+        let (done, all) = (found.wanted.iter().filter(|file| self.is_done(file)).count(), found.wanted.len());
+        self.context.status.set(if done == all {
+            format!("{all} manifests are applied")
+        } else {
+            format!("{done} of {all} manifests are applied")
         });
     }
 
-    /// Deletes the file, and with it the memory of having applied; says whether it is gone.
-    fn forget(&mut self, path: &Path) -> bool {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                if self.told.insert(error.to_string()) {
-                    warn!(path = %path.display(), %error, "The manifest of a disabled add-on could not be deleted; trying again.");
+    /// Whether a file has changed, or failed and is to be tried again.
+    fn is_due(&self, file: &ManifestFile) -> bool {
+        match self.files.get(&file.path) {
+            Some(FileState { file: before, outcome }) if before == file => match outcome {
+                Outcome::Done => false,
+                Outcome::Failed(retry) => retry.at <= Instant::now(),
+            },
+            _ => true,
+        }
+    }
+
+    fn is_done(&self, file: &ManifestFile) -> bool {
+        self.files.get(&file.path).is_some_and(|state| matches!(state.outcome, Outcome::Done))
+    }
+
+    /// Whether some state of the file was applied in this process' life.
+    fn is_known(&self, file: &ManifestFile) -> bool {
+        self.files.get(&file.path).is_some_and(|state| matches!(state.outcome, Outcome::Done))
+    }
+
+    /// Remembers what became of a file, and tells of it.
+    async fn settle(&mut self, file: &ManifestFile, result: Result<(), DeployError>) {
+        let before = self.files.remove(&file.path).map(|state| state.outcome);
+        let outcome = match result {
+            Ok(()) => {
+                self.context.status.solved(&file.name);
+                Outcome::Done
+            }
+            Err(error) => {
+                let why = error.to_string();
+                let (mut backoff, told) = match before {
+                    Some(Outcome::Failed(retry)) => (retry.backoff, Some(retry.why)),
+                    _ => (Backoff::between(PAUSES.0, PAUSES.1), None),
+                };
+                if told.as_ref() != Some(&why)
+                    && let Some(step) = error.step()
+                    && let Ok(Some(addon)) = self.addons.get(&addon_name(&file.path)).await
+                {
+                    self.addons.tell(&addon, step, Some(&why)).await;
                 }
-                false
+                self.context.status.problem(&file.name, why.clone());
+                Outcome::Failed(Box::new(Retry { at: Instant::now() + backoff.advance(), backoff, why }))
             }
-            _ => {
-                info!(path = %path.display(), "Deleted the objects of a disabled add-on.");
-                true
-            }
-        }
+        };
+        self.files.insert(file.path.clone(), FileState { file: file.clone(), outcome });
     }
 
-    /// Does `work` with each object and returns those it failed with.
-    async fn each(&mut self, cluster: &mut Cluster, work: Work, objects: Vec<DynamicObject>) -> Vec<DynamicObject> {
-        let mut failed = Vec::new();
-        for object in objects {
-            let done = match work {
-                Work::Apply => cluster.apply(&object).await,
-                Work::Delete => cluster.delete(&object).await,
-            };
-            if let Err(error) = done {
-                self.tell(&object, &error);
-                failed.push(object);
-            }
+    async fn apply(&mut self, name: &str, file: &ManifestFile) -> Result<(), DeployError> {
+        let source = file.path.display().to_string();
+        let before = self.addons.get_or_create(name, &source).await?;
+        let contents = read(&file.path).await?;
+        let checksum = HEXLOWER.encode(digest::digest(&digest::SHA256, &contents).as_ref());
+        // A file that was only touched.
+        if self.is_known(file) && checksum == before.checksum && source == before.source {
+            return Ok(());
         }
-        failed
-    }
-
-    fn tell(&mut self, object: &DynamicObject, error: &kube::Error) {
-        let kind = object.types.as_ref().map_or("", |types| &types.kind);
-        let name = object.metadata.name.as_deref().unwrap_or_default();
-        let manifest = self.packaged.path;
-        if Failure::of(error) == Failure::Refused && self.told.insert(format!("{kind} {name}: {error}")) {
-            warn!(manifest, kind, name, %error, "The API refuses an object of a packaged manifest; trying again.");
-        } else {
-            debug!(manifest, kind, name, %error, "An object of a packaged manifest is not in place yet.");
-        }
-    }
-}
-
-/// What is done with the objects of a manifest.
-#[derive(Debug, Clone, Copy)]
-enum Work {
-    Apply,
-    Delete,
-}
-
-/// The API, with what it said of kinds.
-struct Cluster {
-    client: Client,
-    kinds: HashMap<GroupVersionKind, (ApiResource, Scope)>,
-}
-
-impl Cluster {
-    async fn apply(&mut self, object: &DynamicObject) -> kube::Result<()> {
-        let (api, name) = self.api(object).await?;
-        api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await?;
+        let objects = manifest::parse(&contents)?;
+        let kinds = kinds_of(&objects);
+        let server = file.authoritative.then(|| self.deploy.server.clone());
+        // Whatever comes in between: what is about to be applied is found again.
+        let all = kinds.iter().chain(before.kinds.iter().filter(|kind| !kinds.contains(kind))).cloned().collect();
+        let begun = AddonObject { source, server, kinds: all, ..before.clone() };
+        let addon = self.addons.store(&before, &begun).await?;
+        self.addons.tell(&addon, Step::Applying, None).await;
+        self.cluster.apply(&ObjectSet::of(name), objects, &addon.kinds).await?;
+        self.addons.tell(&addon, Step::Applied, None).await;
+        let applied = AddonObject { checksum, kinds, ..addon.clone() };
+        self.addons.store(&addon, &applied).await?;
+        info!(manifest = file.name, "Applied a manifest.");
         Ok(())
     }
 
-    /// What is not there, or of a kind that is not there, is deleted.
-    async fn delete(&mut self, object: &DynamicObject) -> kube::Result<()> {
-        let deleted = match self.api(object).await {
-            Ok((api, name)) => api.delete(name, &DeleteParams::background()).await.map(drop),
-            Err(error) => Err(error),
+    /// Deletes the objects of a disabled file, the file if it is ours, and its AddOn.
+    async fn delete(&mut self, file: &ManifestFile) -> Result<(), DeployError> {
+        let name = addon_name(&file.path);
+        let addon = self.addons.get(&name).await?;
+        let objects = match read(&file.path).await.map_err(|error| error.to_string()) {
+            Ok(contents) => manifest::parse(&contents).unwrap_or_default(),
+            Err(_) => Vec::new(),
         };
-        match deleted {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            Err(kube::Error::Discovery(_)) => Ok(()),
-            deleted => deleted,
+        let former = addon.iter().flat_map(|addon| addon.kinds.clone());
+        let kinds: Vec<_> = kinds_of(&objects).into_iter().chain(former).collect();
+        self.cluster.delete(&ObjectSet::of(&name), &kinds).await?;
+        self.cluster.delete_unmarked(&objects).await?;
+        if file.removable {
+            fs::remove_file(&file.path).map_err(DeployError::Delete)?;
+        }
+        if let Some(addon) = addon {
+            self.addons.tell(&addon, Step::Deleting, None).await;
+            self.addons.delete(&name).await?;
+            info!(manifest = file.name, "Deleted the objects of a disabled add-on.");
+        }
+        Ok(())
+    }
+
+    /// Forgets files that are gone; those of authoritative folders take their objects along.
+    async fn forget(&mut self, found: &Scan) {
+        let is_there = |path: &Path| {
+            found.skipped.contains(path)
+                || found.wanted.iter().chain(&found.disabled).any(|file| file.path == path)
+                || found.unreadable.iter().any(|(name, _)| self.deploy.folder.join(name) == path)
+        };
+        let gone: Vec<_> = self.files.keys().filter(|path| !is_there(path)).cloned().collect();
+        for path in &gone {
+            if let Some(state) = self.files.remove(path) {
+                self.context.status.solved(&state.file.name);
+            }
+        }
+        if found.authoritative.is_empty() {
+            return;
+        }
+        let addons = match self.addons.list().await {
+            Ok(addons) => addons,
+            Err(error) => return debug!(%error, "AddOns cannot be listed yet."),
+        };
+        for addon in addons {
+            let source = Path::new(&addon.source);
+            let ours = addon.server.as_deref() == Some(&*self.deploy.server)
+                && found.authoritative.iter().any(|folder| source.starts_with(folder));
+            if !ours || is_there(source) {
+                continue;
+            }
+            let object = format!("Addon {}", addon.name);
+            match self.cluster.delete(&ObjectSet::of(&addon.name), &addon.kinds).await {
+                Ok(()) => {
+                    self.addons.tell(&addon, Step::Deleting, None).await;
+                    if self.addons.delete(&addon.name).await.is_ok() {
+                        info!(manifest = addon.source, "Deleted the objects of a manifest that is gone.");
+                        self.context.status.solved(&object);
+                    }
+                }
+                Err(error) => {
+                    self.context.status.problem(&object, format!("its objects cannot be deleted: {error}"));
+                }
+            }
         }
     }
 
-    async fn api<'a>(&mut self, object: &'a DynamicObject) -> kube::Result<(Api<DynamicObject>, &'a str)> {
-        let types = object.types.as_ref().expect("parsing a manifest leaves no object without its type");
-        let name = object.metadata.name.as_deref().expect("parsing a manifest leaves no object without a name");
-        let (group, version) = types.api_version.split_once('/').unwrap_or(("", &types.api_version));
-        let kind = GroupVersionKind::gvk(group, version, &types.kind);
-        let (resource, scope) = match self.kinds.get(&kind) {
-            Some(known) => known.clone(),
-            None => {
-                let (resource, capabilities) = pinned_kind(&self.client, &kind).await?;
-                self.kinds.entry(kind).insert_entry((resource, capabilities.scope)).get().clone()
-            }
-        };
-        let namespace = object.metadata.namespace.as_deref().unwrap_or("default");
-        let api = match scope {
-            Scope::Cluster => Api::all_with(self.client.clone(), &resource),
-            Scope::Namespaced => Api::namespaced_with(self.client.clone(), namespace, &resource),
-        };
-        Ok((api, name))
+    /// Comes back when a file that failed is to be tried again.
+    async fn next_attempt(&self) {
+        let next = self.files.values().filter_map(|state| match &state.outcome {
+            Outcome::Done => None,
+            Outcome::Failed(retry) => Some(retry.at),
+        });
+        match next.min() {
+            Some(next) => tokio::time::sleep_until(next).await,
+            None => std::future::pending().await,
+        }
     }
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, DeployError> {
+    if tokio::fs::metadata(path).await?.len() > LARGEST {
+        return Err(DeployError::TooLarge);
+    }
+    Ok(tokio::fs::read(path).await?)
 }

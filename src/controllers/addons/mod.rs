@@ -1,30 +1,45 @@
-//! Add-ons that come with the server: manifests staged to `<data>/server/manifests`, as k3s does, and applied from there.
+//! Add-ons: the manifests in a server's folder `<data>/server/manifests`, those that come with it and those of its users.
 //!
 //! ```text
-//! packaged ──stage──► file on disk ──apply──► objects in the cluster
-//!                        │  --disable
+//! packaged ──stage──► file on disk ──apply──► objects in the cluster, marked as the add-on's
+//!                        │  --disable                      │
 //!                        └────► objects deleted ──► file deleted
 //! ```
 //!
-//! The file is the memory of having applied: it goes last, so that a deletion survives restarts. A file `NAME.skip` beside it keeps
-//! hands off: nothing is staged, applied or deleted.
+//! `folder.rs` has the rules for files, `manifest.rs` those for what is in them, `object_set.rs` the marks by which objects are found
+//! again, and `deploy.rs` the order of things. All of it is k3s', so that either follows the other on one cluster.
 
+mod addon;
+mod changes;
+mod cluster;
 mod deploy;
+mod folder;
 mod manifest;
+mod object_set;
 mod packaged;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 pub use packaged::Variables;
 
-/// The packaged add-ons of one server.
+/// Brings the manifests of one server into the cluster.
 #[derive(Debug, Clone)]
-pub struct Addons {
+pub struct Deploy {
     /// `<data>/server/manifests`
     pub folder: PathBuf,
     /// `--disable`, by the names k3s has for its add-ons.
     pub disabled: BTreeSet<String>,
-    /// What is filled into the manifests.
+    /// What is filled into the packaged manifests.
     pub variables: Variables,
+    /// The server's own name: files that go from its authoritative folders take along only what it applied from them.
+    pub server: String,
+}
+
+/// The label of what the add-on `name` applied.
+#[cfg(test)]
+pub(crate) fn hash_of(name: &str) -> String {
+    object_set::ObjectSet::of(name).selector().split_once('=').unwrap().1.to_owned()
 }

@@ -63,6 +63,8 @@ impl Variables {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::DynamicObject;
+
     use super::*;
     use crate::addons::manifest;
 
@@ -81,18 +83,17 @@ mod tests {
         for packaged in PACKAGED {
             let text = packaged.render(&variables());
             assert!(!text.contains("%{"), "{} has an unknown variable", packaged.path);
-            assert!(!manifest::parse(&text).unwrap().is_empty());
+            assert!(!manifest::parse(text.as_bytes()).unwrap().is_empty());
         }
     }
 
     #[test]
     fn variables_are_filled_in() {
         let coredns = |variables: &Variables| {
-            let objects = manifest::parse(&PACKAGED[0].render(variables)).unwrap();
+            let objects = manifest::parse(PACKAGED[0].render(variables).as_bytes()).unwrap();
             let find = |kind: &str| {
-                let object =
-                    objects.iter().find(|object| object.types.as_ref().is_some_and(|types| types.kind == kind));
-                object.unwrap().data.clone()
+                let is_it = |object: &&DynamicObject| object.types.as_ref().is_some_and(|types| types.kind == kind);
+                objects.iter().map(|found| &found.object).find(is_it).unwrap().data.clone()
             };
             let (service, deployment, config) = (find("Service"), find("Deployment"), find("ConfigMap"));
             let image = deployment["spec"]["template"]["spec"]["containers"][0]["image"].clone();
