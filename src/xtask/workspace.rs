@@ -3,8 +3,11 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
+
+use crate::process::stdout;
 
 /// The checkout that this program was built from.
 pub(crate) fn root() -> &'static Path {
@@ -21,6 +24,22 @@ pub(crate) fn cache() -> Result<PathBuf> {
         }
     };
     Ok(base.join("k3s"))
+}
+
+/// Copies the checkout without what git ignores.
+pub(crate) fn copy_sources(to: &Path) -> Result<()> {
+    let mut git = Command::new("git");
+    git.current_dir(root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    for file in stdout(&mut git)?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let file = Path::new(std::str::from_utf8(file)?);
+        let (from, to) = (root().join(file), to.join(file));
+        if !from.exists() {
+            continue; // Removed, and not yet committed.
+        }
+        fs::create_dir_all(to.parent().expect("a joined path has a parent"))?;
+        fs::copy(&from, &to).with_context(|| format!("Cannot copy {}", from.display()))?;
+    }
+    Ok(())
 }
 
 /// Where cargo puts what it builds.

@@ -1,16 +1,12 @@
 //! The flake as Nix sees it, with the stand-in for nixpkgs.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::at_hand::Nix;
-use crate::{counts::Counts, folder, process::stdout, workspace};
+use crate::{counts::Counts, folder, workspace};
 
 /// The systems that the flake is for.
 const SYSTEMS: [&str; 2] = ["aarch64-linux", "x86_64-linux"];
@@ -40,17 +36,7 @@ impl Flake {
             fs::remove_dir_all(&place).with_context(|| format!("Cannot remove {}", place.display()))?;
         }
         let flake = Self { source: place.join("source"), nixpkgs: place.join("nixpkgs") };
-        let mut git = Command::new("git");
-        git.current_dir(workspace::root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-        for file in stdout(&mut git)?.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let file = Path::new(std::str::from_utf8(file)?);
-            let (from, to) = (workspace::root().join(file), flake.source.join(file));
-            if !from.exists() {
-                continue; // Removed, and not yet committed.
-            }
-            fs::create_dir_all(to.parent().expect("a joined path has a parent"))?;
-            fs::copy(&from, &to).with_context(|| format!("Cannot copy {}", from.display()))?;
-        }
+        workspace::copy_sources(&flake.source)?;
         folder::copy(&workspace::root().join("tests/nix/nixpkgs"), &flake.nixpkgs)?;
         folder::copy(nix.lib(), &flake.nixpkgs.join("lib"))?;
         Ok(flake)

@@ -6,7 +6,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    component::Component,
+    component::{Component, Scratch},
     process::{cargo, succeed},
     workspace,
 };
@@ -49,21 +49,13 @@ fn of_k3s(tools: &Path, folder: &Path) -> Result<()> {
                 .arg(&root),
         )?;
     }
-    // It writes beside each manifest of the workspace.
+    // It writes beside each manifest of the workspace, and names its folder in what it writes.
+    let scratch = Scratch::create(&workspace::target(), "sbom")?;
+    workspace::copy_sources(&scratch.0)?;
     let mut tool = Command::new(program);
-    tool.current_dir(workspace::root()).args([
-        "cyclonedx",
-        "--format",
-        "json",
-        "--manifest-path",
-        "src/k3s/Cargo.toml",
-    ]);
-    tool.env("SOURCE_DATE_EPOCH", "0");
-    let ran = succeed(&mut tool);
-    let written = workspace::root().join("src/k3s/k3s.cdx.json");
-    if written.exists() {
-        fs::rename(&written, folder.join("k3s.cdx.json"))
-            .or_else(|_| fs::copy(&written, folder.join("k3s.cdx.json")).map(drop))?;
-    }
-    ran
+    tool.current_dir(&scratch.0).env("SOURCE_DATE_EPOCH", "0");
+    succeed(tool.args(["cyclonedx", "--format", "json", "--manifest-path", "src/k3s/Cargo.toml"]))?;
+    let bill = fs::read_to_string(scratch.0.join("src/k3s/k3s.cdx.json")).context("cargo-cyclonedx wrote nothing")?;
+    fs::write(folder.join("k3s.cdx.json"), bill.replace(&scratch.0.display().to_string(), "/k3s"))?;
+    Ok(())
 }
