@@ -61,8 +61,15 @@ let
   );
 
   enabled = lib.filterAttrs (_: one: one.enable) (cfg.chartManifests // cfg.manifests);
+  # The mark has objects go with their file. The folder is there without manifests too, or the last one's would stay.
   folder = pkgs.linkFarm "k3s-manifests" (
-    lib.mapAttrsToList (_: one: {
+    [
+      {
+        name = ".authoritative";
+        path = pkgs.writeText "authoritative" "";
+      }
+    ]
+    ++ lib.mapAttrsToList (_: one: {
       name = one.target;
       path = one.source;
     }) enabled
@@ -92,12 +99,13 @@ in
     '';
     description = ''
       Objects that a server applies at its start and whenever they change. They are below
-      {file}`/var/lib/rancher/k3s/server/manifests/nixos`. Of servers only; several servers have to have the same.
+      {file}`/var/lib/rancher/k3s/server/manifests/nixos`; when a manifest leaves the configuration, its objects are
+      deleted. Of servers only; several servers have to have the same.
     '';
   };
 
   config = lib.mkIf (cfg.enable && cfg.role == "server") {
-    systemd.tmpfiles.settings."10-k3s"."/var/lib/rancher/k3s/server/manifests/nixos" =
-      if enabled == { } then { r = { }; } else { "L+".argument = "${cfg.manifestFolder}"; };
+    systemd.tmpfiles.settings."10-k3s"."/var/lib/rancher/k3s/server/manifests/nixos"."L+".argument =
+      "${cfg.manifestFolder}";
   };
 }

@@ -26,7 +26,7 @@ let
   warnings = config: lib.filter (text: !isRefusal text) config.warnings;
   # The value that a stand-in's file is made of.
   text = file: builtins.fromJSON (builtins.unsafeDiscardStringContext file.text);
-  manifests = config: lib.listToAttrs (map (entry: lib.nameValuePair entry.name (text entry.path)) config.services.k3s.manifestFolder.entries);
+  manifests = config: lib.listToAttrs (map (entry: lib.nameValuePair entry.name (text entry.path)) (lib.tail config.services.k3s.manifestFolder.entries));
 
   test = name: got: expected: { inherit name got expected; passed = got == expected; };
   isRefused = name: configuration: test name (builtins.tryEval (builtins.deepSeq (evaluate configuration).config.services.k3s.settings true)).success false;
@@ -144,7 +144,7 @@ map (
 
   (test "files: single-node" (rules evaluated.single-node) {
     "/var/lib/rancher/k3s/agent/images/nixos"."L+" = "<k3s-images>";
-    "/var/lib/rancher/k3s/server/manifests/nixos".r = "";
+    "/var/lib/rancher/k3s/server/manifests/nixos"."L+" = "<k3s-manifests>";
   })
   (test "files: multi-node, agent" (rules evaluated.multi-node-agent) { "/var/lib/rancher/k3s/agent/images/nixos".r = ""; })
   (test "files: auto-deploy" (rules evaluated.auto-deploy) {
@@ -156,7 +156,7 @@ map (
   (test "files: configuration" (rules evaluated.configuration) {
     "/var/lib/rancher/k3s/agent/etc/containerd/config.toml.tmpl"."L+" = "<config.toml.tmpl>";
     "/var/lib/rancher/k3s/agent/images/nixos".r = "";
-    "/var/lib/rancher/k3s/server/manifests/nixos".r = "";
+    "/var/lib/rancher/k3s/server/manifests/nixos"."L+" = "<k3s-manifests>";
   })
   (test "manifests: auto-deploy" (manifests evaluated.auto-deploy) {
     "foo-namespace.yaml" = { apiVersion = "v1"; kind = "Namespace"; metadata.name = "foo"; };
@@ -182,6 +182,7 @@ map (
       ];
     };
   })
+  (test "manifests: objects go with their file, the last one too" (map (config: (lib.head config.services.k3s.manifestFolder.entries).name) [ plain evaluated.auto-deploy ]) [ ".authoritative" ".authoritative" ])
   (test "manifests: auto-deploy-upgrade" (let spec = (lib.head (manifests evaluated.auto-deploy-upgrade)."app.yaml".items).spec; in [ spec.targetNamespace spec.createNamespace ]) [ "apps" true ])
   (test "images: image-upgrade" (map (entry: entry.name) evaluated.image-upgrade.services.k3s.imageFolder.entries) [ "app-1.tar" ])
   (test "kubelet's file: configuration" (text evaluated.configuration.services.k3s.kubeletConfigFile) {
