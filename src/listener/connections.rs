@@ -96,7 +96,7 @@ impl Connections {
         Self(Arc::new(Shared { table: Mutex::new(table), ended: Notify::new() }))
     }
 
-    /// A stranger's place; the one that had to go for it, if one had to, [is told](Place::displaced).
+    /// A stranger's place. The one that has to go for it, if one has to, is told.
     pub fn enter(&self, address: IpAddr) -> Place {
         let source = Source::from(address);
         let mut table = self.lock();
@@ -116,7 +116,7 @@ impl Connections {
     }
 
     /// How many there are, those included that were displaced and have not left yet.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.lock().all
     }
 
@@ -137,19 +137,19 @@ impl Connections {
 impl Place {
     /// The client has shown credentials: from now on nobody displaces it. Where clients with credentials have all places that they may, it
     /// stays a stranger.
-    pub fn authenticate(&self) {
+    pub(crate) fn authenticate(&self) {
         if !self.is_authenticated() && self.connections.lock().authenticate(self.source, self.id) {
             self.authenticated.cancel();
         }
     }
 
     /// Whether the client has shown credentials.
-    pub fn is_authenticated(&self) -> bool {
+    pub(crate) fn is_authenticated(&self) -> bool {
         self.authenticated.is_cancelled()
     }
 
     /// Returns when the client has shown credentials.
-    pub async fn authenticated(&self) {
+    pub(crate) async fn authenticated(&self) {
         self.authenticated.cancelled().await;
     }
 
@@ -159,7 +159,7 @@ impl Place {
     }
 
     /// Returns when another stranger needs the place: the connection is to end.
-    pub async fn displaced(&self) {
+    pub(crate) async fn displaced(&self) {
         self.displaced.cancelled().await;
     }
 }

@@ -105,8 +105,12 @@ impl Handshakes {
         let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
         let chain = session.peer_certificates().unwrap_or_default().to_vec();
         let certificate = match client_ca {
-            Some(client_ca) => self.verification.verify(client_ca, chain).await,
-            None => Err(Rejection::None),
+            Some(client_ca) if !chain.is_empty() => {
+                // One source has one in the line, however many it connects with.
+                let _turn = place.turn().await;
+                self.verification.verify(client_ca, chain).await
+            }
+            _ => Err(Rejection::None),
         };
         let requests = Requests::new();
         let mut stream = Stream::new(tls, requests.clone(), place.clone());

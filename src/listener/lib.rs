@@ -29,7 +29,5 @@ pub use drive::{CutOff, drive};
 pub use handshake::{Handshakes, Inbound, NoConnection, Protocol};
 pub use limits::Limits;
 pub use peer::Peer;
-pub use repeated::Repeated;
 pub use requests::{Requests, Running};
 pub use stream::Stream;
-pub use verification::Verification;

@@ -16,7 +16,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A client whose certificate was [verified](crate::Verification::verify) when it connected.
+    /// A client whose certificate was verified when it connected.
     pub fn new(address: SocketAddr, certificate: Result<ClientIdentity, Rejection>, place: Arc<Place>) -> Self {
         if certificate.is_ok() {
             place.authenticate();

@@ -9,14 +9,14 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often something has happened that the log tells once, and after that as a number: once a minute, if it goes on.
 #[derive(Debug, Default)]
-pub struct Repeated {
+pub(crate) struct Repeated {
     told: Option<Instant>,
     untold: u64,
 }
 
 impl Repeated {
     /// It has happened once more. If it is to be told: how often it has since it was.
-    pub fn count(&mut self, now: Instant) -> Option<u64> {
+    pub(crate) fn count(&mut self, now: Instant) -> Option<u64> {
         self.untold += 1;
         if self.told.is_some_and(|told| now < told + INTERVAL) {
             return None;

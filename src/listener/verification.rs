@@ -11,37 +11,28 @@ const CONCURRENT: usize = 1;
 
 /// Verifies certificates one after the other. Clones share the order.
 #[derive(Debug, Clone)]
-pub struct Verification(Arc<Semaphore>);
+pub(crate) struct Verification(Arc<Semaphore>);
 
 impl Verification {
     /// With nobody waiting.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Semaphore::new(CONCURRENT)))
     }
 
-    /// Verifies what a client showed in its handshake: its own certificate first. One that showed none has not to wait.
+    /// Verifies what a client showed in its handshake: its own certificate first.
     ///
     /// # Errors
     ///
     /// Why the certificate means nothing to us.
-    pub async fn verify(
+    pub(crate) async fn verify(
         &self,
         client_ca: &Arc<ClientCa>,
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<ClientIdentity, Rejection> {
-        if chain.is_empty() {
-            return Err(Rejection::None);
-        }
         let _turn = self.0.acquire().await.expect("it is never closed");
         let client_ca = client_ca.clone();
         let verified = spawn_blocking(move || client_ca.verify(&chain, SystemTime::now()));
         verified.await.unwrap_or_else(|ended| Err(Rejection::Invalid(ended.to_string())))
-    }
-}
-
-impl Default for Verification {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -52,14 +43,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_certificate_that_means_nothing_is_refused_and_none_does_not_wait() {
+    async fn a_certificate_that_means_nothing_is_refused() {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::default().self_signed(&key).unwrap();
         let client_ca = Arc::new(ClientCa::new(certificate.pem().as_bytes()).unwrap());
         let verification = Verification::new();
-        let turn = verification.0.acquire().await.unwrap();
-        assert_eq!(verification.verify(&client_ca, Vec::new()).await, Err(Rejection::None));
-        drop(turn);
         let refused = verification.verify(&client_ca, vec![vec![0x30, 0].into()]).await;
         assert!(matches!(refused, Err(Rejection::Invalid(_))), "{refused:?}");
     }
