@@ -197,9 +197,9 @@ mod tests {
     #[tokio::test]
     async fn a_renewed_certificate_that_cannot_be_used_leaves_the_old_one_until_it_can() {
         let server = TestServer::start().await;
-        let applicant = server.direct_applicant();
-        applicant.join().await.unwrap();
-        let pki = AgentPki::at(&applicant.dir);
+        let registration = server.direct_applicant();
+        registration.join().await.unwrap();
+        let pki = AgentPki::at(&registration.dir);
         let told = watch::Sender::new(());
         let client = lasting_client(&pki.kubelet_kubeconfig, told.subscribe()).await.unwrap();
         let ask = async || client.request_text(Request::get("/version").body(Vec::new()).unwrap()).await;
@@ -210,7 +210,7 @@ mod tests {
         ask().await.unwrap();
         // One that has ended shows which is used.
         server.backdate(2 * LIFETIME);
-        applicant.join().await.unwrap();
+        registration.join().await.unwrap();
         assert!(ask().await.unwrap_err().to_string().contains("Unauthorized"));
     }
 }

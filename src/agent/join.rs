@@ -29,7 +29,7 @@ use crate::{
 
 /// A node that wants in.
 #[derive(Debug)]
-pub(crate) struct Applicant {
+pub(crate) struct NodeRegistration {
     /// Where it was told to register.
     pub(crate) server: ServerUrl,
     /// The way there.
@@ -167,7 +167,7 @@ struct Issued {
     key: Option<Vec<u8>>,
 }
 
-impl Applicant {
+impl NodeRegistration {
     /// Asks a server for everything, once, and puts it in place.
     pub(crate) async fn join(&self) -> Result<Joined, JoinError> {
         let pki = AgentPki::at(&self.dir);
@@ -329,9 +329,9 @@ mod tests {
     #[tokio::test]
     async fn a_node_asks_for_what_k3s_nodes_ask_for_and_has_what_they_have() {
         let server = TestServer::start().await;
-        let applicant = server.applicant(Some(server.token()));
-        assert!(applicant.remembered().unwrap().is_none());
-        let joined = applicant.join().await.unwrap();
+        let registration = server.registration(Some(server.token()));
+        assert!(registration.remembered().unwrap().is_none());
+        let joined = registration.join().await.unwrap();
         assert_eq!(joined.config.network.cluster_domain, "cluster.local");
 
         let seen = server.seen();
@@ -357,10 +357,10 @@ mod tests {
         assert_eq!(seen[6].node.as_deref(), Some("edge-1 s3cret 192.0.2.7"));
         assert_eq!(seen[7].node, None);
 
-        let pki = AgentPki::at(&applicant.dir);
+        let pki = AgentPki::at(&registration.dir);
         let own = Certificate::first_of(&fs::read(&pki.client_kubelet.certificate).unwrap()).unwrap();
         assert_eq!(own.common_name.as_deref(), Some("system:node:edge-1"));
-        for file in fs::read_dir(&applicant.dir).unwrap().map(Result::unwrap) {
+        for file in fs::read_dir(&registration.dir).unwrap().map(Result::unwrap) {
             assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
         }
         let kubeconfig = fs::read_to_string(&pki.kubelet_kubeconfig).unwrap();
@@ -371,57 +371,57 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_has_joined_remembers_and_needs_no_token() {
         let server = TestServer::start().await;
-        server.applicant(Some(server.token())).join().await.unwrap();
+        server.registration(Some(server.token())).join().await.unwrap();
         server.seen();
-        let again = server.applicant(None);
+        let again = server.registration(None);
         assert_eq!(again.remembered().unwrap(), Some(again.join().await.unwrap().config));
         assert!(server.seen().iter().all(|seen| seen.authorization.is_none()));
-        let renamed = Applicant { name: "edge-2".into(), ..server.applicant(None) };
+        let renamed = NodeRegistration { name: "edge-2".into(), ..server.registration(None) };
         assert!(renamed.remembered().unwrap().is_none());
     }
 
     #[tokio::test]
     async fn what_a_power_cut_emptied_is_no_memory() {
         let server = TestServer::start().await;
-        server.applicant(Some(server.token())).join().await.unwrap();
-        let pki = AgentPki::at(&server.applicant(None).dir);
+        server.registration(Some(server.token())).join().await.unwrap();
+        let pki = AgentPki::at(&server.registration(None).dir);
         for path in [&pki.serving_kubelet.key, &pki.client_kube_proxy.certificate, &pki.client_ca, &pki.server_ca] {
             fs::write(path, [0; 64]).unwrap();
-            assert!(server.applicant(None).remembered().unwrap().is_none(), "{}", path.display());
+            assert!(server.registration(None).remembered().unwrap().is_none(), "{}", path.display());
         }
-        let error = server.applicant(None).join().await.err().unwrap();
+        let error = server.registration(None).join().await.err().unwrap();
         assert!(matches!(error, JoinError::LostAuthority { .. }) && error.is_final(), "{error}");
-        server.applicant(Some(server.token())).join().await.unwrap();
-        assert!(server.applicant(None).remembered().unwrap().is_some());
+        server.registration(Some(server.token())).join().await.unwrap();
+        assert!(server.registration(None).remembered().unwrap().is_some());
     }
 
     #[tokio::test]
     async fn a_node_follows_its_servers_to_another_authority() {
         let server = TestServer::start().await;
         let old = server.token();
-        server.applicant(Some(old.clone())).join().await.unwrap();
+        server.registration(Some(old.clone())).join().await.unwrap();
         let server = server.start_with_another_authority().await;
         // A whole token pins the root of before.
-        let error = server.applicant(Some(old)).join().await.err().unwrap();
+        let error = server.registration(Some(old)).join().await.err().unwrap();
         assert!(matches!(error, JoinError::OtherAuthority { .. }), "{error}");
         // What the node trusts has signed the new root.
-        let applicant = server.applicant(None);
-        applicant.join().await.unwrap();
-        let pki = AgentPki::at(&applicant.dir);
+        let registration = server.registration(None);
+        registration.join().await.unwrap();
+        let pki = AgentPki::at(&registration.dir);
         let in_place = |path| Certificate::first_of(&fs::read(path).unwrap()).unwrap();
         let authority = in_place(&pki.server_ca);
         assert_eq!(authority.common_name.as_deref(), Some("server-ca"));
         assert_eq!(in_place(&pki.serving_kubelet.certificate).issuer, authority.subject);
-        server.applicant(Some(server.token())).join().await.unwrap();
+        server.registration(Some(server.token())).join().await.unwrap();
     }
 
     #[tokio::test]
     async fn a_certificate_that_is_not_taken_gives_way_to_the_token() {
         let server = TestServer::start().await;
-        server.applicant(Some(server.token())).join().await.unwrap();
+        server.registration(Some(server.token())).join().await.unwrap();
         server.seen();
         server.answer("/v1-k3s/client-kubelet.crt", StatusCode::UNAUTHORIZED);
-        let error = server.applicant(Some(server.token())).join().await.err().unwrap();
+        let error = server.registration(Some(server.token())).join().await.err().unwrap();
         assert!(matches!(error, JoinError::Credentials { .. }) && !error.is_final(), "{error}");
         let tried = server.seen().into_iter().filter(|seen| seen.line == "POST /v1-k3s/client-kubelet.crt");
         assert_eq!(tried.map(|seen| seen.with_certificate).collect::<Vec<_>>(), [true, false]);
@@ -431,19 +431,19 @@ mod tests {
     async fn a_token_of_another_cluster_is_refused_with_both_hashes() {
         let server = TestServer::start().await;
         let other = "0".repeat(64);
-        let error = server.applicant(node_token(&format!("K10{other}::node:joining"))).join().await.err().unwrap();
+        let error = server.registration(node_token(&format!("K10{other}::node:joining"))).join().await.err().unwrap();
         assert!(error.is_final());
         let hash = server.token().ca_hash.unwrap();
         assert!(error.to_string().contains(&other) && error.to_string().contains(hash.as_str()), "{error}");
         assert!(server.seen().iter().all(|seen| seen.authorization.is_none()), "the secret was not sent");
         assert!(!server.disk.path().join("agent").exists(), "nothing was written");
-        server.applicant(node_token("joining")).join().await.unwrap();
+        server.registration(node_token("joining")).join().await.unwrap();
     }
 
     #[tokio::test]
     async fn refusals_say_what_to_do_and_change_nothing() {
         let server = TestServer::start().await;
-        let applicant = server.applicant(Some(server.token()));
+        let registration = server.registration(Some(server.token()));
         for (path, status, told) in [
             ("/v1-k3s/config", StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable: not now"),
             (
@@ -454,16 +454,16 @@ mod tests {
             ("/v1-k3s/serving-kubelet.crt", StatusCode::FORBIDDEN, "run `k3s node forget edge-1` on a server"),
         ] {
             server.answer(path, status);
-            let error = applicant.join().await.err().unwrap();
+            let error = registration.join().await.err().unwrap();
             assert!(error.to_string().contains(told) && !error.is_final(), "{error}");
             server.answer(path, StatusCode::OK);
-            assert!(applicant.remembered().unwrap().is_none());
+            assert!(registration.remembered().unwrap().is_none());
         }
-        applicant.join().await.unwrap();
-        let before = fs::read(applicant.dir.join("client-kubelet.crt")).unwrap();
+        registration.join().await.unwrap();
+        let before = fs::read(registration.dir.join("client-kubelet.crt")).unwrap();
         server.answer("/v1-k3s/client-k3s-controller.crt", StatusCode::SERVICE_UNAVAILABLE);
-        applicant.join().await.err().unwrap();
-        assert_eq!(fs::read(applicant.dir.join("client-kubelet.crt")).unwrap(), before);
+        registration.join().await.err().unwrap();
+        assert_eq!(fs::read(registration.dir.join("client-kubelet.crt")).unwrap(), before);
     }
 
     /// Counts what is warned of in one thread.
@@ -499,9 +499,9 @@ mod tests {
         let warned = Arc::new(AtomicUsize::new(0));
         let _counting = tracing::subscriber::set_default(Warnings(warned.clone()));
         for start in 1..=2 {
-            let applicant = server.applicant(node_token("joining"));
+            let registration = server.registration(node_token("joining"));
             for _ in 0..3 {
-                applicant.join().await.unwrap();
+                registration.join().await.unwrap();
             }
             assert_eq!(warned.load(Ordering::Relaxed), start);
         }

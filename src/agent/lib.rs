@@ -43,4 +43,4 @@ pub use pod_shutdown::end_pods_with_host;
 pub use reach::Reachable;
 pub use resolv_conf::{NO_RESOLV_CONF, resolv_conf_for_pods};
 pub use role::{Package, run};
-pub use tunnels::hold_tunnels;
+pub use tunnels::run_tunnels;

@@ -8,7 +8,7 @@
 //!                            a server answers
 //! ```
 //!
-//! A node that moves to another address goes by it at once, and joins again for a certificate with it.
+//! A node that moves to another address uses it at once, and joins again for a certificate with it.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ use crate::{
     api::Renewed,
     cluster_config::ClusterConfig,
     error::chain,
-    join::{Applicant, JoinError, Joined},
+    join::{JoinError, Joined, NodeRegistration},
     metrics::Wanted,
     server_api::ServerApi,
 };
@@ -46,7 +46,7 @@ const LOOK: Duration = Duration::from_secs(12 * 60 * 60);
 /// Between two renewals, whatever certificates and clocks say.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10 * 60);
 
-/// What the node goes by at this moment.
+/// What is effective for the node at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
     /// As the server told last.
@@ -59,7 +59,7 @@ pub(crate) struct Known {
 
 /// What is known of the cluster, and who is asked for more.
 pub(crate) struct Membership {
-    applicant: Applicant,
+    registration: NodeRegistration,
     known: watch::Sender<Option<Known>>,
     api: watch::Sender<Option<ServerApi>>,
     renewed: watch::Sender<()>,
@@ -73,12 +73,12 @@ impl Known {
 }
 
 impl Membership {
-    pub(crate) fn new(applicant: Applicant) -> Self {
+    pub(crate) fn new(registration: NodeRegistration) -> Self {
         let (known, api) = (watch::Sender::new(None), watch::Sender::new(None));
-        Self { applicant, known, api, renewed: watch::Sender::new(()) }
+        Self { registration, known, api, renewed: watch::Sender::new(()) }
     }
 
-    /// What the node is to go by, as it changes; none until [`Self::hold`] has something.
+    /// What the node is to use, as it changes; none until [`Self::run`] has something.
     pub(crate) fn known(&self) -> watch::Receiver<Option<Known>> {
         self.known.subscribe()
     }
@@ -97,9 +97,9 @@ impl Membership {
     ///
     /// # Errors
     /// What no server can mend, for a node that remembers nothing.
-    pub(crate) async fn hold(&self, gate: &Gate, supervisor: &Supervisor) -> Result<(), JoinError> {
-        gate.waiting(format!("an answer of {}", self.applicant.server));
-        let remembered = self.applicant.remembered()?;
+    pub(crate) async fn run(&self, gate: &Gate, supervisor: &Supervisor) -> Result<(), JoinError> {
+        gate.waiting(format!("an answer of {}", self.registration.server));
+        let remembered = self.registration.remembered()?;
         match remembered {
             Some(config) => self.remember(config, gate).await?,
             None => self.accept(self.until_joined(gate, false).await?)?,
@@ -129,7 +129,7 @@ impl Membership {
 
     async fn renew(&self, supervisor: &Supervisor) -> Result<(), JoinError> {
         info!("This node's certificates are renewed.");
-        match self.applicant.join().await {
+        match self.registration.join().await {
             Ok(joined) => {
                 supervisor.clear("renewal");
                 self.accept(joined)
@@ -146,11 +146,11 @@ impl Membership {
     /// Goes by memory unless a server answers soon, and joins when one does. A server that refuses has answered: a copy of this node's
     /// disk must not run beside it.
     async fn remember(&self, config: ClusterConfig, gate: &Gate) -> Result<(), JoinError> {
-        match timeout(GRACE, self.applicant.join()).await {
+        match timeout(GRACE, self.registration.join()).await {
             Ok(Ok(joined)) => return self.accept(joined),
             Ok(Err(error)) if error.is_refusal() => {}
             Ok(Err(_)) | Err(_) => {
-                let server = &self.applicant.server;
+                let server = &self.registration.server;
                 info!(%server, "No server has answered yet: this node starts with what it remembers of its cluster.");
                 self.know(config)?;
             }
@@ -163,14 +163,14 @@ impl Membership {
         let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
         let mut told = String::new();
         loop {
-            let error = match self.applicant.join().await {
+            let error = match self.registration.join().await {
                 Ok(joined) => return Ok(joined),
                 Err(error) if error.is_final() && !has_memory => return Err(error),
                 Err(error) => chain(&error),
             };
             gate.waiting(error.clone());
             if error != told {
-                warn!(server = %self.applicant.server, "This node is not in the cluster yet; trying on: {error}.");
+                warn!(server = %self.registration.server, "This node is not in the cluster yet; retrying: {error}.");
                 told = error;
             }
             sleep(backoff.advance()).await;
@@ -185,7 +185,7 @@ impl Membership {
 
     fn know(&self, config: ClusterConfig) -> Result<(), JoinError> {
         let authority = files::read(&self.pki().server_ca)?.map(Bytes::from).unwrap_or_default();
-        let ips = self.applicant.ips.borrow().clone();
+        let ips = self.registration.ips.borrow().clone();
         let known = Some(Known { config, authority, ips });
         self.known.send_if_modified(|old| {
             let differs = *old != known;
@@ -195,9 +195,9 @@ impl Membership {
         Ok(())
     }
 
-    /// Waits until the node's addresses are others than it goes by, and returns what it knows of the cluster.
+    /// Waits until the node's addresses are others than its effective ones, and returns what it knows of the cluster.
     async fn moved(&self) -> ClusterConfig {
-        let mut ips = self.applicant.ips.clone();
+        let mut ips = self.registration.ips.clone();
         let going_by_others = |now: &[IpAddr]| {
             self.known.borrow().as_ref().filter(|known| known.ips != now).map(|known| known.config.clone())
         };
@@ -228,7 +228,7 @@ impl Membership {
     }
 
     fn pki(&self) -> AgentPki {
-        AgentPki::at(&self.applicant.dir)
+        AgentPki::at(&self.registration.dir)
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
             and(&supervisor).await
         };
         tokio::select! {
-            ended = membership.hold(&gate, &supervisor) => panic!("{ended:?}"),
+            ended = membership.run(&gate, &supervisor) => panic!("{ended:?}"),
             looked = looked => looked,
         }
     }
@@ -276,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_joins_and_knows_whom_to_ask() {
         let server = TestServer::start().await;
-        let membership = Membership::new(server.applicant(Some(server.token())));
+        let membership = Membership::new(server.registration(Some(server.token())));
         hold(&server, &membership, async |supervisor| supervisor.ready("server").await.unwrap()).await;
         assert!(membership.api().borrow().is_some());
     }
@@ -285,8 +285,8 @@ mod tests {
     async fn a_node_that_moves_goes_by_its_new_address_and_joins_again() {
         let server = TestServer::start().await;
         let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
-        let applicant = Applicant { ips: ips.subscribe(), ..server.applicant(Some(server.token())) };
-        let membership = Membership::new(applicant);
+        let registration = NodeRegistration { ips: ips.subscribe(), ..server.registration(Some(server.token())) };
+        let membership = Membership::new(registration);
         hold(&server, &membership, async |_| {
             let certificate = || fs::read(membership.pki().client_kubelet.certificate).unwrap();
             let (before, mut renewed) = (certificate(), membership.renewed());
@@ -305,8 +305,8 @@ mod tests {
         let server = TestServer::start().await;
         server.backdate(2 * LIFETIME);
         let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
-        let applicant = Applicant { ips: ips.subscribe(), ..server.direct_applicant() };
-        let membership = Membership::new(applicant);
+        let registration = NodeRegistration { ips: ips.subscribe(), ..server.direct_applicant() };
+        let membership = Membership::new(registration);
         hold(&server, &membership, async |_| {
             let mut renewed = membership.renewed();
             let kubeconfig = membership.pki().kubelet_kubeconfig;
@@ -329,9 +329,9 @@ mod tests {
     #[tokio::test]
     async fn a_node_goes_by_memory_while_a_server_is_not_ready_and_joins_later() {
         let server = TestServer::start().await;
-        server.applicant(Some(server.token())).join().await.unwrap();
+        server.registration(Some(server.token())).join().await.unwrap();
         server.answer("/v1-k3s/config", StatusCode::SERVICE_UNAVAILABLE);
-        let membership = Membership::new(server.applicant(None));
+        let membership = Membership::new(server.registration(None));
         hold(&server, &membership, async |supervisor| {
             assert!(membership.api().borrow().is_none());
             assert!(waiting_for(supervisor).await.is_some());
@@ -345,14 +345,14 @@ mod tests {
     #[tokio::test]
     async fn a_refused_node_does_not_go_by_memory() {
         let server = TestServer::start().await;
-        server.applicant(Some(server.token())).join().await.unwrap();
+        server.registration(Some(server.token())).join().await.unwrap();
         server.answer("/v1-k3s/serving-kubelet.crt", StatusCode::FORBIDDEN);
-        let membership = Membership::new(server.applicant(None));
+        let membership = Membership::new(server.registration(None));
         let supervisor = server.supervisor();
         let gate = supervisor.gate("server").unwrap();
         let mut headlines = supervisor.subscribe();
         tokio::select! {
-            ended = membership.hold(&gate, &supervisor) => panic!("{ended:?}"),
+            ended = membership.run(&gate, &supervisor) => panic!("{ended:?}"),
             told = headlines.wait_for(|told| told.contains("k3s node forget edge-1")) => drop(told.unwrap()),
         }
         assert!(membership.known().borrow().is_none());

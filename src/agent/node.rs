@@ -50,7 +50,7 @@ pub struct Request {
     /// Whether our node controller sets its addresses (`--disable-cloud-controller` not given).
     pub cloud_controller: bool,
     /// Whether servers reach pods here through a tunnel (`--egress-selector-mode`).
-    pub leads_to_pods: bool,
+    pub pod_egress: bool,
     /// klog verbosity for children.
     pub verbosity: u8,
     /// Where containerd's shims go, from the root of the unified hierarchy; where it starts them if `None`.
@@ -70,7 +70,7 @@ pub struct NodeRole {
     image_folders: Vec<PathBuf>,
     warnings: Vec<Warning>,
     obstacles: Vec<Warning>,
-    leads_to_pods: bool,
+    pod_egress: bool,
     view: ClusterView,
     renewed: Renewed,
 }
@@ -129,9 +129,9 @@ impl NodeRole {
         }
         network::install_cni(&node, &paths)?;
         let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
-        let (leads_to_pods, view, renewed) = (request.leads_to_pods, request.view, request.renewed);
+        let (pod_egress, view, renewed) = (request.pod_egress, request.view, request.renewed);
         let obstacles = host.obstacles;
-        Ok(Self { node, paths, launches, image_folders, warnings, obstacles, leads_to_pods, view, renewed })
+        Ok(Self { node, paths, launches, image_folders, warnings, obstacles, pod_egress, view, renewed })
     }
 
     /// Hands the programs to the supervisor.
@@ -210,7 +210,7 @@ impl NodeRole {
         }
         let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
         let client = api::lasting_client(kubeconfig, self.renewed.clone()).await?;
-        let metadata = annotations::metadata(&self.node, self.leads_to_pods);
+        let metadata = annotations::metadata(&self.node, self.pod_egress);
         annotate(&self.view, client, &self.node.config.name, &metadata).await;
         Ok(())
     }

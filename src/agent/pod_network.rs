@@ -67,7 +67,7 @@ pub(crate) async fn run(
     let mut members = view.members(overlay::is_annotation);
     let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
-        let complete = network.settle(supervisor).await;
+        let complete = network.reconcile(supervisor).await;
         let pause = backoff.advance();
         select! {
             members = members.changed() => network.learn(members, &own),
@@ -120,7 +120,7 @@ impl PodNetwork<'_> {
     }
 
     /// Brings the network up to what is known, and tells what is missing; `false` if something failed that is worth another try.
-    async fn settle(&mut self, supervisor: &Supervisor) -> bool {
+    async fn reconcile(&mut self, supervisor: &Supervisor) -> bool {
         let progress = self.join().await;
         let sentence = match &progress {
             Ok(Progress::Waits(what)) => format!("The pod network waits for {what}."),

@@ -25,7 +25,7 @@ use crate::{
     clock::LastKnownTime,
     https::Patience,
     identity,
-    join::Applicant,
+    join::NodeRegistration,
     membership::{Known, Membership},
     metrics::Metrics,
     network,
@@ -117,7 +117,7 @@ impl Agent {
             default: Address::new(&config.server.host, config.server.port),
             state_file: paths.agent_etc(&format!("{BALANCER}.json")),
         })?;
-        let membership = Membership::new(Applicant {
+        let membership = Membership::new(NodeRegistration {
             server: config.server.clone(),
             balancer: balancer.clone(),
             patience: Patience::default(),
@@ -166,7 +166,7 @@ impl Agent {
     /// Joins, starts everything and does what this process itself has to do, until `shutdown` or until it cannot go on.
     async fn work(&self, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
         let [server, api] = [self.supervisor.gate("server")?, self.supervisor.gate("kube-apiserver")?];
-        let member = async { Ok(self.membership.hold(&server, &self.supervisor).await?) };
+        let member = async { Ok(self.membership.run(&server, &self.supervisor).await?) };
         let node = async {
             let known = next(&mut self.membership.known()).await;
             let view = self.view(&known).await?;
@@ -174,7 +174,7 @@ impl Agent {
             node.start(&self.supervisor)?;
             let beside = async {
                 let servers = servers::follow(&self.balancer, self.membership.api(), &view);
-                let (opening, tunnels) = (self.open_api(&api, &view), self.hold_tunnels(&view));
+                let (opening, tunnels) = (self.open_api(&api, &view), self.run_tunnels(&view));
                 tokio::join!(opening, self.announce(notifier), servers, tunnels);
                 Ok(())
             };
@@ -219,7 +219,7 @@ impl Agent {
     }
 
     /// Holds tunnels to the servers, with whatever they may reach at the time.
-    async fn hold_tunnels(&self, view: &ClusterView) {
+    async fn run_tunnels(&self, view: &ClusterView) {
         let rules = reach::kubelet_alone(self.config.node.kubelet_address());
         let tunnels = Tunnels {
             servers: self.balancer.servers(),
@@ -249,7 +249,7 @@ impl Agent {
             }
         };
         tokio::select! {
-            () = tunnels.hold() => {}
+            () = tunnels.run() => {}
             () = reach => {}
         }
     }
@@ -300,7 +300,7 @@ impl Agent {
             packaged_images: self.package.images.clone(),
             kube_proxy: known.config.kube_proxy,
             cloud_controller: known.config.cloud_controller,
-            leads_to_pods: known.config.egress.includes_pods(),
+            pod_egress: known.config.egress.includes_pods(),
             verbosity: self.config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
             view: view.clone(),

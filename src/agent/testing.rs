@@ -33,7 +33,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::{cluster_config::tests::CONFIG, https::Patience, join::Applicant};
+use crate::{cluster_config::tests::CONFIG, https::Patience, join::NodeRegistration};
 
 /// The node that joins.
 const NODE: &str = "edge-1";
@@ -146,7 +146,7 @@ impl TestServer {
     }
 
     /// A node with an empty disk, or with what its last join left there.
-    pub(crate) fn applicant(&self, token: Option<Token>) -> Applicant {
+    pub(crate) fn registration(&self, token: Option<Token>) -> NodeRegistration {
         let host = self.address.ip().to_string();
         let balancer = Balancer::new(Options {
             name: "test".into(),
@@ -154,7 +154,7 @@ impl TestServer {
             default: Address::from(self.address),
             state_file: self.disk.path().join("balancer.json"),
         });
-        Applicant {
+        NodeRegistration {
             server: format!("https://{host}:{}", self.address.port()).parse().unwrap(),
             balancer: balancer.unwrap(),
             patience: Patience::default(),
@@ -176,8 +176,8 @@ impl TestServer {
     }
 
     /// The same with the right token; its kubeconfigs lead to the server itself.
-    pub(crate) fn direct_applicant(&self) -> Applicant {
-        Applicant { apiserver: format!("https://{}", self.address), ..self.applicant(Some(self.token())) }
+    pub(crate) fn direct_applicant(&self) -> NodeRegistration {
+        NodeRegistration { apiserver: format!("https://{}", self.address), ..self.registration(Some(self.token())) }
     }
 
     /// What would run the node's programs.

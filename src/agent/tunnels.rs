@@ -78,7 +78,7 @@ enum Broken {
 }
 
 /// Holds tunnels from a server's own node to the other servers, which reach its kubelet and pods by them; for as long as it is polled.
-pub async fn hold_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Reachable, supervisor: &Supervisor) {
+pub async fn run_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Reachable, supervisor: &Supervisor) {
     let rules = reach::kubelet_alone(node.kubelet);
     let tunnels = Tunnels {
         servers,
@@ -95,12 +95,12 @@ pub async fn hold_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Re
             "The host's addresses cannot be followed: after a change tunnels may hang for a minute."
         );
     };
-    tokio::join!(tunnels.hold(), node.keep(&rules), follow);
+    tokio::join!(tunnels.run(), node.keep(&rules), follow);
 }
 
 impl Tunnels {
     /// Holds one to each server, for as long as it is polled.
-    pub(crate) async fn hold(&self) {
+    pub(crate) async fn run(&self) {
         let mut servers = self.servers.clone();
         let mut held: BTreeMap<Address, CancellationToken> = BTreeMap::new();
         // Ends them when this future is given up.
@@ -157,7 +157,7 @@ impl Tunnels {
                 break;
             }
             if !told {
-                warn!(%server, why, "There is no tunnel to the server; trying on.");
+                warn!(%server, why, "There is no tunnel to the server; retrying.");
                 told = true;
             }
             self.supervisor.warn(&warning, format!("There is no tunnel to the server {server}: {why}."));
@@ -238,16 +238,16 @@ mod tests {
     #[tokio::test]
     async fn a_tunnel_from_an_address_that_is_lost_is_connected_anew() {
         let server = TestServer::start().await;
-        let applicant = server.applicant(Some(server.token()));
-        applicant.join().await.unwrap();
+        let registration = server.registration(Some(server.token()));
+        registration.join().await.unwrap();
         let rules = reach::kubelet_alone(Ipv4Addr::LOCALHOST.into());
         let tunnels = Tunnels {
-            servers: applicant.balancer.servers(),
-            balancer: Some(applicant.balancer.clone()),
+            servers: registration.balancer.servers(),
+            balancer: Some(registration.balancer.clone()),
             rules: rules.subscribe(),
             lost: broadcast::Sender::new(LOST),
             supervisor: server.supervisor(),
-            dir: applicant.dir.clone(),
+            dir: registration.dir.clone(),
         };
         let connected = async || {
             while !server.seen().iter().any(|seen| seen.line == "GET /v1-k3s/connect") || !server.reaches_node() {
@@ -263,7 +263,7 @@ mod tests {
             assert_eq!(server.seen(), [], "once is enough");
         };
         tokio::select! {
-            () = tunnels.hold() => unreachable!("it holds them for as long as it is polled"),
+            () = tunnels.run() => unreachable!("it holds them for as long as it is polled"),
             () = story => {}
         }
     }

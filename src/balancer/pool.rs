@@ -41,7 +41,7 @@ pub struct Snapshot {
 }
 
 impl Connection {
-    /// Falls when the client should connect anew.
+    /// Cancelled when the client should connect anew.
     pub fn over(&self) -> &CancellationToken {
         &self.over
     }
@@ -92,7 +92,7 @@ impl Pool {
 
     /// Every server, in the order in which they are to be dialled.
     pub fn candidates(&mut self, now: Instant) -> Vec<Address> {
-        self.settle(now);
+        self.promote_healthy(now);
         self.servers.iter().map(|server| server.address.clone()).collect()
     }
 
@@ -103,7 +103,7 @@ impl Pool {
         let over = self.servers[at].opened(source);
         let connection = Connection { address: address.clone(), source, over };
         self.succeed(address, Success::Dial, now);
-        self.settle(now);
+        self.promote_healthy(now);
         Some(connection)
     }
 
@@ -112,7 +112,7 @@ impl Pool {
         if let Some(at) = self.find(address) {
             self.servers[at].fail(true, now);
         }
-        self.settle(now);
+        self.promote_healthy(now);
     }
 
     /// A connection has ended.
@@ -142,12 +142,12 @@ impl Pool {
                 self.servers[at].fail(false, now);
             }
         }
-        self.settle(now);
+        self.promote_healthy(now);
     }
 
     /// Every server as it is now.
     pub fn snapshot(&mut self, now: Instant) -> Vec<Snapshot> {
-        self.settle(now);
+        self.promote_healthy(now);
         let snapshot = |server: &Server| Snapshot {
             address: server.address.clone(),
             state: server.state,
@@ -157,7 +157,7 @@ impl Pool {
     }
 
     /// Draws the conclusions of what is known of servers' health and of the time that has passed.
-    fn settle(&mut self, now: Instant) {
+    fn promote_healthy(&mut self, now: Instant) {
         let healthy = |server: &&Server| server.health == Health::Ok;
         let healthy: Vec<Address> = self.servers.iter().filter(healthy).map(|server| server.address.clone()).collect();
         for address in healthy {

@@ -186,7 +186,7 @@ impl Balancer {
 }
 
 impl Link {
-    /// Falls when the connection is not to be used any more.
+    /// Cancelled when the connection is not to be used any more.
     pub fn over(&self) -> &CancellationToken {
         self.connection.over()
     }

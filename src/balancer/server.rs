@@ -82,7 +82,7 @@ pub(crate) struct Server {
 #[derive(Debug, Default)]
 struct Source {
     connections: usize,
-    /// Falls when they are to be closed; those that come later have a new one.
+    /// Cancelled when they are to be closed; those that come later have a new one.
     over: CancellationToken,
 }
 
@@ -115,7 +115,7 @@ impl Server {
         self.sources.values().map(|source| source.connections).sum()
     }
 
-    /// Counts a further connection; what is returned falls when it is to be closed.
+    /// Counts a further connection; what is returned is cancelled when it is to be closed.
     pub(crate) fn opened(&mut self, source: IpAddr) -> CancellationToken {
         let source = self.sources.entry(source).or_default();
         source.connections += 1;

@@ -27,11 +27,11 @@ TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA25
 
 /// Off everywhere: it would have kube-apiserver tell the front to go after each 401, and with it everybody else on the same connection;
 /// the front does the same to the one client whose request it was.
-const NO_GOODBYE: &str = "UnauthenticatedHTTP2DOSMitigation=false";
+const DOS_MITIGATION_OFF: &str = "UnauthenticatedHTTP2DOSMitigation=false";
 /// Requests for versions that only another server knows would go from one kube-apiserver to the other, and each listens on loopback.
 const NO_PEERS: &str = "UnknownVersionInteroperabilityProxy=false";
 /// A lease that each kube-apiserver renews every ten seconds, for those that count them; one alone need not.
-const UNCOUNTED: &str = "APIServerIdentity=false";
+const APISERVER_IDENTITY_OFF: &str = "APIServerIdentity=false";
 
 /// kube-apiserver for `config`, advertised to the cluster at `advertise`.
 pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, advertise: IpAddr) -> Launch {
@@ -91,13 +91,13 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     if let Some(file) = &egress {
         flags.path("egress-selector-config-file", file.path.clone());
     }
-    let mut gates = vec![NO_GOODBYE, NO_PEERS];
+    let mut gates = vec![DOS_MITIGATION_OFF, NO_PEERS];
     let mut after = vec!["datastore".to_owned()];
     // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
     let socket = "unix://kine.sock";
     match &config.datastore {
         Datastore::Sqlite { .. } => {
-            gates.push(UNCOUNTED);
+            gates.push(APISERVER_IDENTITY_OFF);
             // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
             flags.set("etcd-servers", socket).set("etcd-healthcheck-timeout", "10s");
         }

@@ -85,7 +85,7 @@ pub(crate) struct Flag {
     pub(crate) kind: Kind,
     pub(crate) default: Option<&'static str>,
     pub(crate) secret: bool,
-    pub(crate) standing: Standing,
+    pub(crate) support: FlagSupport,
     roles: Roles,
     /// What a value is, in the help.
     placeholder: &'static str,
@@ -106,7 +106,7 @@ pub(crate) enum Kind {
 
 /// What becomes of a flag that is given.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Standing {
+pub(crate) enum FlagSupport {
     /// It is heeded.
     Served,
     /// It changes nothing, for this reason.
@@ -166,9 +166,9 @@ impl Flag {
     /// Why `value` is refused, if it is.
     pub(crate) fn refusal(&self, value: &str) -> Option<Refusal> {
         let default = self.default.or((self.kind == Kind::Switch).then_some("false"));
-        match self.standing {
-            Standing::Unserved(refusal) if default != Some(value) => Some(refusal),
-            Standing::UnservedValues(values, refusal) if values.contains(&value) => Some(refusal),
+        match self.support {
+            FlagSupport::Unserved(refusal) if default != Some(value) => Some(refusal),
+            FlagSupport::UnservedValues(values, refusal) if values.contains(&value) => Some(refusal),
             _ => None,
         }
     }
@@ -180,10 +180,10 @@ impl Flag {
                 help += &format!(" [{what}: {text}]");
             }
         }
-        if let Standing::Accepted(why) = self.standing {
+        if let FlagSupport::Accepted(why) = self.support {
             help += &format!(" (changes nothing: {why})");
         }
-        let hide = self.hidden || matches!(self.standing, Standing::Unserved(_));
+        let hide = self.hidden || matches!(self.support, FlagSupport::Unserved(_));
         let arg = Arg::new(self.name).long(self.name).help(help).hide(hide).action(ArgAction::Append);
         let arg = arg.value_parser(value_parser!(OsString)).value_name(self.placeholder);
         let arg = match self.kind {
@@ -208,7 +208,7 @@ impl Flag {
             kind,
             default: None,
             secret: false,
-            standing: Standing::Served,
+            support: FlagSupport::Served,
             roles: Roles::Both,
             placeholder,
             help,
@@ -245,27 +245,27 @@ impl Flag {
     }
 
     const fn accepted(self, why: &'static str) -> Self {
-        Self { standing: Standing::Accepted(why), ..self }
+        Self { support: FlagSupport::Accepted(why), ..self }
     }
 
     const fn renamed(self, name: &'static str) -> Self {
-        Self { standing: Standing::Renamed(name), hidden: true, ..self }
+        Self { support: FlagSupport::Renamed(name), hidden: true, ..self }
     }
 
     const fn synonym(self, name: &'static str) -> Self {
-        Self { standing: Standing::Synonym(name), hidden: true, ..self }
+        Self { support: FlagSupport::Synonym(name), hidden: true, ..self }
     }
 
     const fn deprecated(self, instead: &'static str) -> Self {
-        Self { standing: Standing::Deprecated(instead), hidden: true, ..self }
+        Self { support: FlagSupport::Deprecated(instead), hidden: true, ..self }
     }
 
     const fn unserved(self, refusal: Refusal) -> Self {
-        Self { standing: Standing::Unserved(refusal), ..self }
+        Self { support: FlagSupport::Unserved(refusal), ..self }
     }
 
     const fn unserved_values(self, values: &'static [&'static str], refusal: Refusal) -> Self {
-        Self { standing: Standing::UnservedValues(values, refusal), ..self }
+        Self { support: FlagSupport::UnservedValues(values, refusal), ..self }
     }
 }
 
@@ -362,7 +362,7 @@ mod tests {
             for flag in Flag::of(role) {
                 assert!(names.insert(flag.name), "--{} is there twice", flag.name);
                 assert!(flag.variable.is_none_or(|name| name.starts_with("K3S_")), "--{}", flag.name);
-                if let Standing::Renamed(name) | Standing::Synonym(name) = flag.standing {
+                if let FlagSupport::Renamed(name) | FlagSupport::Synonym(name) = flag.support {
                     let new = Flag::find(role, name).expect("the new name exists");
                     assert_eq!((new.kind, new.secret), (flag.kind, flag.secret), "--{}", flag.name);
                 }
@@ -402,12 +402,12 @@ mod tests {
     fn refused() -> String {
         let mut rows = Vec::<(Vec<String>, Refusal)>::new();
         for flag in all() {
-            let (names, refusal) = match flag.standing {
-                Standing::Unserved(refusal) => match flag.default {
+            let (names, refusal) = match flag.support {
+                FlagSupport::Unserved(refusal) => match flag.default {
                     Some("true") => (vec![format!("`--{}=false`", flag.name)], refusal),
                     _ => (vec![marked(flag)], refusal),
                 },
-                Standing::UnservedValues(values, refusal) => {
+                FlagSupport::UnservedValues(values, refusal) => {
                     (values.iter().map(|value| format!("`--{}={value}`", flag.name)).collect(), refusal)
                 }
                 _ => continue,
@@ -424,8 +424,8 @@ mod tests {
     }
 
     fn accepted() -> String {
-        let rows = all().filter_map(|flag| match flag.standing {
-            Standing::Accepted(why) => Some(format!("| {} | {why} |\n", marked(flag))),
+        let rows = all().filter_map(|flag| match flag.support {
+            FlagSupport::Accepted(why) => Some(format!("| {} | {why} |\n", marked(flag))),
             _ => None,
         });
         format!("| Flag | Why it changes nothing |\n|---|---|\n{}", rows.collect::<String>())

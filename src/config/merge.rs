@@ -16,7 +16,7 @@ use crate::{
     environment::Environment,
     error::{Error, Origin, Place, UnknownKey, Warning},
     file::{self, Setting},
-    flags::{Flag, Kind, Refusal, Role, Standing, read_command_line},
+    flags::{Flag, FlagSupport, Kind, Refusal, Role, read_command_line},
     provenance::Provenance,
     values::{Given, Values},
 };
@@ -40,20 +40,23 @@ pub(crate) fn collect(
             }
         }
         let place = first.place.clone();
-        match flag.standing {
-            Standing::Renamed(name) => {
+        match flag.support {
+            FlagSupport::Renamed(name) => {
                 warnings.push(Warning::Deprecated { place, instead: format!("--{name}") });
                 // The old name never wins over the new one.
                 given.entry(name).or_default().splice(0..0, values);
             }
-            Standing::Synonym(name) => {
+            FlagSupport::Synonym(name) => {
                 given.entry(name).or_default().splice(0..0, values);
             }
-            Standing::Deprecated(instead) => {
+            FlagSupport::Deprecated(instead) => {
                 warnings.push(Warning::Deprecated { place, instead: instead.to_owned() });
                 given.entry(flag.name).or_default().extend(values);
             }
-            Standing::Served | Standing::Accepted(_) | Standing::Unserved(_) | Standing::UnservedValues(..) => {
+            FlagSupport::Served
+            | FlagSupport::Accepted(_)
+            | FlagSupport::Unserved(_)
+            | FlagSupport::UnservedValues(..) => {
                 given.entry(flag.name).or_default().extend(values);
             }
         }

@@ -64,7 +64,7 @@ fn node(object: &NodeObject) -> Node {
         addresses: of(&["InternalIP", "ExternalIP"]).filter_map(|address| address.parse().ok()).collect(),
         hostnames: of(&["Hostname"]).cloned().collect(),
         kubelet_port: kubelet_port(object),
-        leads_to_pods: object.labels().contains_key(POD_EGRESS_LABEL),
+        pod_egress: object.labels().contains_key(POD_EGRESS_LABEL),
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
                 addresses: ["192.0.2.7".parse().unwrap(), "198.51.100.7".parse().unwrap()].into(),
                 hostnames: ["worker.lan".to_owned()].into(),
                 kubelet_port: Some(10250),
-                leads_to_pods: true,
+                pod_egress: true,
             }
         );
         let young = serde_json::from_value(json!({

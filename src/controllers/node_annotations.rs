@@ -35,7 +35,7 @@ pub struct NodeMetadata {
     /// `--node-label`: kubelet sets them at registration only, here they are set at each start.
     pub labels: Vec<(String, String)>,
     /// Whether the node's tunnel leads to pods, which a label tells servers (`--egress-selector-mode`).
-    pub leads_to_pods: bool,
+    pub pod_egress: bool,
     /// Where the node is reached; `None` where a cloud provider's controller knows (`--disable-cloud-controller`).
     pub addresses: Option<NodeAddresses>,
     /// How the agent was started; `None` leaves what is there.
@@ -127,8 +127,8 @@ impl NodeMetadata {
     /// The merge patch that makes `node` say this, if it does not.
     fn patch(&self, node: &ObjectMeta) -> Option<Value> {
         let labels = self.labels.iter().map(|(key, value)| (key.as_str(), Some(value.clone())));
-        let leads_to_pods = (POD_EGRESS_LABEL, self.leads_to_pods.then(|| "true".to_owned()));
-        let labels = differing(node.labels.as_ref(), labels.chain([leads_to_pods]));
+        let pod_egress = (POD_EGRESS_LABEL, self.pod_egress.then(|| "true".to_owned()));
+        let labels = differing(node.labels.as_ref(), labels.chain([pod_egress]));
         let annotations = differing(node.annotations.as_ref(), self.annotations());
         (!labels.is_empty() || !annotations.is_empty())
             .then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
@@ -175,7 +175,7 @@ mod tests {
     fn metadata() -> NodeMetadata {
         NodeMetadata {
             labels: vec![("disk".into(), "ssd".into()), ("empty".into(), String::new())],
-            leads_to_pods: false,
+            pod_egress: false,
             addresses: Some(NodeAddresses {
                 internal_ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
                 hostname: "host".into(),
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn the_label_of_tunnels_that_lead_to_pods_comes_and_goes() {
         let labelled = node(json!({"name": "a", "labels": {"egress.k3s.io/cluster": "true"}}));
-        let (leads, ends) = (NodeMetadata { leads_to_pods: true, ..NodeMetadata::default() }, NodeMetadata::default());
+        let (leads, ends) = (NodeMetadata { pod_egress: true, ..NodeMetadata::default() }, NodeMetadata::default());
         assert_eq!(leads.patch(&labelled), None);
         assert_eq!(ends.patch(&labelled).unwrap()["metadata"]["labels"], json!({"egress.k3s.io/cluster": null}));
         let label = leads.patch(&node(json!({"name": "a"}))).unwrap();

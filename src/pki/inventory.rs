@@ -37,7 +37,7 @@ pub struct Listed {
 
 /// How a certificate stands at a time, in k3s' words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Validity {
     /// `OK`
     Good,
     /// `WARNING`: a start issues it again, if it is no authority.
@@ -77,15 +77,15 @@ impl Listed {
     }
 
     /// How it stands.
-    pub fn standing(&self, now: SystemTime) -> Standing {
+    pub fn validity(&self, now: SystemTime) -> Validity {
         if now < self.not_before {
-            Standing::NotYetValid
+            Validity::NotYetValid
         } else if now > self.not_after {
-            Standing::Ended
+            Validity::Ended
         } else if OffsetDateTime::from(now) + RENEW_BEFORE > OffsetDateTime::from(self.not_after) {
-            Standing::EndsSoon
+            Validity::EndsSoon
         } else {
-            Standing::Good
+            Validity::Good
         }
     }
 
@@ -112,7 +112,7 @@ impl Listed {
     }
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for Validity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Good => "OK",
@@ -179,7 +179,7 @@ mod tests {
             (begin + 246 * DAY, "WARNING"),
             (begin + 366 * DAY, "EXPIRED"),
         ] {
-            assert_eq!(admin.standing(at).to_string(), expected);
+            assert_eq!(admin.validity(at).to_string(), expected);
         }
     }
 

@@ -40,7 +40,7 @@ pub use client_auth::{AnyClientCertificate, ClientCa, ClientIdentity, Rejection}
 pub use current_certificate::{CertificateError, CurrentCertificate};
 pub use error::Error;
 pub use front::FrontCertificate;
-pub use inventory::{Listed, NotListed, Standing};
+pub use inventory::{Listed, NotListed, Validity};
 pub use key::{PrivateKey, PublicKey, RequestError};
 pub use kubeconfig::{ComponentKubeconfig, UserKubeconfig};
 pub use leaf::{CertificateFiles, Lifetime, Profile, Usage};

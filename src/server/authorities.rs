@@ -36,7 +36,7 @@ pub(crate) enum ReplaceError {
 pub(crate) async fn replace(token: &ServerToken, offered: &BootstrapData, force: bool) -> Result<(), ReplaceError> {
     let now = SystemTime::now();
     let change = |stored, on_disk: &_| bootstrap_data::with_authorities(stored, on_disk, offered, force, now);
-    token.reseal(|stored, on_disk| change(stored, on_disk).map_err(ReplaceError::from)).await
+    token.reencrypt(|stored, on_disk| change(stored, on_disk).map_err(ReplaceError::from)).await
 }
 
 #[cfg(test)]

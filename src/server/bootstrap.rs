@@ -139,7 +139,7 @@ pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, store: &ClusterS
     }
     let token = password.map_or_else(Password::random, Ok)?;
     if found.is_none() && config.datastore.is_shared() {
-        found = bootstrap_data::claim(&client, &token).await?;
+        found = bootstrap_data::acquire_init_lock(&client, &token).await?;
     }
     if let Some(found) = &found {
         bootstrap_data::reconcile(&found.data, &server, Precedence::Undecided)?;

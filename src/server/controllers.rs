@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin_client::AdminClientSender,
     bootstrap::Host,
-    core::CoreSender,
     node_passwords::{DeferredNodePasswords, NodePasswords},
     peers::PeerTunnels,
 };
@@ -34,7 +34,7 @@ pub(crate) struct Controllers<'a> {
     pub(crate) client: Client,
     pub(crate) view: &'a ClusterView,
     /// Told when the API answers.
-    pub(crate) core: &'a CoreSender,
+    pub(crate) admin_client: &'a AdminClientSender,
     pub(crate) node_passwords: &'a Arc<NodePasswords>,
     /// Told of nodes and pods.
     pub(crate) egress: &'a watch::Sender<Egress>,
@@ -49,7 +49,7 @@ impl Controllers<'_> {
         // Before anybody can ask for a name: none of those that are taken may seem to be free.
         migrate_node_passwords(&self.client, &self.paths.cred("node-passwd")).await;
         self.node_passwords.remember_own(&self.client).await;
-        self.core.send(self.client.clone());
+        self.admin_client.send(self.client.clone());
         self.view.begin();
 
         let (leads, leading) = watch::channel(!self.is_shared());

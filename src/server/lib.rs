@@ -1,12 +1,12 @@
 //! The server: datastore, control plane, the front on 6443 and, unless told otherwise, a node.
 
+mod admin_client;
 mod authorities;
 mod bootstrap;
 mod bootstrap_data;
 mod budget;
 mod cluster_store;
 mod controllers;
-mod core;
 mod error;
 pub mod front;
 #[cfg(any(test, feature = "fuzz"))]
@@ -24,8 +24,8 @@ pub mod snapshots;
 mod testing;
 mod token;
 
+pub use admin_client::{AdminClient, AdminClientSender};
 pub use bootstrap_data::BootstrapError;
-pub use core::{Core, CoreSender};
 pub use error::Error;
 pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};

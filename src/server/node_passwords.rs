@@ -26,7 +26,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    core::Core,
+    admin_client::AdminClient,
     front::Status,
     routes::{Caller, NodeClaim},
 };
@@ -43,7 +43,7 @@ const PUT_OFF: usize = 1024;
 /// Checks nodes' passwords.
 #[derive(Debug)]
 pub struct NodePasswords {
-    core: Core,
+    admin_client: AdminClient,
     own: Option<OwnNode>,
     turns: Semaphore,
     /// Nodes that were admitted unchecked, or never asked.
@@ -66,10 +66,10 @@ pub struct OwnNode {
 impl NodePasswords {
     /// The server's `own` node never asks, since its certificates are made in its process. Nobody else has its name: here by its file,
     /// from other servers by its Secret.
-    pub fn new(core: Core, own: Option<OwnNode>) -> Self {
+    pub fn new(admin_client: AdminClient, own: Option<OwnNode>) -> Self {
         let deferred = own.iter().map(|own| (own.name.clone(), own.password.clone())).collect();
         Self {
-            core,
+            admin_client,
             own,
             turns: Semaphore::new(AT_ONCE),
             deferred: watch::Sender::new(deferred),
@@ -87,7 +87,7 @@ impl NodePasswords {
             let mismatch = || NodePasswordError::Mismatch { node: name.to_owned() };
             return if own.password == claim.password { Ok(()) } else { Err(self.refuse(name, &mismatch())) };
         }
-        let client = self.core.client()?;
+        let client = self.admin_client.client()?;
         let checked = async {
             let _turn = self.turns.acquire().await;
             self.check(&client, caller, claim).await
@@ -95,11 +95,11 @@ impl NodePasswords {
         timeout(TIMEOUT, checked).await.unwrap_or_else(|_| Err(Status::unavailable("apiserver not ready")))
     }
 
-    /// Makes the Secret of the server's own node. To be done before [`Core`] is there: from then on others can ask for names. Where the
+    /// Makes the Secret of the server's own node. To be done before [`AdminClient`] is there: from then on others can ask for names. Where the
     /// API does not take it now, [`Self::check_deferred`] tries on.
     pub async fn remember_own(&self, client: &Client) {
         if let Some(own) = &self.own {
-            let _ = timeout(TIMEOUT, self.settle(client, &own.name, &own.password)).await;
+            let _ = timeout(TIMEOUT, self.store_password(client, &own.name, &own.password)).await;
         }
     }
 
@@ -111,7 +111,7 @@ impl NodePasswords {
             let names = deferred.borrow_and_update().clone();
             let mut failed = false;
             for (name, password) in &names {
-                failed |= !self.settle(client, name, password).await;
+                failed |= !self.store_password(client, name, password).await;
             }
             if failed {
                 sleep(AGAIN).await;
@@ -176,7 +176,7 @@ impl NodePasswords {
     }
 
     /// Whether nothing is left to do for this node.
-    async fn settle(&self, client: &Client, name: &str, password: &Password) -> bool {
+    async fn store_password(&self, client: &Client, name: &str, password: &Password) -> bool {
         let lost = self.own.as_ref().filter(|own| own.name == name).and_then(|own| own.lost.as_ref());
         let checked = match lost {
             Some(_) => replace_node_password(client, name, password).await,
@@ -225,7 +225,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::core::Core;
+    use crate::admin_client::AdminClient;
 
     fn claim(name: &str, password: &str) -> NodeClaim {
         NodeClaim { name: name.parse().unwrap(), password: Password::new(password), ips: Vec::new() }
@@ -239,14 +239,17 @@ mod tests {
         Caller::new(format!("system:node:{name}"), &["system:nodes".to_owned()])
     }
 
-    fn passwords(core: Core) -> NodePasswords {
-        NodePasswords::new(core, Some(OwnNode { name: "server".into(), password: Password::new("s3cret"), lost: None }))
+    fn passwords(admin_client: AdminClient) -> NodePasswords {
+        NodePasswords::new(
+            admin_client,
+            Some(OwnNode { name: "server".into(), password: Password::new("s3cret"), lost: None }),
+        )
     }
 
     #[tokio::test]
     async fn before_the_api_only_the_own_node_is_known() {
-        let (_sender, core) = Core::pending();
-        let passwords = passwords(core);
+        let (_sender, admin_client) = AdminClient::pending();
+        let passwords = passwords(admin_client);
         for caller in [agent(), node("server")] {
             assert_eq!(passwords.admit(&caller, &claim("server", "s3cret")).await, Ok(()));
         }
@@ -289,7 +292,7 @@ mod tests {
         ensure_node_password(&api, "server", &Password::new("before")).await.unwrap();
         let of = |password: &str, lost| {
             let own = OwnNode { name: "server".into(), password: Password::new(password), lost };
-            NodePasswords::new(Core::pending().1, Some(own))
+            NodePasswords::new(AdminClient::pending().1, Some(own))
         };
         of("another", None).remember_own(&api).await;
         assert!(
@@ -306,8 +309,8 @@ mod tests {
     async fn the_own_name_is_nobody_elses_before_its_secret_is_there() {
         let mismatch = NodePasswordError::Mismatch { node: "server".into() };
         let refused = Err(Status::forbidden(mismatch.to_string()));
-        let (sender, core) = Core::pending();
-        let passwords = passwords(core);
+        let (sender, admin_client) = AdminClient::pending();
+        let passwords = passwords(admin_client);
         assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
         sender.send(api_with_one_secret());
         assert_eq!(passwords.admit(&agent(), &claim("edge-1", "guess")).await, Ok(()), "whose name is free");
@@ -316,16 +319,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_has_no_other_nodes_name() {
-        let (_sender, core) = Core::pending();
-        let passwords = NodePasswords::new(core, None);
+        let (_sender, admin_client) = AdminClient::pending();
+        let passwords = NodePasswords::new(admin_client, None);
         let refused = passwords.admit(&node("edge-1"), &claim("edge-2", "s3cret")).await;
         assert_eq!(refused, Err(Status::bad_request("header node name does not match auth node name")));
     }
 
     #[tokio::test]
     async fn what_is_put_off_belongs_to_the_first_that_came() {
-        let (_sender, core) = Core::pending();
-        let passwords = NodePasswords::new(core, None);
+        let (_sender, admin_client) = AdminClient::pending();
+        let passwords = NodePasswords::new(admin_client, None);
         assert_eq!(passwords.put_off(&claim("edge-1", "one")), Ok(()));
         assert_eq!(passwords.put_off(&claim("edge-1", "one")), Ok(()), "both certificates");
         assert!(passwords.put_off(&claim("edge-1", "two")).is_err());

@@ -33,7 +33,7 @@ impl Controller for PeerTunnels {
                 }
             }
         };
-        let hold = k3s_agent::hold_tunnels(others.subscribe(), &self.node, &self.supervisor);
+        let hold = k3s_agent::run_tunnels(others.subscribe(), &self.node, &self.supervisor);
         tokio::join!(follow, hold);
         Ok(())
     }

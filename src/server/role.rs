@@ -28,11 +28,11 @@ use tracing::{error, info};
 
 use crate::{
     BootstrapError, Error, NodeDialer,
+    admin_client::{AdminClient, AdminClientSender},
     bootstrap::{self, Adopted, Credentials, FrontTls, Host},
     bootstrap_data,
     cluster_store::{ClusterStore, Opening},
     controllers::Controllers,
-    core::{Core, CoreSender},
     front::{self, Front, Unauthenticated},
     lost_datastore,
     node_passwords::NodePasswords,
@@ -72,7 +72,7 @@ pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationT
     let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
     let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
 
-    // What is waited for is told from the first moment to the last. The large futures of a server are boxed wherever they meet: in a build
+    // What is waited for is status_shutdown from the first moment to the last. The large futures of a server are boxed wherever they meet: in a build
     // that is not optimised each of them takes its whole size on the stack of every other one that holds it.
     let reported = CancellationToken::new();
     let live = async {
@@ -117,7 +117,7 @@ struct Server {
     /// Tells the front that kube-apiserver answers.
     api_ready: watch::Sender<bool>,
     /// Tells this process' own users of the API that they may begin.
-    core: CoreSender,
+    admin_client: AdminClientSender,
     node_passwords: Arc<NodePasswords>,
     /// Tells the front where nodes are.
     egress: watch::Sender<Egress>,
@@ -213,14 +213,14 @@ impl Server {
                 store.client(),
                 token,
             ));
-            let (core_sender, core) = Core::pending();
+            let (admin_client_sender, admin_client) = AdminClient::pending();
             let own_node = bootstrap::own_node(&config, &paths, &host)?;
-            let node_passwords = Arc::new(NodePasswords::new(core.clone(), own_node));
+            let node_passwords = Arc::new(NodePasswords::new(admin_client.clone(), own_node));
             let reserved = Reserved::of(&config, &host, &pki);
             let routes = Routes::new(Cluster {
                 server_dir: paths.server(),
                 pki,
-                core,
+                admin_client,
                 node_passwords: node_passwords.clone(),
                 reserved,
                 token: token.clone(),
@@ -246,10 +246,10 @@ impl Server {
                 metrics,
             };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
-            Ok((token, api_ready, core_sender, node_passwords, renewal, listeners))
+            Ok((token, api_ready, admin_client_sender, node_passwords, renewal, listeners))
         };
         match prepared.await {
-            Ok((token, api_ready, core, node_passwords, renewal, listeners)) => {
+            Ok((token, api_ready, admin_client, node_passwords, renewal, listeners)) => {
                 let server = Self {
                     config,
                     paths,
@@ -259,7 +259,7 @@ impl Server {
                     store,
                     supervisor: supervisor.clone(),
                     api_ready,
-                    core,
+                    admin_client,
                     node_passwords,
                     egress,
                     renewal,
@@ -359,7 +359,7 @@ impl Server {
             supervisor: &self.supervisor,
             client,
             view,
-            core: &self.core,
+            admin_client: &self.admin_client,
             node_passwords: &self.node_passwords,
             egress: &self.egress,
         };
@@ -436,7 +436,7 @@ impl Server {
             kube_proxy: !self.config.disabled.kube_proxy,
             cloud_controller: !self.config.disabled.cloud_controller,
             // This server dials its own pods; others reach them through its tunnels.
-            leads_to_pods: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
+            pod_egress: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
             verbosity: self.config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
             view: view.clone(),

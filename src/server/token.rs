@@ -80,7 +80,7 @@ impl ServerToken {
     ///
     /// # Errors
     /// Those of `change`, and the datastore's. Nothing has changed then.
-    pub(crate) async fn reseal<E: From<BootstrapError>>(
+    pub(crate) async fn reencrypt<E: From<BootstrapError>>(
         &self,
         change: impl Fn(BootstrapData, &BootstrapData) -> Result<BootstrapData, E>,
     ) -> Result<(), E> {

@@ -15,7 +15,6 @@ pub mod program;
 pub mod status;
 
 mod backoff;
-mod board;
 mod gate;
 mod graph;
 mod probe;
@@ -23,6 +22,7 @@ mod report;
 mod runner;
 mod spawn;
 mod state;
+mod status_store;
 mod supervisor;
 mod task;
 

@@ -21,7 +21,7 @@ use tracing::warn;
 
 use crate::Supervisor;
 
-/// The service manager's ear. Without one, all of this does nothing.
+/// The service manager's notification socket. Without one, all of this does nothing.
 #[derive(Debug)]
 pub struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
@@ -127,19 +127,19 @@ impl Notifier {
 
 /// A `NOTIFY_SOCKET` of ours for one process.
 #[derive(Debug)]
-pub(crate) struct Ear {
+pub(crate) struct NotifySocket {
     socket: tokio::net::UnixDatagram,
     path: PathBuf,
 }
 
 /// What a child said.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum NotifyMessage {
     Ready,
     Status(String),
 }
 
-impl Ear {
+impl NotifySocket {
     /// Listens at `<run_dir>/notify/<name>.sock`.
     pub(crate) fn open(run_dir: &Path, name: &str) -> io::Result<Self> {
         let dir = run_dir.join("notify");
@@ -157,25 +157,25 @@ impl Ear {
     }
 
     /// The next thing it says that we care about. Cancel-safe.
-    pub(crate) async fn hear(&self) -> io::Result<Said> {
+    pub(crate) async fn recv(&self) -> io::Result<NotifyMessage> {
         let mut message = [0; 4096];
         loop {
             let length = self.socket.recv(&mut message).await?;
-            if let Some(said) = Said::parse(&String::from_utf8_lossy(&message[..length])) {
-                return Ok(said);
+            if let Some(message) = NotifyMessage::parse(&String::from_utf8_lossy(&message[..length])) {
+                return Ok(message);
             }
         }
     }
 }
 
-impl Drop for Ear {
+impl Drop for NotifySocket {
     fn drop(&mut self) {
         // Gone with the run directory at the latest.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-impl Said {
+impl NotifyMessage {
     fn parse(message: &str) -> Option<Self> {
         if message.lines().any(|line| line == "READY=1") {
             return Some(Self::Ready);
@@ -225,9 +225,9 @@ mod tests {
 
     #[test]
     fn children_say_many_things() {
-        assert_eq!(Said::parse("STATUS=up\nREADY=1\nMAINPID=4\n"), Some(Said::Ready));
-        assert_eq!(Said::parse("STATUS=recovering"), Some(Said::Status("recovering".into())));
-        assert_eq!(Said::parse("STOPPING=1"), None);
+        assert_eq!(NotifyMessage::parse("STATUS=up\nREADY=1\nMAINPID=4\n"), Some(NotifyMessage::Ready));
+        assert_eq!(NotifyMessage::parse("STATUS=recovering"), Some(NotifyMessage::Status("recovering".into())));
+        assert_eq!(NotifyMessage::parse("STOPPING=1"), None);
     }
 
     #[tokio::test]

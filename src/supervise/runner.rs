@@ -19,15 +19,15 @@ use tracing::{debug, info, warn};
 
 use crate::{
     backoff::Backoff,
-    board::{Board, unix_millis},
     cgroup::Cgroups,
     log::{Follower, Output, Target},
-    notify::{Ear, Said},
+    notify::{NotifyMessage, NotifySocket},
     probe::Prober,
     program::{Liveness, Probe, Program},
-    spawn::{Exit, Launch, Process, Spawner},
+    spawn::{Exit, Process, SpawnRequest, Spawner},
     state::{Action, Event, State},
     status::{ExitKind, LastExit},
+    status_store::{StatusStore, unix_millis},
 };
 
 /// A readiness probe may be slow where it depends on what starts as well.
@@ -35,8 +35,8 @@ const READINESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all children share.
 #[derive(Debug)]
-pub(crate) struct Site {
-    pub(crate) board: Arc<Board>,
+pub(crate) struct RunnerContext {
+    pub(crate) store: Arc<StatusStore>,
     pub(crate) spawner: Spawner,
     pub(crate) cgroups: Cgroups,
     pub(crate) target: Target,
@@ -57,7 +57,7 @@ pub(crate) enum Command {
 /// The one who looks after one program.
 pub(crate) struct Runner {
     program: Arc<Program>,
-    site: Arc<Site>,
+    context: Arc<RunnerContext>,
     commands: mpsc::Receiver<Command>,
     backoff: Backoff,
     child: Option<Child>,
@@ -75,11 +75,11 @@ struct Child {
 type Awaited = Pin<Box<dyn Future<Output = Event> + Send>>;
 
 impl Runner {
-    pub(crate) fn new(program: Program, site: Arc<Site>, commands: mpsc::Receiver<Command>) -> Self {
+    pub(crate) fn new(program: Program, context: Arc<RunnerContext>, commands: mpsc::Receiver<Command>) -> Self {
         let program = Arc::new(program);
         Self {
             program,
-            site,
+            context,
             commands,
             backoff: Backoff::default(),
             child: None,
@@ -90,7 +90,7 @@ impl Runner {
 
     /// Comes back once the program has stopped for good.
     pub(crate) async fn run(mut self) {
-        let output = Output::new(&self.program, &self.site.target);
+        let output = Output::new(&self.program, &self.context.target);
         let mut state = State::Waiting;
         let mut awaited = self.cleared();
         let mut commanded = true;
@@ -114,7 +114,7 @@ impl Runner {
                     }
                 },
                 exit = exited(&mut self.child) => {
-                    self.bury(exit, state).await;
+                    self.on_exit(exit, state).await;
                     Event::Exited
                 }
                 event = &mut awaited => {
@@ -125,21 +125,21 @@ impl Runner {
             state = self.step(state, event, &mut awaited, &output).await;
         }
         output.close().await;
-        self.site.cgroups.remove(&self.program).await;
+        self.context.cgroups.remove(&self.program).await;
     }
 
     /// The state after `event`, once what it asks for is done.
     async fn step(&mut self, state: State, event: Event, awaited: &mut Awaited, output: &Output) -> State {
         let (next, action) = state.on(event);
         if next != state {
-            self.site.board.set_state(&self.program.name, next);
+            self.context.store.set_state(&self.program.name, next);
         }
         match action {
             Some(Action::Spawn) => match self.spawn(output).await {
                 Ok(answer) => *awaited = answer,
                 // At once: nothing else may happen to a process that is not there.
                 Err(error) => {
-                    self.mourn(&error);
+                    self.on_spawn_failed(&error);
                     return Box::pin(self.step(next, Event::Exited, awaited, output)).await;
                 }
             },
@@ -148,7 +148,7 @@ impl Runner {
                 *awaited = after(self.program.stop.timeout, Event::GraceOver);
             }
             Some(Action::Kill) => self.kill(),
-            None if next != state && next.is_ready() => *awaited = self.greet(),
+            None if next != state && next.is_ready() => *awaited = self.on_ready(),
             None if next != state && next == State::Backoff => *awaited = self.pause(),
             None => {}
         }
@@ -156,9 +156,9 @@ impl Runner {
     }
 
     fn cleared(&self) -> Awaited {
-        let (board, program) = (self.site.board.clone(), self.program.clone());
+        let (store, program) = (self.context.store.clone(), self.program.clone());
         Box::pin(async move {
-            board.cleared(&program.after).await;
+            store.cleared(&program.after).await;
             Event::Cleared
         })
     }
@@ -166,37 +166,37 @@ impl Runner {
     /// Starts a process; its probe's answer is awaited next.
     async fn spawn(&mut self, output: &Output) -> io::Result<Awaited> {
         let program = self.program.clone();
-        let ear = match program.readiness {
-            Probe::Notify => Some(Ear::open(&self.site.run_dir, &program.name)?),
+        let socket = match program.readiness {
+            Probe::Notify => Some(NotifySocket::open(&self.context.run_dir, &program.name)?),
             _ => None,
         };
-        let cgroups = self.site.cgroups.leaf(&program).unwrap_or_else(|error| {
+        let cgroups = self.context.cgroups.leaf(&program).unwrap_or_else(|error| {
             warn!(component = program.name, %error, "The component gets no cgroup of its own.");
             Vec::new()
         });
         let (read, write) = io::pipe()?;
-        let launch = Launch {
+        let launch = SpawnRequest {
             program: program.clone(),
             output: write,
-            notify_socket: ear.as_ref().map(|ear| ear.path().to_owned()),
+            notify_socket: socket.as_ref().map(|socket| socket.path().to_owned()),
             cgroups,
         };
-        let process = self.site.spawner.spawn(launch).await?;
+        let process = self.context.spawner.spawn(launch).await?;
         let follower = output.follow(read)?;
-        let board = self.site.board.clone();
-        board.set_started(&program.name, process.pid());
+        let store = self.context.store.clone();
+        store.set_started(&program.name, process.pid());
         info!(component = program.name, pid = process.pid(), "Started the component.");
         self.child = Some(Child { process, follower });
         Ok(Box::pin(async move {
-            match ear {
-                Some(ear) => until_said(&ear, &program.name, &board).await,
-                None => until_answered(&program, &board).await,
+            match socket {
+                Some(socket) => until_notified(&socket, &program.name, &store).await,
+                None => until_answered(&program, &store).await,
             }
         }))
     }
 
     /// It is ready: from here on it counts as healthy, and is asked whether it still lives.
-    fn greet(&mut self) -> Awaited {
+    fn on_ready(&mut self) -> Awaited {
         self.ready_since = Some(Instant::now());
         info!(component = self.program.name, "The component is ready.");
         let program = self.program.clone();
@@ -214,13 +214,13 @@ impl Runner {
         after(pause, Event::RetryDue)
     }
 
-    fn mourn(&self, error: &io::Error) {
+    fn on_spawn_failed(&self, error: &io::Error) {
         let why = format!("{}: {error}", self.program.executable.display());
         warn!(component = self.program.name, error = why, "The component could not be started.");
         self.record(ExitKind::NotStarted(why), None);
     }
 
-    async fn bury(&mut self, exit: io::Result<Exit>, state: State) {
+    async fn on_exit(&mut self, exit: io::Result<Exit>, state: State) {
         let Some(child) = self.child.take() else { return };
         let pid = child.process.pid();
         self.healthy = self.ready_since.take().map(|since| since.elapsed()).unwrap_or_default();
@@ -244,15 +244,15 @@ impl Runner {
 
     fn record(&self, how: ExitKind, last_words: Option<String>) -> LastExit {
         let exit = LastExit { how, at: unix_millis(SystemTime::now()), last_words };
-        self.site.board.set_exited(&self.program.name, exit.clone());
-        self.site.board.set_note(&self.program.name, exit.to_string());
+        self.context.store.set_exited(&self.program.name, exit.clone());
+        self.context.store.set_note(&self.program.name, exit.to_string());
         exit
     }
 
     fn kill(&self) {
         let name = &self.program.name;
         warn!(component = name, grace = ?self.program.stop.timeout, "The component does not stop in time and is killed.");
-        self.site.board.set_killed(name);
+        self.context.store.set_killed(name);
         self.signal(Signal::SIGKILL);
     }
 
@@ -268,7 +268,7 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         // Also where a bug ends it: whoever waits for the stop must not wait for ever.
-        self.site.board.set_state(&self.program.name, State::Stopped);
+        self.context.store.set_state(&self.program.name, State::Stopped);
     }
 }
 
@@ -287,12 +287,12 @@ fn after(pause: Duration, event: Event) -> Awaited {
     })
 }
 
-async fn until_said(ear: &Ear, name: &str, board: &Board) -> Event {
-    board.set_note(name, "READY=1 on its NOTIFY_SOCKET".to_owned());
+async fn until_notified(socket: &NotifySocket, name: &str, store: &StatusStore) -> Event {
+    store.set_note(name, "READY=1 on its NOTIFY_SOCKET".to_owned());
     loop {
-        match ear.hear().await {
-            Ok(Said::Ready) => return Event::Answered,
-            Ok(Said::Status(text)) => board.set_note(name, text),
+        match socket.recv().await {
+            Ok(NotifyMessage::Ready) => return Event::Answered,
+            Ok(NotifyMessage::Status(text)) => store.set_note(name, text),
             Err(error) => {
                 warn!(component = name, %error, "The component cannot be heard: it is started again.");
                 return Event::Stuck;
@@ -302,7 +302,7 @@ async fn until_said(ear: &Ear, name: &str, board: &Board) -> Event {
 }
 
 /// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long.
-async fn until_answered(program: &Program, board: &Board) -> Event {
+async fn until_answered(program: &Program, store: &StatusStore) -> Event {
     let began = Instant::now();
     let mut prober = Prober::new(&program.readiness);
     loop {
@@ -310,11 +310,11 @@ async fn until_answered(program: &Program, board: &Board) -> Event {
             Ok(None) => return Event::Answered,
             Ok(Some(prober)) => match prober.ask(READINESS_TIMEOUT).await {
                 Ok(()) => return Event::Answered,
-                Err(error) => board.set_note(&program.name, error.to_string()),
+                Err(error) => store.set_note(&program.name, error.to_string()),
             },
             // Certificates may still be on their way.
             Err(error) => {
-                board.set_note(&program.name, error.to_string());
+                store.set_note(&program.name, error.to_string());
                 prober = Prober::new(&program.readiness);
             }
         }

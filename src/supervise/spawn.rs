@@ -55,7 +55,7 @@ const OURS: &[u8] = b"K3S_";
 
 /// One start of a program.
 #[derive(Debug)]
-pub(crate) struct Launch {
+pub(crate) struct SpawnRequest {
     pub(crate) program: Arc<Program>,
     /// Its standard output and error.
     pub(crate) output: PipeWriter,
@@ -82,7 +82,7 @@ pub(crate) struct Spawner {
 
 #[derive(Debug)]
 struct Order {
-    launch: Launch,
+    launch: SpawnRequest,
     reply: oneshot::Sender<io::Result<Held>>,
 }
 
@@ -100,7 +100,7 @@ impl Spawner {
 
     /// Starts a process; an error is about the executable, the working directory or the limits of the machine.
     /// Needs to be called inside a runtime with I/O.
-    pub(crate) async fn spawn(&self, launch: Launch) -> io::Result<Process> {
+    pub(crate) async fn spawn(&self, launch: SpawnRequest) -> io::Result<Process> {
         let (reply, held) = oneshot::channel();
         let gone = || io::Error::other("the forking thread has ended");
         self.orders.send(Order { launch, reply }).map_err(|_| gone())?;
@@ -195,7 +195,7 @@ impl Drop for Held {
     }
 }
 
-fn fork(launch: Launch) -> io::Result<Held> {
+fn fork(launch: SpawnRequest) -> io::Result<Held> {
     let program = &launch.program;
     let mut command = Command::new(&program.executable);
     command
@@ -219,8 +219,8 @@ fn fork(launch: Launch) -> io::Result<Held> {
     let oom_score_adj = program.oom_score_adj.map(|score| score.to_string().into_bytes());
     let dropped = program.capabilities.dropped();
     let cgroups = launch.cgroups;
-    // SAFETY: `settle` makes system calls only: it neither allocates nor takes a lock.
-    unsafe { command.pre_exec(move || settle(parent, &cgroups, oom_score_adj.as_deref(), &dropped)) };
+    // SAFETY: `prepare_child` makes system calls only: it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(move || prepare_child(parent, &cgroups, oom_score_adj.as_deref(), &dropped)) };
     let mut child = command.spawn()?;
 
     let pid = child.id();
@@ -244,7 +244,7 @@ fn is_withheld(name: &OsStr) -> bool {
 }
 
 /// The child between fork and exec: system calls only. What only costs a preference if it fails is not looked at.
-fn settle(
+fn prepare_child(
     parent: libc::pid_t,
     cgroups: &[File],
     oom_score_adj: Option<&[u8]>,
@@ -295,13 +295,13 @@ mod tests {
     use super::*;
     use crate::capability::{self, Capabilities, Capability};
 
-    fn launch(script: &str) -> (Launch, io::PipeReader) {
+    fn launch(script: &str) -> (SpawnRequest, io::PipeReader) {
         let (read, output) = io::pipe().unwrap();
         let program = Arc::new(Program::example("child", script));
-        (Launch { program, output, notify_socket: None, cgroups: Vec::new() }, read)
+        (SpawnRequest { program, output, notify_socket: None, cgroups: Vec::new() }, read)
     }
 
-    async fn output_of(launch: Launch, mut output: io::PipeReader) -> String {
+    async fn output_of(launch: SpawnRequest, mut output: io::PipeReader) -> String {
         let mut process = Spawner::start().unwrap().spawn(launch).await.unwrap();
         assert_eq!(process.exited().await.unwrap(), Exit::Code(0));
         let mut text = String::new();

@@ -13,14 +13,14 @@ use tracing::{info, warn};
 
 use crate::{
     Gate, GraphError,
-    board::{Board, Facts},
     cgroup::{CgroupPlace, Cgroups},
     graph::Graph,
     log::Target,
     program::Program,
-    runner::{Command, Runner, Site},
+    runner::{Command, Runner, RunnerContext},
     spawn::Spawner,
     status::{Status, memory_of},
+    status_store::{Facts, StatusStore},
     task::{Task, Tasks},
 };
 
@@ -53,14 +53,14 @@ pub struct Supervisor {
 
 #[derive(Debug)]
 struct Inner {
-    site: Arc<Site>,
-    crew: Mutex<Crew>,
+    context: Arc<RunnerContext>,
+    registry: Mutex<Registry>,
     runners: TaskTracker,
     tasks: Tasks,
 }
 
 #[derive(Debug, Default)]
-struct Crew {
+struct Registry {
     graph: Graph,
     commands: BTreeMap<String, mpsc::Sender<Command>>,
     /// Stopped alone, for good.
@@ -107,8 +107,8 @@ impl Supervisor {
             Cgroups::None(why) => info!(why, "Components get no cgroups of their own."),
             found => info!(cgroups = %found, "Components get cgroups of their own."),
         }
-        let site = Site {
-            board: Arc::new(Board::new()),
+        let context = RunnerContext {
+            store: Arc::new(StatusStore::new()),
             spawner: Spawner::start()?,
             cgroups,
             target: options.log,
@@ -116,8 +116,8 @@ impl Supervisor {
         };
         Ok(Self {
             inner: Arc::new(Inner {
-                site: Arc::new(site),
-                crew: Mutex::default(),
+                context: Arc::new(context),
+                registry: Mutex::default(),
                 runners: TaskTracker::new(),
                 tasks: Tasks::default(),
             }),
@@ -126,25 +126,25 @@ impl Supervisor {
 
     /// The gate of this name: declared now, or the one that is there.
     pub fn gate(&self, name: &str) -> Result<Gate, GraphError> {
-        self.crew(|crew| crew.graph.add_gate(name))?;
-        self.board().add_gate(name);
-        Ok(Gate::new(name, self.board().clone()))
+        self.registry(|registry| registry.graph.add_gate(name))?;
+        self.store().add_gate(name);
+        Ok(Gate::new(name, self.store().clone()))
     }
 
     /// Starts each of `programs` as soon as all that it is after has been ready once. What they are after has to be among them, or
     /// there already; on an error none is started. Needs a runtime with time and I/O.
     pub fn start(&self, programs: impl IntoIterator<Item = Program>) -> Result<(), GraphError> {
         let programs: Vec<_> = programs.into_iter().collect();
-        self.crew(|crew| {
-            if crew.is_stopping {
+        self.registry(|registry| {
+            if registry.is_stopping {
                 return Err(GraphError::Stopping);
             }
-            crew.graph.add(&programs)?;
-            programs.iter().for_each(|program| self.board().add_program(program));
+            registry.graph.add(&programs)?;
+            programs.iter().for_each(|program| self.store().add_program(program));
             for program in programs {
                 let (commands, received) = mpsc::channel(COMMANDS);
-                crew.commands.insert(program.name.clone(), commands);
-                self.inner.runners.spawn(Runner::new(program, self.inner.site.clone(), received).run());
+                registry.commands.insert(program.name.clone(), commands);
+                self.inner.runners.spawn(Runner::new(program, self.inner.context.clone(), received).run());
             }
             Ok(())
         })
@@ -165,7 +165,7 @@ impl Supervisor {
 
     /// Ends the program and starts it anew, with nobody else touched. While it waits for something there is nothing to do.
     pub async fn restart(&self, name: &str) -> Result<(), UnknownProgram> {
-        let commands = self.crew(|crew| crew.commands.get(name).cloned());
+        let commands = self.registry(|registry| registry.commands.get(name).cloned());
         let commands = commands.ok_or_else(|| UnknownProgram(name.to_owned()))?;
         // A runner that has ended has nothing to restart.
         let _ = commands.send(Command::Restart).await;
@@ -174,7 +174,7 @@ impl Supervisor {
 
     /// As [`Supervisor::restart`], as `program` from then on: the one of the same name, with other arguments. What it is after stays.
     pub async fn replace(&self, program: Program) -> Result<(), UnknownProgram> {
-        let commands = self.crew(|crew| crew.commands.get(&program.name).cloned());
+        let commands = self.registry(|registry| registry.commands.get(&program.name).cloned());
         let commands = commands.ok_or_else(|| UnknownProgram(program.name.clone()))?;
         // A runner that has ended has nothing to replace.
         let _ = commands.send(Command::Replace(Box::new(program))).await;
@@ -183,16 +183,16 @@ impl Supervisor {
 
     /// Stops the program for good, with nobody else touched, and comes back when it has ended.
     pub async fn stop_program(&self, name: &str) -> Result<(), UnknownProgram> {
-        let commands = self.crew(|crew| {
-            let commands = crew.commands.get(name).cloned()?;
-            crew.stopped.insert(name.to_owned());
+        let commands = self.registry(|registry| {
+            let commands = registry.commands.get(name).cloned()?;
+            registry.stopped.insert(name.to_owned());
             Some(commands)
         });
         let commands = commands.ok_or_else(|| UnknownProgram(name.to_owned()))?;
         // A runner that has ended needs no telling.
         let _ = commands.send(Command::Stop).await;
-        // The board is ours, so that it does not go away.
-        let _ = self.board().watch().wait_for(|facts| facts.stopped().contains(name)).await;
+        // The store is ours, so that it does not go away.
+        let _ = self.store().watch().wait_for(|facts| facts.stopped().contains(name)).await;
         Ok(())
     }
 
@@ -203,17 +203,17 @@ impl Supervisor {
 
     /// Adds a sentence to the status that tells what the user should know or do; one of the same key is replaced.
     pub fn warn(&self, key: &str, sentence: impl Into<String>) {
-        self.board().warn(key, sentence.into());
+        self.store().warn(key, sentence.into());
     }
 
     /// Takes back the warning of this key.
     pub fn clear(&self, key: &str) {
-        self.board().clear(key);
+        self.store().clear(key);
     }
 
     /// The truth at this moment; memory is looked up now.
     pub async fn status(&self) -> Status {
-        let mut status = self.board().watch().borrow().status(&self.inner.site.cgroups.to_string());
+        let mut status = self.store().watch().borrow().status(&self.inner.context.cgroups.to_string());
         status.tasks = self.tasks().status();
         // The kernel walks each process' page tables for this.
         let looked_up = tokio::task::spawn_blocking(move || {
@@ -225,26 +225,27 @@ impl Supervisor {
         match looked_up.await {
             Ok(status) => status,
             // Only while the runtime shuts down.
-            Err(_) => self.board().watch().borrow().status(&self.inner.site.cgroups.to_string()),
+            Err(_) => self.store().watch().borrow().status(&self.inner.context.cgroups.to_string()),
         }
     }
 
     /// The cgroup for processes that are to outlive this one, where there is one: for containerd's `ShimCgroup`, a path from the root of
     /// what is mounted at `/sys/fs/cgroup`.
     pub fn survivors_cgroup(&self) -> Option<PathBuf> {
-        self.inner.site.cgroups.of_survivors()
+        self.inner.context.cgroups.of_survivors()
     }
 
     /// The status in one line, as it changes: for systemd's STATUS.
     pub fn subscribe(&self) -> watch::Receiver<String> {
-        self.board().watch_headline()
+        self.store().watch_headline()
     }
 
     /// Comes back once each runner has shown that it advances, with one that never will since a bug ended it.
     pub(crate) async fn pulse(&self) -> Option<String> {
-        let runners = self.crew(|crew| {
-            let runs = |(name, _): &(&String, _)| !crew.stopped.contains(*name);
-            crew.commands
+        let runners = self.registry(|registry| {
+            let runs = |(name, _): &(&String, _)| !registry.stopped.contains(*name);
+            registry
+                .commands
                 .iter()
                 .filter(runs)
                 .map(|(name, commands)| (name.clone(), commands.clone()))
@@ -253,7 +254,7 @@ impl Supervisor {
         for (name, commands) in runners {
             let (reply, answered) = oneshot::channel();
             let advances = commands.send(Command::Pulse(reply)).await.is_ok() && answered.await.is_ok();
-            if !advances && !self.board().watch().borrow().is_stopping() {
+            if !advances && !self.store().watch().borrow().is_stopping() {
                 return Some(name);
             }
         }
@@ -262,32 +263,32 @@ impl Supervisor {
 
     /// Stops everything, each program once all that is after it has stopped. Nothing can be started any more.
     pub async fn stop(&self) -> StopReport {
-        self.crew(|crew| crew.is_stopping = true);
-        self.board().set_stopping();
-        let mut facts = self.board().watch();
+        self.registry(|registry| registry.is_stopping = true);
+        self.store().set_stopping();
+        let mut facts = self.store().watch();
         let mut asked = BTreeSet::new();
         loop {
             let stopped = facts.borrow_and_update().stopped();
-            let due: Vec<_> = self.crew(|crew| {
-                let free = crew.graph.free_to_stop(|name| stopped.contains(name)).into_iter();
+            let due: Vec<_> = self.registry(|registry| {
+                let free = registry.graph.free_to_stop(|name| stopped.contains(name)).into_iter();
                 free.filter(|name| asked.insert((*name).to_owned()))
-                    .filter_map(|name| crew.commands.get(name).cloned())
+                    .filter_map(|name| registry.commands.get(name).cloned())
                     .collect()
             });
             for commands in due {
                 // One that has ended already needs no telling.
                 let _ = commands.send(Command::Stop).await;
             }
-            let all_asked = self.crew(|crew| asked.len() == crew.commands.len());
-            // The board is ours, so that the changes do not end.
+            let all_asked = self.registry(|registry| asked.len() == registry.commands.len());
+            // The store is ours, so that the changes do not end.
             if all_asked || facts.changed().await.is_err() {
                 break;
             }
         }
         self.inner.runners.close();
         self.inner.runners.wait().await;
-        self.inner.site.cgroups.close().await;
-        let killed = self.board().watch().borrow().killed();
+        self.inner.context.cgroups.close().await;
+        let killed = self.store().watch().borrow().killed();
         if !killed.is_empty() {
             warn!(components = killed.join(", "), "Some components did not end when asked and were killed.");
         }
@@ -295,7 +296,7 @@ impl Supervisor {
     }
 
     async fn until_ready(&self, wanted: impl Fn(&Facts) -> Result<Vec<String>, NotReady>) -> Result<(), NotReady> {
-        let mut facts = self.board().watch();
+        let mut facts = self.store().watch();
         let decided = |facts: &Facts| match wanted(facts) {
             Err(error) => Some(Err(error)),
             Ok(names) if names.iter().all(|name| facts.was_ready(name)) => Some(Ok(())),
@@ -319,13 +320,13 @@ impl Supervisor {
         &self.inner.tasks
     }
 
-    fn board(&self) -> &Arc<Board> {
-        &self.inner.site.board
+    fn store(&self) -> &Arc<StatusStore> {
+        &self.inner.context.store
     }
 
-    fn crew<T>(&self, look: impl FnOnce(&mut Crew) -> T) -> T {
+    fn registry<T>(&self, look: impl FnOnce(&mut Registry) -> T) -> T {
         // Nothing in here is left half done by a panic.
-        look(&mut self.inner.crew.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -400,7 +401,7 @@ mod tests {
 
     impl Supervisor {
         async fn until(&self, name: &str, is_so: impl Fn(&Component) -> bool) -> Component {
-            let mut facts = self.board().watch();
+            let mut facts = self.store().watch();
             loop {
                 let status = facts.borrow_and_update().status("");
                 if let Some(component) =
@@ -626,8 +627,8 @@ mod tests {
         let options =
             Options { run_dir: dir.path().to_owned(), log: Target::Stderr, cgroups: CgroupPlace::At(parent.clone()) };
         let (supervisor, mut ledger) = (Supervisor::new(options).unwrap(), Ledger::open());
-        let Cgroups::V1(_) = &supervisor.inner.site.cgroups else {
-            eprintln!("skipped: {}", supervisor.inner.site.cgroups);
+        let Cgroups::V1(_) = &supervisor.inner.context.cgroups else {
+            eprintln!("skipped: {}", supervisor.inner.context.cgroups);
             return;
         };
         supervisor
@@ -641,7 +642,7 @@ mod tests {
             let line = ledger.line().await;
             assert!(line.ends_with(&format!(":{}/kubelet", parent.display())), "{line}");
         }
-        let bases = supervisor.inner.site.cgroups.to_string();
+        let bases = supervisor.inner.context.cgroups.to_string();
         supervisor.stop().await;
         for base in bases.trim_start_matches("v1: ").split(", ") {
             assert!(!std::path::Path::new(base).join("kubelet").exists());

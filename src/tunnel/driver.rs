@@ -31,13 +31,13 @@ const MESSAGE: usize = 1 << 20;
 const READ: usize = 64 << 10;
 /// Bytes that are written together; larger messages go out alone.
 const WRITE: usize = 16 << 10;
-/// How long a peer is given to hear our goodbye.
+/// How long a peer is given to read our close frame.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The peer said goodbye.
+    /// The peer sent a close frame.
     #[error("the peer closed the tunnel")]
     Closed,
     /// The connection broke.

@@ -36,7 +36,7 @@ pub struct Node {
     /// Where its kubelet listens; `None` before it has said so.
     pub kubelet_port: Option<u16>,
     /// Whether its tunnel leads to pods: the label `egress.k3s.io/cluster`.
-    pub leads_to_pods: bool,
+    pub pod_egress: bool,
 }
 
 /// `host:port`, as CONNECT names it.
@@ -118,7 +118,7 @@ impl Egress {
 
     fn to_pods(name: &str, node: &Node, destination: Destination) -> Route {
         match destination.host {
-            Host::Ip(ip) if node.leads_to_pods => {
+            Host::Ip(ip) if node.pod_egress => {
                 Route::Pod { node: name.to_owned(), address: (ip, destination.port).into() }
             }
             _ => Route::Direct(destination),
@@ -172,12 +172,12 @@ impl fmt::Display for Destination {
 mod tests {
     use super::*;
 
-    fn node(address: &str, leads_to_pods: bool) -> Node {
+    fn node(address: &str, pod_egress: bool) -> Node {
         Node {
             addresses: [address.parse().unwrap()].into(),
             hostnames: BTreeSet::new(),
             kubelet_port: Some(10250),
-            leads_to_pods,
+            pod_egress,
         }
     }
 

@@ -74,7 +74,7 @@ fn an_agent_goes_to_the_server_that_lives() {
         agent.succeed(CALL);
         let (dies, lives) =
             if used(&agent, [&one, &two]).name() == "one" { (&mut one, &two) } else { (&mut two, &one) };
-        // As when power is cut: no kernel says goodbye for it.
+        // As when power is cut: no kernel closes its connections.
         agent.block(dies);
         dies.crash();
         let died = Instant::now();

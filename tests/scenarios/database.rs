@@ -73,7 +73,7 @@ fn servers_share_a_database_and_only_kine_falls_with_it() {
         let after = one.components();
         assert!(others_live(&after), "{before:?} became {after:?}");
     });
-    step("both stop in good order", || {
+    step("both stop gracefully", || {
         two.stop_k3s();
         one.stop_k3s();
         let log = one.succeed("cat /var/log/k3s.log");

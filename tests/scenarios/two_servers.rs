@@ -86,7 +86,7 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
         let missing = one.fail(&format!("k3s token delete {id}"));
         assert!(missing.contains("there is no bootstrap token"), "{missing}");
     });
-    step("the token is exchanged, and a server that ends in peace is gone at once", || {
+    step("the token is exchanged, and a server that stops gracefully is gone at once", || {
         one.succeed("k3s token rotate --new-token=n3w");
         one.succeed("grep -q '::server:n3w$' /var/lib/rancher/k3s/server/token");
         let again = one.fail("k3s token rotate --new-token=n3w");

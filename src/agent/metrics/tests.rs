@@ -44,15 +44,15 @@ struct Answer {
 impl TestNode {
     async fn join() -> Self {
         let server = TestServer::start().await;
-        let applicant = server.direct_applicant();
-        applicant.join().await.unwrap();
+        let registration = server.direct_applicant();
+        registration.join().await.unwrap();
         server.seen();
         let mut registry = Registry::default();
-        applicant.balancer.register_metrics(&mut registry);
+        registration.balancer.register_metrics(&mut registry);
         let metrics = Metrics {
             registry: Arc::new(registry),
             address: [127, 0, 0, 1].into(),
-            dir: applicant.dir,
+            dir: registration.dir,
             supervisor: server.supervisor(),
         };
         let (known, renewed) = (watch::Sender::new(None), watch::Sender::new(()));

@@ -1,6 +1,6 @@
 //! The table of flags as data, for tools that check configurations before a machine has them.
 
-use super::{Flag, Kind, Refusal, Role, Standing};
+use super::{Flag, FlagSupport, Kind, Refusal, Role};
 
 /// One flag, as the NixOS module knows it.
 #[derive(Debug, Clone, Copy)]
@@ -26,14 +26,14 @@ pub struct CatalogueEntry {
 /// Every flag of `role`, in the order of the help.
 pub fn catalogue(role: Role) -> impl Iterator<Item = CatalogueEntry> {
     Flag::of(role).map(|flag| {
-        let (refused_values, refusal) = match flag.standing {
-            Standing::Unserved(refusal) => (&[][..], Some(refusal)),
-            Standing::UnservedValues(values, refusal) => (values, Some(refusal)),
-            Standing::Served
-            | Standing::Accepted(_)
-            | Standing::Renamed(_)
-            | Standing::Synonym(_)
-            | Standing::Deprecated(_) => (&[][..], None),
+        let (refused_values, refusal) = match flag.support {
+            FlagSupport::Unserved(refusal) => (&[][..], Some(refusal)),
+            FlagSupport::UnservedValues(values, refusal) => (values, Some(refusal)),
+            FlagSupport::Served
+            | FlagSupport::Accepted(_)
+            | FlagSupport::Renamed(_)
+            | FlagSupport::Synonym(_)
+            | FlagSupport::Deprecated(_) => (&[][..], None),
         };
         let kind = match flag.kind {
             Kind::Switch => "switch",

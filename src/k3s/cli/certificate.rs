@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
-use k3s_pki::{Listed, NotListed, Service, Standing, set_aside};
+use k3s_pki::{Listed, NotListed, Service, Validity, set_aside};
 use k3s_server::PinnedTokens;
 
 use super::{
@@ -160,11 +160,11 @@ fn sentences(listed: &[Listed], now: SystemTime) -> String {
     let sentence = |listed: &Listed| {
         let what = format!("{}: certificate {} ({})", file_name(&listed.path), listed.subject, listed.usages.join(","));
         let ends = time(listed.not_after);
-        match listed.standing(now) {
-            Standing::Good => format!("{what} is ok, expires at {ends}\n"),
-            Standing::EndsSoon => format!("{what} will expire within 120 days at {ends}\n"),
-            Standing::Ended => format!("{what} expired at {ends}\n"),
-            Standing::NotYetValid => format!("{what} is not valid before {}\n", time(listed.not_before)),
+        match listed.validity(now) {
+            Validity::Good => format!("{what} is ok, expires at {ends}\n"),
+            Validity::EndsSoon => format!("{what} will expire within 120 days at {ends}\n"),
+            Validity::Ended => format!("{what} expired at {ends}\n"),
+            Validity::NotYetValid => format!("{what} is not valid before {}\n", time(listed.not_before)),
         }
     };
     listed.iter().map(sentence).collect()
@@ -179,7 +179,7 @@ fn table(listed: &[Listed], now: SystemTime) -> String {
             listed.usages.join(","),
             time(listed.not_after),
             duration::short(residual(listed, now)),
-            listed.standing(now).to_string(),
+            listed.validity(now).to_string(),
         ]
     };
     output::table(std::iter::once(header).chain(listed.iter().map(row)))
@@ -187,8 +187,8 @@ fn table(listed: &[Listed], now: SystemTime) -> String {
 
 /// k3s' names and units: nanoseconds of the rest of its life.
 fn in_full(listed: &Listed, now: SystemTime) -> serde_json::Value {
-    let standing = listed.standing(now);
-    let expiry = if standing == Standing::NotYetValid { listed.not_before } else { listed.not_after };
+    let validity = listed.validity(now);
+    let expiry = if validity == Validity::NotYetValid { listed.not_before } else { listed.not_after };
     let nanoseconds = i64::try_from(residual(listed, now).as_nanos()).unwrap_or(i64::MAX);
     serde_json::json!({
         "Filename": file_name(&listed.path),
@@ -197,7 +197,7 @@ fn in_full(listed: &Listed, now: SystemTime) -> serde_json::Value {
         "Usages": listed.usages,
         "ExpiryTime": time(expiry),
         "ResidualTime": nanoseconds,
-        "Status": standing.to_string(),
+        "Status": validity.to_string(),
     })
 }
 

@@ -10,9 +10,9 @@
 //! Names, form, sealing and rules are k3s' (`pkg/bootstrap`, `pkg/cluster`): either program reads what the other wrote.
 
 mod authorities;
-mod claim;
 mod files;
 mod form;
+mod init_lock;
 mod reconcile;
 mod seal;
 mod store;
@@ -23,9 +23,9 @@ use k3s_datastore::ClientError;
 use k3s_files::FileError;
 
 pub(crate) use authorities::{NotReplaced, from_folder, with_authorities};
-pub(crate) use claim::claim;
 pub(crate) use files::{differs, from_disk, set_accounts, set_aside};
 pub(crate) use form::BootstrapData;
+pub(crate) use init_lock::acquire_init_lock;
 pub(crate) use reconcile::{Precedence, reconcile};
 pub(crate) use seal::{PREFIX, token_hash};
 pub(crate) use store::{Found, find, keep_only, load, save, save_beside, stored_or};

@@ -25,7 +25,7 @@ pub(crate) enum Precedence {
 
 /// How a file on the disk relates to the stored one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum FileState {
     Same,
     Missing,
     /// Emptied by a power cut: it tells nothing, whatever its time.
@@ -34,7 +34,7 @@ enum Standing {
     Newer,
 }
 
-impl Standing {
+impl FileState {
     fn of(stored: &File, on_disk: Option<&File>) -> Self {
         match on_disk {
             None => Self::Missing,
@@ -56,13 +56,13 @@ pub(crate) fn reconcile(stored: &BootstrapData, server: &Path, precedence: Prece
     let mut differing = false;
     let (mut newer, mut replaced) = (Vec::new(), Vec::new());
     for (path, file) in &files {
-        let standing = Standing::of(file, files::read(path)?.as_ref());
-        differing |= standing != Standing::Same;
-        match standing {
-            Standing::Same => {}
-            Standing::Newer if !is_new && precedence == Precedence::Undecided => newer.push(path.clone()),
-            Standing::Missing if is_new => {}
-            Standing::Missing | Standing::Torn | Standing::Older | Standing::Newer => {
+        let state = FileState::of(file, files::read(path)?.as_ref());
+        differing |= state != FileState::Same;
+        match state {
+            FileState::Same => {}
+            FileState::Newer if !is_new && precedence == Precedence::Undecided => newer.push(path.clone()),
+            FileState::Missing if is_new => {}
+            FileState::Missing | FileState::Torn | FileState::Older | FileState::Newer => {
                 replaced.push(path.display().to_string());
             }
         }

@@ -12,9 +12,9 @@ use super::headers::has_bearer_token;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Caller<'a> {
     /// We verified the client's certificate and vouch for it.
-    Vouched(&'a ClientIdentity),
+    RequestHeader(&'a ClientIdentity),
     /// On the request's own word: a token, or nothing.
-    Own,
+    Passthrough,
 }
 
 impl<'a> Caller<'a> {
@@ -24,9 +24,9 @@ impl<'a> Caller<'a> {
     /// not leaves the word to the token, and without a token the request is refused; one that names no user counts as none.
     pub(super) fn of(peer: &'a Peer, headers: &HeaderMap, now: SystemTime) -> Result<Self, Rejection> {
         match peer.identity(now) {
-            Ok(identity) => Ok(Self::Vouched(identity)),
-            Err(Rejection::None | Rejection::NoUser) => Ok(Self::Own),
-            Err(_) if has_bearer_token(headers) => Ok(Self::Own),
+            Ok(identity) => Ok(Self::RequestHeader(identity)),
+            Err(Rejection::None | Rejection::NoUser) => Ok(Self::Passthrough),
+            Err(_) if has_bearer_token(headers) => Ok(Self::Passthrough),
             Err(rejection) => Err(rejection),
         }
     }
@@ -60,7 +60,7 @@ mod tests {
         let ca = Ca::new("client-ca");
         let peer = peer(&ca, Some(&ca.client("jane", Some("dev"))));
         for headers in [HeaderMap::new(), token()] {
-            let Caller::Vouched(identity) = Caller::of(&peer, &headers, SystemTime::now()).unwrap() else {
+            let Caller::RequestHeader(identity) = Caller::of(&peer, &headers, SystemTime::now()).unwrap() else {
                 panic!("vouched for");
             };
             assert_eq!(identity.user, "jane");
@@ -85,14 +85,14 @@ mod tests {
         let peer = peer(&ca, Some(&foreign.client("system:admin", Some("system:masters"))));
         let now = SystemTime::now();
         assert_eq!(Caller::of(&peer, &HeaderMap::new(), now), Err(Rejection::UnknownAuthority));
-        assert_eq!(Caller::of(&peer, &token(), now), Ok(Caller::Own));
+        assert_eq!(Caller::of(&peer, &token(), now), Ok(Caller::Passthrough));
     }
 
     #[test]
     fn without_a_certificate_that_names_somebody_the_request_speaks_for_itself() {
         let ca = Ca::new("client-ca");
         for peer in [peer(&ca, None), peer(&ca, Some(&ca.client("", Some("system:masters"))))] {
-            assert_eq!(Caller::of(&peer, &HeaderMap::new(), SystemTime::now()), Ok(Caller::Own));
+            assert_eq!(Caller::of(&peer, &HeaderMap::new(), SystemTime::now()), Ok(Caller::Passthrough));
         }
     }
 }

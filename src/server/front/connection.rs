@@ -24,8 +24,8 @@ use tracing::debug;
 use super::{
     abuse::Abuse,
     body::{self, Body},
+    coalescing::CoalescingWriter,
     gateway::Gateway,
-    gathered::Gathered,
     status::Status,
     tasks::Tasks,
 };
@@ -110,7 +110,7 @@ pub(super) async fn serve(stream: TcpStream, address: SocketAddr, place: Place, 
     let clock = (&client.peer, protocol, &*client.requests);
     let ended = match protocol {
         Protocol::Http2 => {
-            let connection = Gathered::new(stream).drive(|io| {
+            let connection = CoalescingWriter::new(stream).drive(|io| {
                 http2::Builder::new(context.tasks.clone())
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(STREAM_WINDOW)

@@ -126,7 +126,7 @@ impl Gateway {
         // The client's `100 Continue` comes from us, when we begin to read the body.
         map.remove(header::EXPECT);
         headers::append_forwarded_for(map, peer.address.ip());
-        if let Caller::Vouched(identity) = caller {
+        if let Caller::RequestHeader(identity) = caller {
             headers::set_identity(map, identity).map_err(|why| Status::unauthorized(why.to_string()))?;
         }
         let Asking { party, trial, place } = asking;
@@ -149,12 +149,12 @@ impl Gateway {
     /// For whom kube-apiserver is asked; `None` if it is not.
     fn asking(&self, caller: &Caller<'_>, headers: &HeaderMap, peer: &Peer) -> Result<Option<Asking<'_>>, Status> {
         let (party, trial, place) = match (caller, TokenDigest::of(headers)) {
-            (Caller::Vouched(identity), _) => (Party::of(identity), None, None),
-            (Caller::Own, Some(token)) => {
+            (Caller::RequestHeader(identity), _) => (Party::of(identity), None, None),
+            (Caller::Passthrough, Some(token)) => {
                 (Party::Token(token), Some(self.tokens.try_out(token, peer.address.ip())?), None)
             }
-            (Caller::Own, None) if self.unauthenticated == Unauthenticated::Refused => return Ok(None),
-            (Caller::Own, None) => {
+            (Caller::Passthrough, None) if self.unauthenticated == Unauthenticated::Refused => return Ok(None),
+            (Caller::Passthrough, None) => {
                 let place = self.anonymous.clone().try_acquire_owned();
                 let place =
                     place.map_err(|_| Status::too_many_requests("Too many requests, please try again later."))?;

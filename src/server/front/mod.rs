@@ -8,11 +8,11 @@
 mod abuse;
 mod body;
 mod caller;
+mod coalescing;
 mod connect;
 mod connection;
 mod connector;
 mod gateway;
-mod gathered;
 mod headers;
 mod listener;
 mod metrics;

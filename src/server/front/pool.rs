@@ -34,8 +34,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     body::{self, Body},
+    coalescing::{CoalescingWriter, Driver},
     connector::{Connector, Unreachable},
-    gathered::{Driver, Gathered},
     paced::{Awaited, Paced},
     party::Party,
     slots::{Ending, Exhausted, Id, LIMIT, Slots},
@@ -114,7 +114,7 @@ struct Open {
 /// What drives a connection.
 type Driven = Connection<TokioIo<Io>, Body, Driver<TlsStream<Paced<TcpStream>>>>;
 /// What it reads and writes.
-type Io = Gathered<TlsStream<Paced<TcpStream>>>;
+type Io = CoalescingWriter<TlsStream<Paced<TcpStream>>>;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -317,7 +317,7 @@ impl Shared {
     async fn open(&self, connector: &Connector) -> Result<(Open, Driven), Unreachable> {
         let stream = connector.http2().await?;
         let awaited = stream.get_ref().0.awaited();
-        let io = Gathered::new(stream);
+        let io = CoalescingWriter::new(stream);
         let (sender, connection) = http2::Builder::new(io.driver(self.tasks.clone()))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -57,7 +57,7 @@ use super::{
 };
 use crate::{
     NodeDialer,
-    core::{Core, CoreSender},
+    admin_client::{AdminClient, AdminClientSender},
     node_passwords::{NodePasswords, OwnNode},
     routes::{Cluster, Reserved, Routes},
     token::ServerToken,
@@ -208,7 +208,7 @@ struct Shared {
 struct Running {
     accepting: JoinHandle<()>,
     tasks: Tasks,
-    goodbye: CancellationToken,
+    goaway: CancellationToken,
 }
 
 impl ApiServer {
@@ -224,10 +224,10 @@ impl ApiServer {
         server
     }
 
-    /// Says goodbye on every connection (GOAWAY): what runs goes on, nothing new is taken there.
-    pub(crate) fn say_goodbye(&mut self) {
+    /// Sends GOAWAY on every connection: what runs goes on, nothing new is taken there.
+    pub(crate) fn send_goaway(&mut self) {
         let running = self.running.as_mut().unwrap();
-        std::mem::take(&mut running.goodbye).cancel();
+        std::mem::take(&mut running.goaway).cancel();
     }
 
     /// Breaks every connection off and is not there any more.
@@ -273,19 +273,19 @@ impl ApiServer {
     }
 
     fn run(&mut self, listener: TcpListener) {
-        let (tasks, goodbye) = (Tasks::default(), CancellationToken::new());
+        let (tasks, goaway) = (Tasks::default(), CancellationToken::new());
         let (acceptor, shared, spawner, token) =
-            (self.acceptor.clone(), self.shared.clone(), tasks.clone(), Mutex::new(goodbye.clone()));
+            (self.acceptor.clone(), self.shared.clone(), tasks.clone(), Mutex::new(goaway.clone()));
         let accepting = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let Ok(stream) = acceptor.accept(stream).await else { continue };
-                let goodbye = token.lock().unwrap().clone();
+                let goaway = token.lock().unwrap().clone();
                 let connection = shared.connections.fetch_add(1, Ordering::SeqCst);
-                spawner.spawn(Self::connection(stream, connection, shared.clone(), spawner.clone(), goodbye));
+                spawner.spawn(Self::connection(stream, connection, shared.clone(), spawner.clone(), goaway));
             }
         });
-        self.running = Some(Running { accepting, tasks, goodbye });
+        self.running = Some(Running { accepting, tasks, goaway });
     }
 
     async fn connection(
@@ -293,7 +293,7 @@ impl ApiServer {
         connection: usize,
         shared: Arc<Shared>,
         tasks: Tasks,
-        goodbye: CancellationToken,
+        goaway: CancellationToken,
     ) {
         let session = stream.get_ref().1;
         let trusted = session.peer_certificates().is_some();
@@ -322,7 +322,7 @@ impl ApiServer {
                     .max_concurrent_streams(100)
                     .serve_connection(io, service)
             );
-            let ended = goodbye.run_until_cancelled(connection.as_mut()).await;
+            let ended = goaway.run_until_cancelled(connection.as_mut()).await;
             if ended.is_none() {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
@@ -456,7 +456,7 @@ pub(crate) struct Setup {
     pub(crate) serving: JoinHandle<()>,
     /// `<data>/server`
     pub(crate) server_dir: tempfile::TempDir,
-    _core: CoreSender,
+    _core: AdminClientSender,
     pub(crate) datastore: Datastore,
     _end: DropGuard,
 }
@@ -487,14 +487,14 @@ impl Setup {
         let pki = Arc::new(ServerPki::ensure(server_dir.path(), &server_request()).unwrap());
         TokenFiles::ensure(server_dir.path(), Some(TOKEN), Some(AGENT_TOKEN), pki.server_ca.bundle()).unwrap();
         let datastore = Datastore::open(Options::new(server_dir.path().join("state.db"))).await.unwrap();
-        let (core_sender, core) = Core::pending();
+        let (admin_client_sender, admin_client) = AdminClient::pending();
         let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD), lost: None };
         let (ready, is_ready) = watch::channel(true);
         let routes = Routes::new(Cluster {
             server_dir: server_dir.path().to_owned(),
             pki: pki.clone(),
-            node_passwords: Arc::new(NodePasswords::new(core.clone(), Some(own_node))),
-            core,
+            node_passwords: Arc::new(NodePasswords::new(admin_client.clone(), Some(own_node))),
+            admin_client,
             reserved: Reserved {
                 own_node: Some("server".into()),
                 server: ["192.0.2.1", "api.example.com", "*.api.example.com"].map(|san| san.parse().unwrap()).into(),
@@ -540,7 +540,7 @@ impl Setup {
             shutdown,
             serving,
             server_dir,
-            _core: core_sender,
+            _core: admin_client_sender,
             datastore,
             _end,
         }

@@ -368,7 +368,7 @@ async fn after_goodbye_new_requests_take_a_new_connection_and_old_ones_go_on() {
     let client = setup.http2(Some(&setup.jane)).await;
     let (sender, body) = channel();
     let mut running = client.send(Request::put("https://front.test/echo").body(body).unwrap()).await;
-    setup.api.say_goodbye();
+    setup.api.send_goaway();
     for _ in 0..3 {
         assert_eq!(text(client.get("/api").await).await, "ok");
     }

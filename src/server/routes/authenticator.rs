@@ -15,7 +15,7 @@ use super::{
     guesses::Guesses,
 };
 use crate::{
-    core::Core,
+    admin_client::AdminClient,
     front::{Peer, Status},
 };
 
@@ -25,14 +25,14 @@ pub(super) struct Authenticator {
     accounts: Accounts,
     bootstrap_tokens: BootstrapTokens,
     guesses: Arc<Guesses>,
-    core: Core,
+    admin_client: AdminClient,
 }
 
 impl Authenticator {
-    pub(super) fn new(passwd: PathBuf, core: Core) -> Self {
+    pub(super) fn new(passwd: PathBuf, admin_client: AdminClient) -> Self {
         let guesses = Arc::new(Guesses::new());
         let accounts = Accounts::new(passwd, guesses.clone());
-        Self { accounts, bootstrap_tokens: BootstrapTokens::new(), guesses, core }
+        Self { accounts, bootstrap_tokens: BootstrapTokens::new(), guesses, admin_client }
     }
 
     /// Who asks, if it is in one of `groups`. As in k3s: whoever brings nothing is refused like one who may not (403); whoever brings
@@ -81,7 +81,7 @@ impl Authenticator {
     }
 
     async fn bootstrap(&self, token: &BootstrapToken, peer: &Peer) -> Result<Option<Caller>, Status> {
-        let client = self.core.client()?;
+        let client = self.admin_client.client()?;
         let guess = self.guesses.begin(peer.address.ip())?;
         let checked = self.bootstrap_tokens.log_in(client, token).await;
         if !matches!(checked, Ok(None)) {

@@ -8,13 +8,13 @@ use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
 use super::{caller::Caller, neighbours::Neighbours, node_claim::NodeClaim, reserved::Reserved, table::Wanted};
-use crate::{core::Core, front::Status, node_passwords::NodePasswords};
+use crate::{admin_client::AdminClient, front::Status, node_passwords::NodePasswords};
 
 /// Signs for nodes whose claims hold.
 #[derive(Debug)]
 pub(super) struct Certificates {
     pub(super) pki: Arc<ServerPki>,
-    pub(super) core: Core,
+    pub(super) admin_client: AdminClient,
     pub(super) node_passwords: Arc<NodePasswords>,
     pub(super) reserved: Reserved,
     pub(super) neighbours: Neighbours,
@@ -50,7 +50,7 @@ impl Certificates {
         if let Some(claim) = &claim {
             self.reserved.check(claim)?;
             // Without the API only the server's own node is admitted below.
-            if let Ok(client) = self.core.client() {
+            if let Ok(client) = self.admin_client.client() {
                 self.neighbours.check(&client, claim, asked.from).await?;
             }
             self.node_passwords.admit(asked.caller, claim).await?;

@@ -1,7 +1,7 @@
 //! What the server answers itself: `/cacerts`, `/ping`, `/static/*`, and the supervisor API that nodes join by.
 //!
 //! ```text
-//! path ─► door (`table.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
+//! path ─► access (`table.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
 //!           none: kube-apiserver's    401, 403                       405       429
 //! ```
 
@@ -36,9 +36,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     Error,
+    admin_client::AdminClient,
     authorities::{self, ReplaceError},
     bootstrap_data::BootstrapData,
-    core::Core,
     front::{Body, Peer, Status, empty, full},
     node_passwords::NodePasswords,
     token::ServerToken,
@@ -48,7 +48,7 @@ use certificates::{Asked, Certificates};
 use in_flight::InFlight;
 use neighbours::Neighbours;
 use static_files::StaticFiles;
-use table::{Door, ForNodes, ForServers, NODES, Open, SERVERS};
+use table::{AccessPolicy, ForNodes, ForServers, NODES, Open, SERVERS};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use authorization::Authorization;
@@ -74,7 +74,7 @@ pub struct Cluster {
     /// Signs nodes' certificates.
     pub pki: Arc<ServerPki>,
     /// The API.
-    pub core: Core,
+    pub admin_client: AdminClient,
     /// Checks nodes' names.
     pub node_passwords: Arc<NodePasswords>,
     /// What no node can have.
@@ -93,7 +93,7 @@ pub struct Routes {
     authenticator: Authenticator,
     in_flight: InFlight,
     certificates: Certificates,
-    core: Core,
+    admin_client: AdminClient,
     token: Arc<ServerToken>,
     config: Bytes,
 }
@@ -101,19 +101,19 @@ pub struct Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, core, node_passwords, reserved, token, config } = cluster;
+        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, config } = cluster;
         Self {
             static_files: StaticFiles::new(server_dir.join("static")),
-            authenticator: Authenticator::new(server_dir.join("cred/passwd"), core.clone()),
+            authenticator: Authenticator::new(server_dir.join("cred/passwd"), admin_client.clone()),
             in_flight: InFlight::new(),
             certificates: Certificates {
                 pki,
-                core: core.clone(),
+                admin_client: admin_client.clone(),
                 node_passwords,
                 reserved,
                 neighbours: Neighbours::default(),
             },
-            core,
+            admin_client,
             token,
             config: line(&config),
             server_dir,
@@ -142,14 +142,14 @@ impl Routes {
         request: &mut Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
-        match &route.door {
-            Door::Open(open) => self.answer_everybody(*open, route, request, peer).await,
-            Door::Servers(methods, asked) => {
+        match &route.access {
+            AccessPolicy::Open(open) => self.answer_everybody(*open, route, request, peer).await,
+            AccessPolicy::Servers(methods, asked) => {
                 self.admit(SERVERS, request.headers(), peer).await?;
                 allow(methods, request.method())?;
                 self.answer_server(*asked, request, peer).await
             }
-            Door::Nodes(methods, asked) => {
+            AccessPolicy::Nodes(methods, asked) => {
                 let caller = self.admit(NODES, request.headers(), peer).await?;
                 allow(methods, request.method())?;
                 let _place = self.in_flight.begin(request.method())?;
@@ -189,7 +189,7 @@ impl Routes {
             }
             ForServers::EncryptionStatus => self.encryption_status(),
             ForServers::EncryptionConfig => {
-                self.core.client()?;
+                self.admin_client.client()?;
                 Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
             }
             ForServers::RotateToken => self.rotate_token(read(request.body_mut(), LONGEST_BODY).await?).await,
@@ -218,10 +218,10 @@ impl Routes {
             ForNodes::ServerCa => self.file("tls/server-ca.crt").await,
             ForNodes::Config => Ok(document(self.config.clone())),
             ForNodes::ApiServers => {
-                let addresses = api_servers::list(self.core.client().ok()).await;
+                let addresses = api_servers::list(self.admin_client.client().ok()).await;
                 Ok(document(line(&addresses.iter().map(ToString::to_string).collect())))
             }
-            ForNodes::Ready => self.core.client().map(|_| text("ok")),
+            ForNodes::Ready => self.admin_client.client().map(|_| text("ok")),
         }
     }
 

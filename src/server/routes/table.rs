@@ -8,12 +8,12 @@ use super::caller::Group;
 #[derive(Debug)]
 pub(crate) struct Route {
     path: &'static str,
-    pub(super) door: Door,
+    pub(super) access: AccessPolicy,
 }
 
 /// Who may ask, how, and for what.
 #[derive(Debug)]
-pub(super) enum Door {
+pub(super) enum AccessPolicy {
     /// Everybody, by any method.
     Open(Open),
     /// Other servers, and commands on servers.
@@ -60,9 +60,9 @@ pub(super) enum Wanted {
     ClientK3sController,
 }
 
-/// Whom the door of servers opens for.
+/// Whom the access of servers opens for.
 pub(super) const SERVERS: &[Group] = &[Group::Server];
-/// Whom the door of nodes opens for. Servers are none: their own nodes come with nodes' credentials.
+/// Whom the access of nodes opens for. Servers are none: their own nodes come with nodes' credentials.
 pub(super) const NODES: &[Group] = &[Group::Agent, Group::Nodes, Group::Bootstrappers];
 
 impl Route {
@@ -86,29 +86,32 @@ const READ: &[Method] = &[Method::GET, Method::HEAD];
 const SIGN: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
 const PUT: &[Method] = &[Method::PUT];
 
-static STATIC: Route = route("/static/", Door::Open(Open::StaticFile));
+static STATIC: Route = route("/static/", AccessPolicy::Open(Open::StaticFile));
 
 static ROUTES: [Route; 16] = [
-    route("/ping", Door::Open(Open::Ping)),
-    route("/cacerts", Door::Open(Open::Authority)),
-    route("/v1-k3s/encrypt/status", Door::Servers(READ, ForServers::EncryptionStatus)),
-    route("/v1-k3s/encrypt/config", Door::Servers(PUT, ForServers::EncryptionConfig)),
-    route("/v1-k3s/cert/cacerts", Door::Servers(PUT, ForServers::ReplaceAuthorities)),
-    route("/v1-k3s/server-bootstrap", Door::Servers(READ, ForServers::Bootstrap)),
-    route("/v1-k3s/token", Door::Servers(PUT, ForServers::RotateToken)),
-    route("/v1-k3s/serving-kubelet.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ServingKubelet))),
-    route("/v1-k3s/client-kubelet.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubelet))),
-    route("/v1-k3s/client-kube-proxy.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubeProxy))),
-    route("/v1-k3s/client-k3s-controller.crt", Door::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientK3sController))),
-    route("/v1-k3s/client-ca.crt", Door::Nodes(READ, ForNodes::ClientCa)),
-    route("/v1-k3s/server-ca.crt", Door::Nodes(READ, ForNodes::ServerCa)),
-    route("/v1-k3s/apiservers", Door::Nodes(READ, ForNodes::ApiServers)),
-    route("/v1-k3s/config", Door::Nodes(READ, ForNodes::Config)),
-    route("/v1-k3s/readyz", Door::Nodes(READ, ForNodes::Ready)),
+    route("/ping", AccessPolicy::Open(Open::Ping)),
+    route("/cacerts", AccessPolicy::Open(Open::Authority)),
+    route("/v1-k3s/encrypt/status", AccessPolicy::Servers(READ, ForServers::EncryptionStatus)),
+    route("/v1-k3s/encrypt/config", AccessPolicy::Servers(PUT, ForServers::EncryptionConfig)),
+    route("/v1-k3s/cert/cacerts", AccessPolicy::Servers(PUT, ForServers::ReplaceAuthorities)),
+    route("/v1-k3s/server-bootstrap", AccessPolicy::Servers(READ, ForServers::Bootstrap)),
+    route("/v1-k3s/token", AccessPolicy::Servers(PUT, ForServers::RotateToken)),
+    route("/v1-k3s/serving-kubelet.crt", AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ServingKubelet))),
+    route("/v1-k3s/client-kubelet.crt", AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubelet))),
+    route("/v1-k3s/client-kube-proxy.crt", AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubeProxy))),
+    route(
+        "/v1-k3s/client-k3s-controller.crt",
+        AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientK3sController)),
+    ),
+    route("/v1-k3s/client-ca.crt", AccessPolicy::Nodes(READ, ForNodes::ClientCa)),
+    route("/v1-k3s/server-ca.crt", AccessPolicy::Nodes(READ, ForNodes::ServerCa)),
+    route("/v1-k3s/apiservers", AccessPolicy::Nodes(READ, ForNodes::ApiServers)),
+    route("/v1-k3s/config", AccessPolicy::Nodes(READ, ForNodes::Config)),
+    route("/v1-k3s/readyz", AccessPolicy::Nodes(READ, ForNodes::Ready)),
 ];
 
-const fn route(path: &'static str, door: Door) -> Route {
-    Route { path, door }
+const fn route(path: &'static str, access: AccessPolicy) -> Route {
+    Route { path, access }
 }
 
 #[cfg(test)]

@@ -207,7 +207,7 @@ impl Batch {
 
     fn push(&mut self, line: &[u8], sinks: &[Sink], words: &mut LastWords) {
         let priority = Priority::of(line);
-        words.hear(line, priority);
+        words.scan(line, priority);
         self.lines += 1;
         for (sink, text) in sinks.iter().zip(&mut self.texts) {
             sink.format.write(priority, line, text);
@@ -266,7 +266,7 @@ struct LastWords {
 impl LastWords {
     const LONGEST: usize = 512;
 
-    fn hear(&mut self, line: &[u8], priority: Priority) {
+    fn scan(&mut self, line: &[u8], priority: Priority) {
         let is_error = priority <= Priority::Error;
         if line.trim_ascii().is_empty() || (self.is_error && !is_error) {
             return;

@@ -9,16 +9,16 @@ use crate::front::Status;
 
 /// Where a client appears once there is one, with the rights of `system:masters`. k3s calls this moment "runtime core ready".
 #[derive(Clone)]
-pub struct Core(watch::Receiver<Option<Client>>);
+pub struct AdminClient(watch::Receiver<Option<Client>>);
 
 /// Makes it appear.
-pub struct CoreSender(watch::Sender<Option<Client>>);
+pub struct AdminClientSender(watch::Sender<Option<Client>>);
 
-impl Core {
+impl AdminClient {
     /// Both ends; nothing is there yet.
-    pub fn pending() -> (CoreSender, Self) {
+    pub fn pending() -> (AdminClientSender, Self) {
         let (sender, receiver) = watch::channel(None);
-        (CoreSender(sender), Self(receiver))
+        (AdminClientSender(sender), Self(receiver))
     }
 
     /// The client, or what is answered while there is none.
@@ -32,15 +32,15 @@ impl Core {
     }
 }
 
-impl CoreSender {
+impl AdminClientSender {
     /// There it is.
     pub fn send(&self, client: Client) {
         self.0.send_replace(Some(client));
     }
 }
 
-impl fmt::Debug for Core {
+impl fmt::Debug for AdminClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Core").field(&self.0.borrow().is_some()).finish()
+        f.debug_tuple("AdminClient").field(&self.0.borrow().is_some()).finish()
     }
 }

@@ -18,7 +18,7 @@ const TIMELINE_CAP: usize = 256;
 
 /// The facts, and who waits for a change of them.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct StatusStore {
     facts: watch::Sender<Facts>,
     headline: watch::Sender<String>,
 }
@@ -57,7 +57,7 @@ pub(crate) enum GateState {
     Failed { why: String },
 }
 
-impl Board {
+impl StatusStore {
     pub(crate) fn new() -> Self {
         let facts = Facts {
             began: Instant::now(),
@@ -391,8 +391,8 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn headline(board: &Board) -> String {
-        board.watch_headline().borrow().clone()
+    fn headline(store: &StatusStore) -> String {
+        store.watch_headline().borrow().clone()
     }
 
     fn closed(text: &str) -> GateState {
@@ -401,54 +401,54 @@ mod tests {
 
     #[test]
     fn the_headline_names_what_all_wait_for_and_not_those_who_wait() {
-        let board = Board::new();
-        assert_eq!(headline(&board), "Nothing is started yet.");
-        board.add_gate("images");
-        board.add_program(&Program { after: vec!["images".into()], ..Program::example("kubelet", "true") });
-        assert_eq!(headline(&board), "Starting: waiting for images.");
-        board.set_gate("images", closed("importing 2 of 3"));
-        assert_eq!(headline(&board), "Starting: waiting for images (importing 2 of 3).");
-        assert_eq!(board.watch().borrow().status("").components[0].waiting_for.as_deref(), Some("images"));
+        let store = StatusStore::new();
+        assert_eq!(headline(&store), "Nothing is started yet.");
+        store.add_gate("images");
+        store.add_program(&Program { after: vec!["images".into()], ..Program::example("kubelet", "true") });
+        assert_eq!(headline(&store), "Starting: waiting for images.");
+        store.set_gate("images", closed("importing 2 of 3"));
+        assert_eq!(headline(&store), "Starting: waiting for images (importing 2 of 3).");
+        assert_eq!(store.watch().borrow().status("").components[0].waiting_for.as_deref(), Some("images"));
 
-        board.set_gate("images", GateState::Open);
-        board.set_state("kubelet", State::Starting);
-        board.set_note("kubelet", "connection refused".into());
-        assert_eq!(headline(&board), "Starting: waiting for kubelet (connection refused).");
-        board.set_state("kubelet", State::Ready);
-        assert_eq!(headline(&board), "All components are ready.");
-        board.warn("forward", "The FORWARD chain's policy is DROP.".into());
-        assert_eq!(headline(&board), "All components are ready. There is 1 warning.");
-        board.clear("forward");
+        store.set_gate("images", GateState::Open);
+        store.set_state("kubelet", State::Starting);
+        store.set_note("kubelet", "connection refused".into());
+        assert_eq!(headline(&store), "Starting: waiting for kubelet (connection refused).");
+        store.set_state("kubelet", State::Ready);
+        assert_eq!(headline(&store), "All components are ready.");
+        store.warn("forward", "The FORWARD chain's policy is DROP.".into());
+        assert_eq!(headline(&store), "All components are ready. There is 1 warning.");
+        store.clear("forward");
 
-        board.set_note("kubelet", "exited with 1".into());
-        board.set_state("kubelet", State::Backoff);
-        assert_eq!(headline(&board), "Degraded: kubelet (exited with 1).");
-        board.set_stopping();
-        assert_eq!(headline(&board), "Stopping: waiting for kubelet.");
-        board.set_state("kubelet", State::Stopped);
-        assert_eq!(headline(&board), "Stopped.");
+        store.set_note("kubelet", "exited with 1".into());
+        store.set_state("kubelet", State::Backoff);
+        assert_eq!(headline(&store), "Degraded: kubelet (exited with 1).");
+        store.set_stopping();
+        assert_eq!(headline(&store), "Stopping: waiting for kubelet.");
+        store.set_state("kubelet", State::Stopped);
+        assert_eq!(headline(&store), "Stopped.");
     }
 
     #[test]
     fn an_open_gate_stays_open_and_a_failed_one_may_open() {
-        let board = Board::new();
-        board.add_gate("datastore");
-        board.set_gate("datastore", GateState::Failed { why: "the file is locked".into() });
-        assert_eq!(board.watch().borrow().failure("datastore"), Some("the file is locked"));
-        assert_eq!(headline(&board), "Degraded: datastore (the file is locked).");
-        board.set_gate("datastore", GateState::Open);
-        board.set_gate("datastore", closed("nothing"));
-        assert!(board.watch().borrow().was_ready("datastore"));
+        let store = StatusStore::new();
+        store.add_gate("datastore");
+        store.set_gate("datastore", GateState::Failed { why: "the file is locked".into() });
+        assert_eq!(store.watch().borrow().failure("datastore"), Some("the file is locked"));
+        assert_eq!(headline(&store), "Degraded: datastore (the file is locked).");
+        store.set_gate("datastore", GateState::Open);
+        store.set_gate("datastore", closed("nothing"));
+        assert!(store.watch().borrow().was_ready("datastore"));
     }
 
     #[test]
     fn the_timeline_ends_with_the_first_readiness() {
-        let board = Board::new();
-        board.add_program(&Program::example("kubelet", "true"));
+        let store = StatusStore::new();
+        store.add_program(&Program::example("kubelet", "true"));
         for state in [State::Starting, State::Ready, State::Backoff, State::Starting, State::Ready] {
-            board.set_state("kubelet", state);
+            store.set_state("kubelet", state);
         }
-        let status = board.watch().borrow().status("");
+        let status = store.watch().borrow().status("");
         let seen: Vec<_> = status.timeline.iter().map(|moment| moment.what.as_str()).collect();
         assert_eq!(seen, ["starting", "ready"]);
     }

@@ -22,12 +22,12 @@ use super::{
 
 /// How often a lock of another server's is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// After so many looks at the same lock, its owner is taken for gone: keys and certificates are made in less.
+/// After so many polls at the same lock, its owner is taken for gone: keys and certificates are made in less.
 const PATIENCE: u32 = 30;
 
 /// What a server that finds no bootstrap data does next.
 #[derive(Debug, PartialEq, Eq)]
-enum Turn<'a> {
+enum LockState<'a> {
     /// Nobody was here: lock.
     Lock,
     /// Another server sets the cluster up.
@@ -38,11 +38,11 @@ enum Turn<'a> {
     OtherToken,
 }
 
-impl<'a> Turn<'a> {
-    /// `stored` are the keys of bootstrap data, all empty; the one that is ours has been seen `looks` times.
-    fn of(stored: &'a [Stored], own: &str, looks: u32) -> Self {
+impl<'a> LockState<'a> {
+    /// `stored` are the keys of bootstrap data, all empty; the one that is ours has been seen `polls` times.
+    fn of(stored: &'a [Stored], own: &str, polls: u32) -> Self {
         match stored.iter().find(|stored| stored.key == own.as_bytes()) {
-            Some(lock) if looks >= PATIENCE => Self::Break(lock),
+            Some(lock) if polls >= PATIENCE => Self::Break(lock),
             Some(_) => Self::Wait,
             None if stored.is_empty() => Self::Lock,
             None => Self::OtherToken,
@@ -51,34 +51,34 @@ impl<'a> Turn<'a> {
 }
 
 /// Waits until the datastore holds bootstrap data, which it returns, or until it is for this server to make it: `None`.
-pub(crate) async fn claim(client: &Client, password: &Password) -> Result<Option<Found>, BootstrapError> {
+pub(crate) async fn acquire_init_lock(client: &Client, password: &Password) -> Result<Option<Found>, BootstrapError> {
     let own = storage_key(password.expose());
-    let mut looks = 0;
+    let mut polls = 0;
     loop {
         let stored = client.list(PREFIX).await?;
         if let Some(found) = store::find(&stored, Some(password), None)? {
             return Ok(Some(found));
         }
-        match Turn::of(&stored, &own, looks) {
-            Turn::Lock if lock(client, &own).await? => return Ok(None),
-            Turn::Lock => {}
-            Turn::Wait => {
-                if looks == 0 {
+        match LockState::of(&stored, &own, polls) {
+            LockState::Lock if lock(client, &own).await? => return Ok(None),
+            LockState::Lock => {}
+            LockState::Wait => {
+                if polls == 0 {
                     info!("Another server sets the cluster up; waiting for it.");
                 }
-                looks += 1;
+                polls += 1;
                 sleep(INTERVAL).await;
             }
-            Turn::Break(lock) => {
+            LockState::Break(lock) => {
                 warn!("The server that was to set the cluster up has not done so; this one does.");
                 match client.delete(&own, lock.modified).await {
                     // It has come to life, or somebody else was as impatient.
                     Err(ClientError::Changed(_)) => {}
                     deleted => deleted?,
                 }
-                looks = 0;
+                polls = 0;
             }
-            Turn::OtherToken => return Err(BootstrapError::OtherToken { sealed_by: store::hashes(&stored) }),
+            LockState::OtherToken => return Err(BootstrapError::OtherToken { sealed_by: store::hashes(&stored) }),
         }
     }
 }
@@ -115,14 +115,14 @@ mod tests {
             |key: &str, revision| Stored { key: key.to_owned().into(), value: "".into(), modified: Revision(revision) };
         let (own, other) = (at("/bootstrap/own", 1), at("/bootstrap/other", 2));
         let table = [
-            (vec![], 0, Turn::Lock),
-            (vec![own.clone()], 0, Turn::Wait),
-            (vec![own.clone(), other.clone()], PATIENCE - 1, Turn::Wait),
-            (vec![own.clone()], PATIENCE, Turn::Break(&own)),
-            (vec![other], 0, Turn::OtherToken),
+            (vec![], 0, LockState::Lock),
+            (vec![own.clone()], 0, LockState::Wait),
+            (vec![own.clone(), other.clone()], PATIENCE - 1, LockState::Wait),
+            (vec![own.clone()], PATIENCE, LockState::Break(&own)),
+            (vec![other], 0, LockState::OtherToken),
         ];
-        for (stored, looks, expected) in table {
-            assert_eq!(Turn::of(&stored, "/bootstrap/own", looks), expected, "{stored:?} {looks}");
+        for (stored, polls, expected) in table {
+            assert_eq!(LockState::of(&stored, "/bootstrap/own", polls), expected, "{stored:?} {polls}");
         }
     }
 
@@ -131,8 +131,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let datastore = Datastore::open(Options::new(directory.path().join("state.db"))).await.unwrap();
         let (client, token) = (datastore.client(), Password::new("s3cret"));
-        assert!(claim(&client, &token).await.unwrap().is_none());
-        let other = claim(&client, &Password::new("other")).await.unwrap_err();
+        assert!(acquire_init_lock(&client, &token).await.unwrap().is_none());
+        let other = acquire_init_lock(&client, &Password::new("other")).await.unwrap_err();
         assert!(matches!(other, BootstrapError::OtherToken { .. }), "{other}");
 
         let file = File { modified: "2026-01-02T03:04:05Z".parse().unwrap(), content: "ca".into() };
@@ -141,7 +141,7 @@ mod tests {
             sleep(3 * INTERVAL).await;
             save(&client, &token, data.clone(), None).await.unwrap();
         };
-        let (found, ()) = tokio::join!(claim(&client, &token), set_up);
+        let (found, ()) = tokio::join!(acquire_init_lock(&client, &token), set_up);
         assert_eq!(found.unwrap().unwrap().data, data);
         datastore.close().await.unwrap();
     }
@@ -151,8 +151,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let datastore = Datastore::open(Options::new(directory.path().join("state.db"))).await.unwrap();
         let (client, token) = (datastore.client(), Password::new("s3cret"));
-        assert!(claim(&client, &token).await.unwrap().is_none());
-        assert!(claim(&client, &token).await.unwrap().is_none(), "the lock is broken and taken");
+        assert!(acquire_init_lock(&client, &token).await.unwrap().is_none());
+        assert!(acquire_init_lock(&client, &token).await.unwrap().is_none(), "the lock is broken and taken");
         // The first one comes back and finds that the data is another's by now.
         save(&client, &token, BootstrapData::default(), None).await.unwrap();
         let late = save(&client, &token, BootstrapData::default(), None).await;

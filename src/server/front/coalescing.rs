@@ -21,14 +21,14 @@ const BUFFER: usize = 64 << 10;
 /// GOAWAY with ENHANCE_YOUR_CALM, and no word on which streams were seen.
 const ENHANCE_YOUR_CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\x0b";
 
-/// What a connection reads and writes. What it writes leaves at the end of a turn of its [`Turns`].
-pub(super) struct Gathered<S>(Arc<Mutex<Outbox<S>>>);
+/// What a connection reads and writes. What it writes leaves at the end of a turn of its [`FlushOnYield`].
+pub(super) struct CoalescingWriter<S>(Arc<Mutex<Outbox<S>>>);
 
-/// Drives a connection on a [`Gathered`] turn by turn.
+/// Drives a connection on a [`CoalescingWriter`] turn by turn.
 ///
 /// A turn begins when all the tasks have run that were ready when it was asked for: what they answer is part of it.
-pub(super) struct Turns<S, C> {
-    io: Gathered<S>,
+pub(super) struct FlushOnYield<S, C> {
+    io: CoalescingWriter<S>,
     connection: Pin<Box<C>>,
     asked_for: bool,
 }
@@ -37,7 +37,7 @@ pub(super) struct Turns<S, C> {
 pub(super) struct Driver<S> {
     tasks: Tasks,
     /// Until the connection has its task.
-    io: Arc<Mutex<Option<Gathered<S>>>>,
+    io: Arc<Mutex<Option<CoalescingWriter<S>>>>,
 }
 
 struct Outbox<S> {
@@ -49,13 +49,13 @@ struct Outbox<S> {
     failure: Option<io::Error>,
 }
 
-impl<S> Gathered<S> {
+impl<S> CoalescingWriter<S> {
     pub(super) fn new(stream: S) -> Self {
         Self(Arc::new(Mutex::new(Outbox { stream, buffer: Vec::new(), written: 0, failure: None })))
     }
 
     /// Drives what `connect` makes of this.
-    pub(super) fn drive<C>(self, connect: impl FnOnce(Self) -> C) -> Turns<S, C> {
+    pub(super) fn drive<C>(self, connect: impl FnOnce(Self) -> C) -> FlushOnYield<S, C> {
         let io = Self(self.0.clone());
         io.turns(connect(self))
     }
@@ -65,8 +65,8 @@ impl<S> Gathered<S> {
         Driver { tasks, io: Arc::new(Mutex::new(Some(Self(self.0.clone())))) }
     }
 
-    fn turns<C>(self, connection: C) -> Turns<S, C> {
-        Turns { io: self, connection: Box::pin(connection), asked_for: false }
+    fn turns<C>(self, connection: C) -> FlushOnYield<S, C> {
+        FlushOnYield { io: self, connection: Box::pin(connection), asked_for: false }
     }
 
     fn outbox(&self) -> MutexGuard<'_, Outbox<S>> {
@@ -74,20 +74,20 @@ impl<S> Gathered<S> {
     }
 }
 
-impl<S, C> Turns<S, C> {
+impl<S, C> FlushOnYield<S, C> {
     /// What is driven.
     pub(super) fn connection(&mut self) -> Pin<&mut C> {
         self.connection.as_mut()
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin, C> Turns<S, C> {
+impl<S: AsyncRead + AsyncWrite + Unpin, C> FlushOnYield<S, C> {
     /// Gives the connection up, and tells the client that it asked for too much (RFC 9113, 7). Returns when the client has heard it: it
     /// would not if the connection were closed while it still sends.
     ///
     /// Between turns all that was written is whole frames.
     pub(super) async fn enhance_your_calm(self: Pin<&mut Self>) -> io::Result<()> {
-        let mut io = Gathered(self.io.0.clone());
+        let mut io = CoalescingWriter(self.io.0.clone());
         io.outbox().buffer.extend_from_slice(ENHANCE_YOUR_CALM);
         io.shutdown().await?;
         let mut ignored = [0; 4096];
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, C> Turns<S, C> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, C: Future> Future for Turns<S, C> {
+impl<S: AsyncWrite + Unpin, C: Future> Future for FlushOnYield<S, C> {
     type Output = C::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
@@ -158,7 +158,7 @@ impl<S: AsyncWrite + Unpin> Outbox<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CoalescingWriter<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut outbox = self.outbox();
         match outbox.failure.take() {
@@ -168,7 +168,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CoalescingWriter<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut outbox = self.outbox();
         ready!(outbox.poll_room(cx))?;
@@ -240,7 +240,7 @@ mod tests {
     }
 
     /// A turn, and the poll before it that asks for it.
-    fn turn<C: Future>(turns: &mut Turns<Pieces, C>) -> Poll<C::Output> {
+    fn turn<C: Future>(turns: &mut FlushOnYield<Pieces, C>) -> Poll<C::Output> {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(Pin::new(&mut *turns).poll(&mut cx).is_pending());
         Pin::new(turns).poll(&mut cx)
@@ -253,13 +253,13 @@ mod tests {
     }
 
     /// What was written since the last look.
-    fn seen<C>(turns: &Turns<Pieces, C>) -> Vec<usize> {
+    fn seen<C>(turns: &FlushOnYield<Pieces, C>) -> Vec<usize> {
         std::mem::take(&mut turns.io.outbox().stream.seen)
     }
 
     #[test]
     fn what_is_written_in_a_turn_leaves_in_one_piece() {
-        let io = Gathered::new(Pieces { seen: Vec::new(), limit: usize::MAX });
+        let io = CoalescingWriter::new(Pieces { seen: Vec::new(), limit: usize::MAX });
         let mut turns = io.drive(|mut io| async move {
             for _ in 0..3 {
                 io.write_all(b"frame").await.unwrap();
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_connection_hears_that_its_writes_failed() {
-        let io = Gathered::new(Pieces { seen: Vec::new(), limit: 0 });
+        let io = CoalescingWriter::new(Pieces { seen: Vec::new(), limit: 0 });
         let mut turns = io.drive(|mut io| async move {
             io.write_all(b"frame").await.unwrap();
             next_turn().await;
