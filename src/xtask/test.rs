@@ -24,6 +24,8 @@ const TOOLS: [(&str, &str, &[&str]); 2] = [
     ("cargo-nextest", "0.9.151", &["--no-default-features", "--features", "default-no-update"]),
     ("cargo-deny", "0.20.2", &[]),
 ];
+/// What scenarios run besides: the database of servers that share one.
+const SCENARIO_PACKAGES: [system_packages::Package; 1] = [("postgresql", Some("psql"))];
 /// How long each fuzz target runs here: enough for its seeds and for what is easily found.
 const FUZZ_SECONDS: u64 = 5;
 /// The package of the cluster scenarios.
@@ -95,6 +97,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args::default()))?;
     step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts))?;
+    step("the scenarios' packages", || system_packages::ensure_each(&SCENARIO_PACKAGES))?;
     step("cluster scenarios", || count(nextest(&format!("package({SCENARIOS})")).arg("--no-fail-fast"), counts))
 }
 
