@@ -60,11 +60,12 @@ fn agents_join_and_are_reached_through_their_own_connections() {
             let children: Vec<_> =
                 agent.wait_for_components(|components| components.contains_key("kube-proxy")).into_keys().collect();
             assert_eq!(children, ["containerd", "kube-proxy", "kubelet"]);
-            let told = server.kubectl(&format!(
-                "get node {} -o jsonpath='{{.status.addresses[0].address}} {{.metadata.annotations.k3s\\.io/internal-ip}}'",
+            // kubelet may say that it is Ready before the agent has said more of it.
+            let addresses = format!(
+                "k3s kubectl get node {} -o jsonpath='{{.status.addresses[0].address}} {{.metadata.annotations.k3s\\.io/internal-ip}}'",
                 agent.name()
-            ));
-            assert_eq!(told, format!("{0} {0}", agent.address()));
+            );
+            server.wait_until_succeeds(&format!("test \"$({addresses})\" = '{0} {0}'", agent.address()), PATIENCE);
         }
     });
     step("pods run on both", || {
