@@ -23,4 +23,5 @@ mod snapshot;
 mod supervisor_api;
 mod two_nodes;
 mod two_servers;
+mod users_files;
 mod watches;
