@@ -598,9 +598,10 @@ mod tests {
     async fn one_is_stopped_alone_and_the_watchdog_does_not_miss_it() {
         let dir = tempfile::tempdir().unwrap();
         let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
-        supervisor.start([ledger.talker("containerd", &[]), ledger.talker("kubelet", &["containerd"])]).unwrap();
-        assert_eq!(ledger.line().await, "+ containerd");
-        assert_eq!(ledger.line().await, "+ kubelet");
+        supervisor.start([ledger.talker("containerd", &[]), ledger.talker("kubelet", &[])]).unwrap();
+        let mut started = [ledger.line().await, ledger.line().await];
+        started.sort();
+        assert_eq!(started, ["+ containerd", "+ kubelet"]);
         supervisor.stop_program("kubelet").await.unwrap();
         assert_eq!(ledger.line().await, "- kubelet");
         assert_eq!(supervisor.pulse().await, None);
