@@ -10,6 +10,7 @@
 //! strangers: they displace each other, never anybody else.
 
 mod accept;
+mod budget;
 mod clock;
 mod connections;
 mod drive;
@@ -24,6 +25,7 @@ mod stream;
 mod verification;
 
 pub use accept::accept;
+pub use budget::{Budget, Rate, Sources, network};
 pub use connections::{Connections, Place};
 pub use drive::{CutOff, drive};
 pub use handshake::{Handshakes, Inbound, NoConnection, Protocol};

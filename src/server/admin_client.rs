@@ -2,10 +2,9 @@
 
 use std::fmt;
 
+use k3s_http::Status;
 use kube::Client;
 use tokio::sync::watch;
-
-use crate::front::Status;
 
 /// Where a client appears once there is one, with the rights of `system:masters`. k3s calls this moment "runtime core ready".
 #[derive(Clone)]

@@ -59,8 +59,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        bootstrap::{self, Adopted, Host},
+        bootstrap::{self, Adopted},
         cluster_store::ClusterStore,
+        host::Host,
         testing::config,
     };
 

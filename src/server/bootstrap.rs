@@ -2,7 +2,7 @@
 
 use std::{
     fs::{DirBuilder, File, TryLockError},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
@@ -11,13 +11,13 @@ use std::{
 
 use k3s_components::Paths;
 use k3s_config::{secret::Secret, server::ServerConfig};
+use k3s_front::Upstream;
 use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{
     AgentPki, AgentRequest, ClientCa, CurrentCertificate, FrontCertificate, HostName, Lifetime, San, ServerPki,
     ServerRequest, TlsPolicy, UserKubeconfig,
 };
-use nix::{sys::statvfs::statvfs, unistd::gethostname};
-use serde_json::Value;
+use nix::sys::statvfs::statvfs;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
@@ -25,10 +25,9 @@ use crate::{
     Error,
     bootstrap_data::{self, Found, Precedence},
     cluster_store::ClusterStore,
-    front::Upstream,
+    host::Host,
     lost_datastore,
     node_passwords::OwnNode,
-    routes,
 };
 
 /// Where kubectl and people look for the administrator's kubeconfig.
@@ -39,50 +38,6 @@ const LIFETIME: &str = "CATTLE_NEW_SIGNED_CERT_EXPIRATION_DAYS";
 
 /// Bytes that have to be free for a start: certificates, and the datastore's reserve twice.
 const NEEDED: u64 = 64 << 20;
-
-/// Who this server is on the network.
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    /// The node's whole name.
-    pub(crate) name: String,
-    /// Its addresses, the primary first; never empty.
-    pub(crate) ips: Vec<IpAddr>,
-    /// The machine's own name, whatever the node is called.
-    pub(crate) hostname: String,
-}
-
-impl Host {
-    /// Settles name and addresses, and puts the name into the node's configuration. Draws the node's id at the first start.
-    pub(crate) async fn of(config: &mut ServerConfig) -> Result<Self, Error> {
-        let ips = k3s_agent::own_addresses(&config.ips).await?;
-        let name = Self::name(config)?;
-        if let Some(node) = &mut config.node {
-            node.name.clone_from(&name);
-        }
-        let hostname = gethostname().map_err(|errno| Error::file("/proc/sys/kernel/hostname")(errno.into()))?;
-        Ok(Self { name, ips, hostname: hostname.to_string_lossy().into_owned() })
-    }
-
-    /// The node's whole name, or the host's where there is no node.
-    pub(crate) fn name(config: &ServerConfig) -> Result<String, Error> {
-        match &config.node {
-            Some(node) => Ok(k3s_agent::node_name(node)?),
-            None => Ok(config.node_name.clone()),
-        }
-    }
-
-    /// The same host after a move to `ips`. It is reached by the addresses of before too: kubelet and the API are known by them until the
-    /// next start.
-    pub(crate) fn moved_to(&self, ips: &[IpAddr]) -> Self {
-        let before = self.ips.iter().filter(|ip| !ips.contains(ip));
-        Self { ips: ips.iter().chain(before).copied().collect(), ..self.clone() }
-    }
-
-    /// The address that the API is published at: as configured, else where the outside reaches the node, else its own.
-    pub(crate) fn advertised(&self, config: &ServerConfig) -> IpAddr {
-        config.advertise_address.or(config.external_ips.first().copied()).unwrap_or(self.ips[0])
-    }
-}
 
 /// The front's socket; that kube-apiserver's port is free is checked with it.
 pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> {
@@ -249,13 +204,6 @@ pub(crate) fn tls_policy(config: &ServerConfig) -> TlsPolicy {
 /// What the front can show before the datastore is open: the certificate of its last run.
 pub(crate) fn last_certificate(paths: &Paths) -> Option<Arc<CurrentCertificate>> {
     Some(Arc::new(CurrentCertificate::new(FrontCertificate::last(&paths.server())?.certified_key())))
-}
-
-/// What nodes are told of this server's configuration.
-pub(crate) fn published_config(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Value, Error> {
-    let ipsec_psk = k3s_files::read(&paths.cred("ipsec.psk"))?.unwrap_or_default();
-    let ipsec_psk = String::from_utf8_lossy(&ipsec_psk);
-    Ok(routes::config::document(config, &host.name, host.advertised(config), ipsec_psk.trim()))
 }
 
 /// What the front shows its clients, checks them by, and shows kube-apiserver.

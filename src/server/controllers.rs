@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin_client::AdminClientSender,
-    bootstrap::Host,
+    host::Host,
     node_passwords::{DeferredNodePasswords, NodePasswords},
     peers::PeerTunnels,
 };

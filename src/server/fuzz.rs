@@ -3,8 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
-    front,
-    routes::{Authorization, NodeClaim, Route},
+    node_claim::NodeClaim,
+    routes::{Authorization, Route},
 };
 
 /// Requests as far as we judge them: the path in the first line, a header in each of the others.
@@ -31,7 +31,7 @@ pub fn headers(data: &[u8]) {
                 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte))
         );
     }
-    front::remove_forged_identity(&mut map);
+    k3s_front::remove_forged_identity(&mut map);
     assert!(map.keys().all(|name| !name.as_str().replace('_', "-").starts_with("x-remote-")));
 }
 

@@ -4,14 +4,15 @@ mod admin_client;
 mod authorities;
 mod bootstrap;
 mod bootstrap_data;
-mod budget;
+mod caller;
 mod cluster_store;
 mod controllers;
 mod error;
-pub mod front;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+mod host;
 mod lost_datastore;
+mod node_claim;
 mod node_dialer;
 mod node_passwords;
 mod peers;

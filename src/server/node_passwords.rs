@@ -16,6 +16,7 @@ use std::{
 use k3s_controllers::{
     Context, Controller, NodePasswordError, ensure_node_password, node_exists, replace_node_password, tell_of_deferred,
 };
+use k3s_http::Status;
 use k3s_identity::{NodeFiles, Password};
 use k3s_supervise::TaskError;
 use kube::Client;
@@ -25,11 +26,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{
-    admin_client::AdminClient,
-    front::Status,
-    routes::{Caller, NodeClaim},
-};
+use crate::{admin_client::AdminClient, caller::Caller, node_claim::NodeClaim};
 
 /// Passwords that are hashed at the same time: each takes a core and 32 MiB for a tenth of a second.
 const AT_ONCE: usize = 2;

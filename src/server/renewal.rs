@@ -27,7 +27,8 @@ use tracing::{error, info};
 
 use crate::{
     Error,
-    bootstrap::{self, FrontTls, Host},
+    bootstrap::{self, FrontTls},
+    host::Host,
 };
 
 /// How often it is looked: a certificate of a year that is due has months left.

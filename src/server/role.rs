@@ -14,6 +14,7 @@ use k3s_components::{
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
 use k3s_controllers::ClusterView;
 use k3s_datastore::{BoundEndpoint, ClientError};
+use k3s_front::{Front, Unauthenticated, serve_on_thread, serve_starting};
 use k3s_listener::Limits;
 use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
 use k3s_tunnel::{Egress, Tunnels};
@@ -29,15 +30,15 @@ use tracing::{error, info};
 use crate::{
     BootstrapError, Error, NodeDialer,
     admin_client::{AdminClient, AdminClientSender},
-    bootstrap::{self, Adopted, Credentials, FrontTls, Host},
+    bootstrap::{self, Adopted, Credentials, FrontTls},
     bootstrap_data,
     cluster_store::{ClusterStore, Opening},
     controllers::Controllers,
-    front::{self, Front, Unauthenticated},
+    host::Host,
     lost_datastore,
     node_passwords::NodePasswords,
     renewal::{Renewal, RenewalScope},
-    routes::{Cluster, Reserved, Routes},
+    routes::{Cluster, Reserved, Routes, config},
     snapshots::Snapshots,
     token::ServerToken,
 };
@@ -194,7 +195,7 @@ impl Server {
         let open = ClusterStore::open(opening, shutdown);
         let tls = bootstrap::tls_policy(&config);
         let opened = match bootstrap::last_certificate(&paths) {
-            Some(certificate) => front::serve_starting(&front, certificate, &tls, open).await?,
+            Some(certificate) => serve_starting(&front, certificate, &tls, open).await?,
             // At the first start clients wait in line: there is no authority yet that they could believe.
             None => open.await?,
         };
@@ -224,14 +225,14 @@ impl Server {
                 node_passwords: node_passwords.clone(),
                 reserved,
                 token: token.clone(),
-                config: bootstrap::published_config(&config, &paths, &host)?,
+                nodes: NodeDialer { tunnels: Tunnels::default(), egress: known },
+                config: config::published(&config, &paths, &host)?,
             });
             let metrics = config.supervisor_metrics.then(|| {
                 let mut registry = Registry::default();
                 store.register_metrics(&mut registry);
                 registry
             });
-            let nodes = NodeDialer { tunnels: Tunnels::default(), egress: known };
             let unauthenticated = Unauthenticated::with(&config.args.kube_apiserver);
             let front_settings = Front {
                 certificate,
@@ -241,8 +242,7 @@ impl Server {
                 upstream,
                 unauthenticated,
                 ready,
-                routes,
-                nodes,
+                service: Arc::new(routes),
                 metrics,
             };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
@@ -301,7 +301,7 @@ impl Server {
             version: self.package.version,
         };
         let ((), (), (), stored) = tokio::join!(
-            front::serve_on_thread(front, front_settings, ends.front.clone()),
+            serve_on_thread(front, front_settings, ends.front.clone()),
             snapshots.serve(asked, ends.snapshots.clone()),
             snapshots.follow_schedule(ends.snapshots.clone()),
             self.store.serve(datastore, ends.datastore.clone()),

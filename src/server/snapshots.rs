@@ -34,9 +34,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    BootstrapError, Error,
-    bootstrap::{self, Host},
+    BootstrapError, Error, bootstrap,
     bootstrap_data::{self, Precedence},
+    host::Host,
 };
 
 /// A request is sent within this, or not at all.

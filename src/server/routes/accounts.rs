@@ -13,12 +13,13 @@ use std::{
 };
 
 use aws_lc_rs::{hmac, rand::SystemRandom};
+use k3s_http::Status;
 use k3s_identity::{Error as IdentityError, Logins, Passwd, Password};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::error;
 
-use super::{caller::Caller, guesses::Guesses};
-use crate::front::Status;
+use super::guesses::Guesses;
+use crate::caller::Caller;
 
 /// Passwords that are being checked at the same time: each takes a core and 32 MiB for a tenth of a second.
 const AT_ONCE: usize = 1;
@@ -195,7 +196,7 @@ mod tests {
     use k3s_identity::Account;
 
     use super::*;
-    use crate::routes::caller::Group;
+    use crate::caller::Group;
 
     fn store(path: &std::path::Path, password: &str) {
         let mut passwd = Passwd::default();

@@ -3,20 +3,16 @@
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use http::HeaderMap;
+use k3s_http::Status;
 use k3s_identity::BootstrapToken;
+use k3s_listener::Peer;
 use k3s_pki::Rejection;
 use tracing::debug;
 
-use super::{
-    accounts::Accounts,
-    authorization::Authorization,
-    bootstrap_tokens::BootstrapTokens,
-    caller::{Caller, Group},
-    guesses::Guesses,
-};
+use super::{accounts::Accounts, authorization::Authorization, bootstrap_tokens::BootstrapTokens, guesses::Guesses};
 use crate::{
     admin_client::AdminClient,
-    front::{Peer, Status},
+    caller::{Caller, Group},
 };
 
 /// Verifies passwords, client certificates and bootstrap tokens.

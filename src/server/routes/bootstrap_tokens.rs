@@ -10,6 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use k3s_http::Status;
 use k3s_identity::{BootstrapToken, BootstrapTokenSecret, SECRET_TYPE, Usage};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
@@ -19,8 +20,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::caller::{Caller, Group};
-use crate::front::Status;
+use crate::caller::{Caller, Group};
 
 /// Before the id, in the name of the user.
 const USER: &str = "system:bootstrap:";

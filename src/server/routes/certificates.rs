@@ -3,12 +3,13 @@
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, Method};
+use k3s_http::Status;
 use k3s_pki::{NodeCertificate, PublicKey, RequestError, ServerPki};
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use super::{caller::Caller, neighbours::Neighbours, node_claim::NodeClaim, reserved::Reserved, table::Wanted};
-use crate::{admin_client::AdminClient, front::Status, node_passwords::NodePasswords};
+use super::{neighbours::Neighbours, reserved::Reserved, table::Wanted};
+use crate::{admin_client::AdminClient, caller::Caller, node_claim::NodeClaim, node_passwords::NodePasswords};
 
 /// Signs for nodes whose claims hold.
 #[derive(Debug)]

@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
+use k3s_components::Paths;
 use k3s_config::{args::ComponentArgs, network::ClusterNetwork, server::ServerConfig};
 use serde_json::{Value, json};
+
+use crate::{Error, host::Host};
 
 /// TLS 1.2 suites that k3s tells nodes to offer; those of 1.3 are not for choice.
 const CIPHER_SUITES: [&str; 6] = [
@@ -18,7 +21,7 @@ const CIPHER_SUITES: [&str; 6] = [
 ];
 
 /// The document: what all servers of a cluster agree on, how this one is reached, and what it runs. `advertised` is where the API is published, `ipsec_psk` what is in `cred/ipsec.psk`, where there is one.
-pub(crate) fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_psk: &str) -> Value {
+fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_psk: &str) -> Value {
     let network = &config.network;
     let disabled: BTreeMap<&str, bool> = config.disabled_addons.iter().map(|addon| (addon.name(), true)).collect();
     let apiserver_arg = |name| config.args.kube_apiserver.value_of(name);
@@ -102,6 +105,13 @@ pub(crate) fn document(config: &ServerConfig, node_name: &str, advertised: IpAdd
     Value::Object(parts.flatten().collect())
 }
 
+/// The [`document`] of this server, which has the files at `paths`.
+pub(crate) fn published(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Value, Error> {
+    let ipsec_psk = k3s_files::read(&paths.cred("ipsec.psk"))?.unwrap_or_default();
+    let ipsec_psk = String::from_utf8_lossy(&ipsec_psk);
+    Ok(document(config, &host.name, host.advertised(config), ipsec_psk.trim()))
+}
+
 /// Go's `net.IPNet`: the mask is bytes, and bytes are base64.
 fn ip_net(net: &IpNet) -> Value {
     let mask = match net.netmask() {
@@ -132,7 +142,7 @@ mod tests {
     use super::*;
     use crate::testing::config;
 
-    fn published(args: &[&str]) -> Value {
+    fn told(args: &[&str]) -> Value {
         let config = config("pi", args);
         document(&config, "pi", [192, 0, 2, 1].into(), "psk")
     }
@@ -179,7 +189,7 @@ mod tests {
             "--kube-apiserver-arg=tls-min-version=VersionTLS13",
             "--kube-apiserver-arg=v+=2",
         ];
-        assert_eq!(published(&args), expected);
+        assert_eq!(told(&args), expected);
     }
 
     #[test]

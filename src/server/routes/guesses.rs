@@ -6,12 +6,9 @@ use std::{
     time::Duration,
 };
 
+use k3s_http::Status;
+use k3s_listener::{Rate, Sources};
 use tokio::time::Instant;
-
-use crate::{
-    budget::{Rate, Sources},
-    front::Status,
-};
 
 /// Wrong ones of one source. Many nodes may come from one address, but what they bring is right.
 const WRONG: Rate = Rate { burst: 50, interval: Duration::from_millis(200) };

@@ -1,9 +1,8 @@
 //! How many nodes are served at the same time.
 
 use http::Method;
+use k3s_http::Status;
 use tokio::sync::{Semaphore, SemaphorePermit};
-
-use crate::front::Status;
 
 /// Requests that only read.
 const READING: usize = 20;

@@ -10,13 +10,12 @@ mod api_servers;
 mod authenticator;
 mod authorization;
 mod bootstrap_tokens;
-mod caller;
 mod certificates;
 pub(crate) mod config;
+mod connect;
 mod guesses;
 mod in_flight;
 mod neighbours;
-mod node_claim;
 mod reserved;
 mod static_files;
 mod table;
@@ -24,10 +23,14 @@ mod table;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
+use k3s_front::{Connection, Service};
+use k3s_http::{Body, Status, empty, full};
 use k3s_identity::Error as IdentityError;
+use k3s_listener::Peer;
 use k3s_pki::ServerPki;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -39,7 +42,8 @@ use crate::{
     admin_client::AdminClient,
     authorities::{self, ReplaceError},
     bootstrap_data::BootstrapData,
-    front::{Body, Peer, Status, empty, full},
+    caller::{Caller, Group},
+    node_dialer::NodeDialer,
     node_passwords::NodePasswords,
     token::ServerToken,
 };
@@ -52,8 +56,6 @@ use table::{AccessPolicy, ForNodes, ForServers, NODES, Open, SERVERS};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use authorization::Authorization;
-pub(crate) use caller::{Caller, Group};
-pub(crate) use node_claim::NodeClaim;
 pub(crate) use reserved::Reserved;
 pub(crate) use table::Route;
 
@@ -81,6 +83,8 @@ pub struct Cluster {
     pub(crate) reserved: Reserved,
     /// The server token.
     pub token: Arc<ServerToken>,
+    /// Reaches nodes: for kube-apiserver's CONNECT.
+    pub nodes: NodeDialer,
     /// `/v1-k3s/config`
     pub config: Value,
 }
@@ -95,13 +99,31 @@ pub struct Routes {
     certificates: Certificates,
     admin_client: AdminClient,
     token: Arc<ServerToken>,
+    nodes: NodeDialer,
     config: Bytes,
+}
+
+impl Service for Routes {
+    fn answer<'a>(
+        &'a self,
+        request: &'a mut Request<Incoming>,
+        connection: Connection<'a>,
+    ) -> Option<BoxFuture<'a, Response<Body>>> {
+        if request.method() == Method::CONNECT {
+            return Some(self.connect(request, connection).map(|answer| answer.unwrap_or_else(Into::into)).boxed());
+        }
+        if request.uri().path() == k3s_tunnel::PATH {
+            return Some(self.open_tunnel(request, connection).map(|answer| answer.unwrap_or_else(Into::into)).boxed());
+        }
+        let route = Route::find(request.uri().path())?;
+        Some(self.answer_route(route, request, connection.peer).boxed())
+    }
 }
 
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, config } = cluster;
+        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, nodes, config } = cluster;
         Self {
             static_files: StaticFiles::new(server_dir.join("static")),
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), admin_client.clone()),
@@ -115,19 +137,19 @@ impl Routes {
             },
             admin_client,
             token,
+            nodes,
             config: line(&config),
             server_dir,
         }
     }
 
-    /// Who asks, if it is in one of `groups`; for what is answered elsewhere.
-    pub(crate) async fn admit(&self, groups: &[Group], headers: &HeaderMap, peer: &Peer) -> Result<Caller, Status> {
+    /// Who asks, if it is in one of `groups`.
+    async fn admit(&self, groups: &[Group], headers: &HeaderMap, peer: &Peer) -> Result<Caller, Status> {
         self.authenticator.admit(groups, headers, peer).await
     }
 
-    /// The answer to a request for this route.
-    pub(crate) async fn answer(&self, route: &Route, mut request: Request<Incoming>, peer: &Peer) -> Response<Body> {
-        match self.admit_and_answer(route, &mut request, peer).await {
+    async fn answer_route(&self, route: &Route, request: &mut Request<Incoming>, peer: &Peer) -> Response<Body> {
+        match self.admit_and_answer(route, request, peer).await {
             Ok(response) => response,
             Err(status) => {
                 ignore(request.body_mut()).await;
@@ -347,5 +369,7 @@ fn typed(body: impl Into<Bytes>, kind: &'static str) -> Response<Body> {
     response
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

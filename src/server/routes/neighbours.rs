@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
+use k3s_http::Status;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use tokio::{
@@ -10,8 +11,8 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{api_servers, node_claim::NodeClaim};
-use crate::front::Status;
+use super::api_servers;
+use crate::node_claim::NodeClaim;
 
 /// How long a list of nodes counts: many that join at once cost one list a second.
 const FRESH: Duration = Duration::from_secs(1);

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use k3s_config::server::ServerConfig;
+use k3s_http::Status;
 use k3s_pki::{HostName, San, ServerPki};
 
-use super::node_claim::NodeClaim;
-use crate::{bootstrap::Host, front::Status};
+use crate::{host::Host, node_claim::NodeClaim};
 
 /// What is the server's own, and the Services'.
 #[derive(Debug)]

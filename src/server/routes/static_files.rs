@@ -18,13 +18,10 @@ use futures_util::{TryStreamExt, stream};
 use http::{HeaderValue, Method, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
+use k3s_http::{Body, BodyError, Status, empty};
+use k3s_listener::network;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::error;
-
-use crate::{
-    budget::network,
-    front::{Body, BodyError, Status, empty},
-};
 
 /// Files that are being sent at the same time.
 const TRANSFERS: usize = 128;

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::caller::Group;
+use crate::caller::Group;
 
 /// A path that is answered here.
 #[derive(Debug)]

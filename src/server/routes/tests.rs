@@ -4,17 +4,14 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue, Request};
 use hyper::body::Frame;
+use k3s_front::testing::{Ca, Leaf, channel, soon, text};
+use k3s_http::{Body, empty, full};
 use k3s_identity::Password;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
-use crate::{
-    PinnedTokens, ServerAccess, ServerRequestError, bootstrap_data,
-    front::{
-        Body, empty, full,
-        testing::{AGENT_TOKEN, Ca, Leaf, NODE_PASSWORD, Setup, TOKEN, channel, soon, text},
-    },
-};
+use super::testing::{AGENT_TOKEN, NODE_PASSWORD, Setup, TOKEN};
+use crate::{PinnedTokens, ServerAccess, ServerRequestError, bootstrap_data};
 
 /// What a request is made of.
 #[derive(Default)]

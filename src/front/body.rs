@@ -1,42 +1,17 @@
 //! Bodies on their way through the front: streamed, never collected.
 
 use std::{
-    convert::Infallible,
-    io,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use k3s_http::{Body, BodyError, empty};
 use k3s_listener::Running;
 use tokio::time::timeout;
-
-/// Why a body ended before its end.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// The client, or kube-apiserver, broke off.
-    #[error("the peer broke off")]
-    Peer(#[from] hyper::Error),
-    /// The file that was sent cannot be read any more.
-    #[error("cannot read the file")]
-    File(#[from] io::Error),
-}
-
-/// Any body: an answer of ours, or a stream between a client and kube-apiserver.
-pub type Body = UnsyncBoxBody<Bytes, BodyError>;
-
-/// The body that holds nothing.
-pub(crate) fn empty() -> Body {
-    Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync()
-}
-
-/// A body that is in memory already.
-pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
-}
 
 /// A peer's body, as it comes in.
 pub(super) fn streamed(incoming: Incoming) -> Body {

@@ -3,50 +3,30 @@
 use http::{Request, Response};
 use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
-use k3s_listener::Peer;
+use k3s_front::Connection;
+use k3s_http::{Body, Status, empty};
 use k3s_splice::{ReadFirst, splice};
 use k3s_tunnel::{Destination, Dialect};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::{
-    body::{self, Body},
-    status::Status,
-    tasks::Tasks,
-};
-use crate::{
-    node_dialer::NodeDialer,
-    routes::{Group, Routes},
-};
+use super::Routes;
+use crate::caller::Group;
 
-/// The ways into nodes, as the front offers them.
-#[derive(Debug)]
-pub(super) struct Nodes {
-    dialer: NodeDialer,
-    /// Ends tunnels.
-    shutdown: CancellationToken,
-}
-
-impl Nodes {
-    pub(super) fn new(dialer: NodeDialer, shutdown: CancellationToken) -> Self {
-        Self { dialer, shutdown }
-    }
-
+impl Routes {
     /// `GET /v1-k3s/connect`: the connection becomes the tunnel of the node that the client's certificate names.
     pub(super) async fn open_tunnel(
         &self,
-        request: Request<Incoming>,
-        peer: &Peer,
-        routes: &Routes,
-        tasks: &Tasks,
+        request: &mut Request<Incoming>,
+        connection: Connection<'_>,
     ) -> Result<Response<Body>, Status> {
-        let caller = routes.admit(&[Group::Nodes], request.headers(), peer).await?;
+        let Connection { peer, tasks, shutdown } = connection;
+        let caller = self.admit(&[Group::Nodes], request.headers(), peer).await?;
         let node = caller.node().ok_or_else(|| Status::unauthorized("failed authentication"))?;
-        let response = k3s_tunnel::upgrade(&request, node).map_err(|error| Status::bad_request(error.to_string()))?;
+        let response = k3s_tunnel::upgrade(request, node).map_err(|error| Status::bad_request(error.to_string()))?;
         let (node, address, dialect) = (node.to_owned(), peer.address, Dialect::of(request.headers()));
-        let (tunnels, shutdown) = (self.dialer.tunnels.clone(), self.shutdown.clone());
+        let (tunnels, shutdown, upgraded) = (self.nodes.tunnels.clone(), shutdown.clone(), upgrade::on(request));
         tasks.spawn(async move {
-            let io = match upgrade::on(request).await {
+            let io = match upgraded.await {
                 Ok(io) => TokioIo::new(io),
                 Err(error) => return debug!(%node, %address, %error, "A node was gone before its tunnel was open."),
             };
@@ -56,26 +36,25 @@ impl Nodes {
                 Err(reason) => info!(%node, %address, %reason, "A node's tunnel has ended."),
             }
         });
-        Ok(response.map(|()| body::empty()))
+        Ok(response.map(|()| empty()))
     }
 
     /// `CONNECT host:port`: the connection leads there, through a tunnel where that is the way.
     pub(super) async fn connect(
         &self,
-        request: Request<Incoming>,
-        peer: &Peer,
-        routes: &Routes,
-        tasks: &Tasks,
+        request: &mut Request<Incoming>,
+        connection: Connection<'_>,
     ) -> Result<Response<Body>, Status> {
-        routes.admit(&[Group::Masters], request.headers(), peer).await?;
+        self.admit(&[Group::Masters], request.headers(), connection.peer).await?;
         let Some(authority) = request.uri().authority() else {
             return Err(Status::bad_request("CONNECT needs host:port"));
         };
         let destination = Destination::try_from(authority).map_err(|error| Status::bad_request(error.to_string()))?;
-        let there = self.dialer.dial(destination).await.map_err(|error| Status::bad_gateway(error.to_string()))?;
-        tasks.spawn(async move {
+        let there = self.nodes.dial(destination).await.map_err(|error| Status::bad_gateway(error.to_string()))?;
+        let upgraded = upgrade::on(request);
+        connection.tasks.spawn(async move {
             let carried = async {
-                let client = ReadFirst::new(TokioIo::new(upgrade::on(request).await?));
+                let client = ReadFirst::new(TokioIo::new(upgraded.await?));
                 splice(client, there).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             };
@@ -83,7 +62,7 @@ impl Nodes {
                 debug!(%error, "A connection into the cluster broke off.");
             }
         });
-        Ok(Response::new(body::empty()))
+        Ok(Response::new(empty()))
     }
 }
 
@@ -91,6 +70,7 @@ impl Nodes {
 mod tests {
     use std::net::SocketAddr;
 
+    use k3s_front::testing::{Ca, Leaf, answer_the_end, is_answered_after_the_end, soon, text};
     use k3s_tunnel::{Node, Reach, Rules, SessionError, Tunnel};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -98,9 +78,10 @@ mod tests {
         sync::watch,
         task::JoinHandle,
     };
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::front::testing::{Ca, Leaf, Setup, answer_the_end, is_answered_after_the_end, soon, text};
+    use crate::routes::testing::Setup;
 
     const NODES: Option<&str> = Some("system:nodes");
     const MASTERS: Option<&str> = Some("system:masters");
@@ -122,7 +103,7 @@ mod tests {
 
     /// Serves a tunnel of the node `worker`, whose kubelet is `kubelet`.
     async fn open_tunnel(setup: &Setup, kubelet: SocketAddr) -> JoinHandle<Result<(), SessionError>> {
-        let stream = soon(setup.connector(Some(&node(setup))).http1()).await.unwrap();
+        let stream = setup.stream(Some(&node(setup))).await;
         let tunnel = soon(Tunnel::connect(stream, "front.test:6443")).await.unwrap();
         let addresses = ["192.0.2.7".parse().unwrap()].into();
         let worker = Node { addresses, kubelet_port: Some(kubelet.port()), ..Node::default() };
@@ -135,7 +116,7 @@ mod tests {
 
     async fn ask_connect(setup: &Setup, certificate: Option<&Leaf>, destination: &str) -> Response<Incoming> {
         let mut client = setup.http1(certificate).await;
-        let request = Request::connect(destination).header("host", destination).body(body::empty()).unwrap();
+        let request = Request::connect(destination).header("host", destination).body(empty()).unwrap();
         soon(client.send_request(request)).await.unwrap()
     }
 
@@ -145,7 +126,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = soon(client.send_request(request.body(body::empty()).unwrap())).await.unwrap();
+        let response = soon(client.send_request(request.body(empty()).unwrap())).await.unwrap();
         (response.status().as_u16(), text(response).await)
     }
 
@@ -184,7 +165,7 @@ mod tests {
 
         setup.shutdown.cancel();
         assert!(matches!(soon(tunnel).await.unwrap(), Err(SessionError::Closed)));
-        soon(setup.serving).await.unwrap();
+        soon(setup.front.serving).await.unwrap();
     }
 
     /// Directly, and through a tunnel: `kubectl exec` of a program that has ended long before its output was read.

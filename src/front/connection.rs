@@ -10,6 +10,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use k3s_http::{Body, Status};
 use k3s_listener::{Handshakes, Inbound, Peer, Place, Protocol, Requests, Running, drive};
 use k3s_pki::ClientCa;
 use tokio::{
@@ -21,14 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{
-    abuse::Abuse,
-    body::{self, Body},
-    coalescing::CoalescingWriter,
-    gateway::Gateway,
-    status::Status,
-    tasks::Tasks,
-};
+use super::{abuse::Abuse, body, coalescing::CoalescingWriter, gateway::Gateway, tasks::Tasks};
 
 /// For a client that is sent away to hear it.
 const GOAWAY: Duration = Duration::from_secs(1);

@@ -4,6 +4,7 @@ use std::{io, time::Duration};
 
 use http::Request;
 use hyper::client::conn::http1::SendRequest;
+use k3s_http::{Body, empty};
 use k3s_listener::Limits;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -13,9 +14,8 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use super::{
-    Body, empty,
     paced::Paced,
-    testing::{Ca, Setup, connector, soon, text},
+    testing::{Ca, Settings, Setup, connector, soon, text},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -223,7 +223,7 @@ async fn a_body_that_stops_ends_a_strangers_connection() {
 #[tokio::test]
 async fn strangers_displace_each_other_and_nobody_else() {
     let limits = Limits { strangers: 40, strangers_of_source: 20, authenticated: 100, authenticated_of_source: 50 };
-    let setup = Setup::start_with_limits(limits).await;
+    let setup = Setup::start_with(Settings { limits, ..Settings::default() }).await;
     let (admin, pod) = (setup.http2(Some(&setup.jane)).await, setup.http2(None).await);
     let mut watch = admin.get("/watch").await;
     let token = [("authorization", "Bearer abc")];
@@ -253,7 +253,7 @@ async fn strangers_displace_each_other_and_nobody_else() {
 #[tokio::test]
 async fn a_certificate_of_nobodys_is_a_strangers() {
     let limits = Limits { strangers: 2, strangers_of_source: 2, authenticated: 100, authenticated_of_source: 50 };
-    let setup = Setup::start_with_limits(limits).await;
+    let setup = Setup::start_with(Settings { limits, ..Settings::default() }).await;
     let foreign = Ca::new("client-ca").client("system:admin", Some("system:masters"));
     let stranger = connector(setup.address, &setup.server_ca, Some(foreign.certified_key()));
     let mut first = soon(stranger.http1()).await.unwrap();

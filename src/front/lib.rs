@@ -1,15 +1,14 @@
 //! Port 6443: TLS ends here, and so do clients' certificates.
 //!
-//! What [`routes`](crate::routes) knows is answered here; all else goes to kube-apiserver on loopback, over HTTP/2, streamed
+//! What a [`Service`] knows is answered here; all else goes to kube-apiserver on loopback, over HTTP/2, streamed
 //! both ways. Who a client is by its certificate is verified once for a connection and told to kube-apiserver in `X-Remote-*`
 //! headers, on connections of which kube-apiserver knows by our own client certificate that it may believe them. Requests
 //! with a token go on other connections and speak for themselves; those with nothing are answered here.
 
 mod abuse;
+mod authentication;
 mod body;
-mod caller;
 mod coalescing;
-mod connect;
 mod connection;
 mod connector;
 mod gateway;
@@ -19,8 +18,8 @@ mod metrics;
 mod paced;
 mod party;
 mod pool;
+mod service;
 mod slots;
-mod status;
 mod tasks;
 mod thread;
 mod tokens;
@@ -30,8 +29,8 @@ mod upstream;
 
 #[cfg(test)]
 mod strangers;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -42,20 +41,15 @@ use k3s_pki::{ClientCa, CurrentCertificate, TlsPolicy};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-pub use body::{Body, BodyError};
+pub use headers::remove_forged_identity;
 pub use listener::serve_starting;
-pub use status::Status;
+pub use service::{Connection, Service};
+pub use tasks::Tasks;
 pub use thread::serve_on_thread;
 pub use unauthenticated::Unauthenticated;
 pub use upstream::Upstream;
 
-pub(crate) use body::{empty, full};
-#[cfg(any(test, feature = "fuzz"))]
-pub(crate) use headers::remove_forged_identity;
-pub(crate) use k3s_listener::Peer;
 use listener::serve;
-
-use crate::{NodeDialer, routes::Routes};
 
 /// What [`serve`] serves.
 #[derive(Debug)]
@@ -75,9 +69,7 @@ pub struct Front {
     /// Whether kube-apiserver is ready; until it is, its requests are answered with 503.
     pub ready: watch::Receiver<bool>,
     /// What is answered here.
-    pub routes: Routes,
-    /// Reaches nodes: for kube-apiserver's CONNECT.
-    pub nodes: NodeDialer,
+    pub service: Arc<dyn Service>,
     /// What `/metrics` shows beside kube-apiserver's, where it is asked for (`--supervisor-metrics`).
     pub metrics: Option<Registry>,
 }

@@ -8,6 +8,7 @@ use http::{Request, Version};
 use http_body_util::BodyExt;
 use hyper::{body::Frame, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use k3s_http::{empty, full};
 use k3s_pki::TlsPolicy;
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use rustls::sign::CertifiedKey;
@@ -18,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Unauthenticated, empty, serve_starting,
-    testing::{Ca, Setup, channel, connector, is_answered_after_the_end, soon, text},
+    Unauthenticated, serve_starting,
+    testing::{Ca, Settings, Setup, channel, connector, is_answered_after_the_end, soon, text},
 };
 
 /// Every header that names somebody, with one that may.
@@ -31,6 +32,11 @@ const FORGED: [(&str, &str); 6] = [
     ("x-remote-extra-scopes", "all"),
     ("impersonate-user", "john"),
 ];
+
+/// Where `--anonymous-auth` is on.
+fn forwarded() -> Settings {
+    Settings { unauthenticated: Unauthenticated::Forwarded, ..Settings::default() }
+}
 
 #[tokio::test]
 async fn a_verified_certificate_is_vouched_for_on_the_trusted_connection() {
@@ -166,7 +172,7 @@ async fn metrics_of_ours_follow_kube_apiservers_for_whom_it_lets_see_them() {
     registry.register("ours", "What we count", Gauge::<i64>::default());
     let token = ("authorization", "Bearer abc");
 
-    let setup = Setup::start_with(Some(registry), Unauthenticated::Forwarded).await;
+    let setup = Setup::start_with(Settings { metrics: Some(registry), ..forwarded() }).await;
     let client = setup.http2(None).await;
     let page = text(client.get_with("/metrics", &[token, ("accept-encoding", "gzip")]).await).await;
     assert_eq!(page, "theirs 1\n# HELP ours What we count.\n# TYPE ours gauge\nours 0\n");
@@ -240,7 +246,7 @@ async fn http1_clients_are_served_too() {
     let setup = Setup::start().await;
     let mut client = setup.http1(Some(&setup.client_ca.client("jane", None))).await;
     for _ in 0..2 {
-        let request = Request::put("/echo").header("host", "front.test:6443").body(super::full("body")).unwrap();
+        let request = Request::put("/echo").header("host", "front.test:6443").body(full("body")).unwrap();
         assert_eq!(text(soon(client.send_request(request)).await.unwrap()).await, "body");
         let seen = setup.api.last();
         assert_eq!((seen.version, seen.uri.to_string()), (Version::HTTP_2, "https://front.test:6443/echo".to_owned()));
@@ -398,9 +404,10 @@ async fn requests_survive_a_restart_of_kube_apiserver() {
 async fn what_kube_apiserver_may_have_done_is_not_repeated() {
     let mut setup = Setup::start().await;
     let client = setup.http2(Some(&setup.jane)).await;
-    let hanging = tokio::spawn(async move {
-        client.send(Request::post("https://front.test/hang").body(super::full("once")).unwrap()).await
-    });
+    let hanging =
+        tokio::spawn(
+            async move { client.send(Request::post("https://front.test/hang").body(full("once")).unwrap()).await },
+        );
     setup.api.sending(1).await;
     setup.api.kill().await;
     setup.api.restart().await;
@@ -524,7 +531,7 @@ async fn without_credentials_nothing_reaches_kube_apiserver() {
 
 #[tokio::test]
 async fn where_anonymous_access_is_on_strangers_ask_on_connections_of_their_own() {
-    let setup = Setup::start_with(None, Unauthenticated::Forwarded).await;
+    let setup = Setup::start_with(forwarded()).await;
     let clients = [setup.http2(None).await, setup.http2(None).await];
     for client in [&clients[0], &clients[1], &clients[0]] {
         assert_eq!(text(client.get("/livez").await).await, "ok");

@@ -3,7 +3,7 @@
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
-use super::body::{self, Body};
+use crate::body::{self, Body};
 
 /// An error answer. Reasons are those of apimachinery's `StatusReason`; codes it has no reason for go without.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,10 @@
-//! Certificates, a stand-in for kube-apiserver, and clients, for the tests of the front.
+//! Certificates, a stand-in for kube-apiserver, and clients, for tests of the front and of what it serves.
+#![allow(clippy::unwrap_used, reason = "what fails here fails a test")]
 
 use std::{
     convert::Infallible,
     future::Future,
     net::SocketAddr,
-    path::Path,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::{
@@ -23,11 +24,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use k3s_datastore::{Datastore, Options};
-use k3s_identity::{Password, TokenFiles};
+use k3s_http::{Body, BodyError, empty, full};
 use k3s_listener::Limits;
-use k3s_pki::{ClientCa, CurrentCertificate, Lifetime, ServerPki, ServerRequest, TlsPolicy};
-use k3s_tunnel::{Egress, Tunnels};
+use k3s_pki::{ClientCa, CurrentCertificate, TlsPolicy};
 use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
@@ -37,47 +36,38 @@ use rustls::{
     server::WebPkiClientVerifier,
     sign::CertifiedKey,
 };
-use serde_json::json;
 use time::OffsetDateTime;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinHandle,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, client::TlsStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    Body, BodyError, Front, Unauthenticated, Upstream,
-    body::{self, empty, full},
-    connector::Connector,
-    serve,
-    tasks::Tasks,
-};
-use crate::{
-    NodeDialer,
-    admin_client::{AdminClient, AdminClientSender},
-    node_passwords::{NodePasswords, OwnNode},
-    routes::{Cluster, Reserved, Routes},
-    token::ServerToken,
-};
+use super::{Connection, Front, Service, Unauthenticated, Upstream, body, connector::Connector, serve, tasks::Tasks};
 
 /// A certificate authority.
-pub(crate) struct Ca {
-    pub(crate) pem: String,
-    key: String,
+pub struct Ca {
+    /// Its certificate.
+    pub pem: String,
+    /// Its key, PEM.
+    pub key: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, PEM.
-pub(crate) struct Leaf {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+pub struct Leaf {
+    /// With the chain, where there is one.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
 }
 
 impl Ca {
-    pub(crate) fn new(name: &str) -> Self {
+    /// A root of that name.
+    pub fn new(name: &str) -> Self {
         let mut params = params(name, None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -85,15 +75,8 @@ impl Ca {
         Self { pem, key: key.serialize_pem(), issuer: Issuer::new(params, key) }
     }
 
-    /// Puts it where a server finds its authorities, in `tls` below `server_dir`.
-    fn store(&self, server_dir: &Path, stem: &str) {
-        std::fs::create_dir_all(server_dir.join("tls")).unwrap();
-        std::fs::write(server_dir.join(format!("tls/{stem}.crt")), &self.pem).unwrap();
-        std::fs::write(server_dir.join(format!("tls/{stem}.key")), &self.key).unwrap();
-    }
-
     /// An authority below this one, with the chain that leads here.
-    pub(crate) fn authority(&self, name: &str) -> Leaf {
+    pub fn authority(&self, name: &str) -> Leaf {
         let mut params = params(name, None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.use_authority_key_identifier_extension = true;
@@ -101,25 +84,28 @@ impl Ca {
         Leaf { certificate: certificate + &self.pem, key }
     }
 
-    pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Leaf {
+    /// For a user of these names.
+    pub fn client(&self, user: &str, group: Option<&str>) -> Leaf {
         let mut params = params(user, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(&params)
     }
 
     /// For 127.0.0.1.
-    pub(crate) fn server(&self) -> Leaf {
+    pub fn server(&self) -> Leaf {
         let mut params = params("server", None);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
         self.sign(&params)
     }
 
-    pub(crate) fn client_ca(&self) -> ClientCa {
+    /// What verifies its clients.
+    pub fn client_ca(&self) -> ClientCa {
         ClientCa::new(self.pem.as_bytes()).unwrap()
     }
 
-    fn roots(&self) -> RootCertStore {
+    /// What trusts its servers.
+    pub fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
         roots
@@ -132,15 +118,18 @@ impl Ca {
 }
 
 impl Leaf {
-    pub(crate) fn der(&self) -> CertificateDer<'static> {
+    /// The certificate as it is shown in a handshake.
+    pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()
     }
 
-    pub(crate) fn current(&self) -> Arc<CurrentCertificate> {
+    /// As a listener shows it.
+    pub fn current(&self) -> Arc<CurrentCertificate> {
         Arc::new(CurrentCertificate::from_pem(self.certificate.as_bytes(), self.key.as_bytes()).unwrap())
     }
 
-    pub(crate) fn certified_key(&self) -> CertifiedKey {
+    /// As a client shows it.
+    pub fn certified_key(&self) -> CertifiedKey {
         let key = k3s_pki::PrivateKey::from_pem(self.key.as_bytes()).unwrap();
         CertifiedKey::new(vec![self.der()], key.signer())
     }
@@ -166,14 +155,17 @@ fn params(name: &str, organization: Option<&str>) -> CertificateParams {
 
 /// What the stand-in for kube-apiserver saw of a request.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// Counts connections from 0.
-    pub(crate) connection: usize,
+    pub connection: usize,
     /// Whether the connection showed a client certificate that it trusts for `X-Remote-*`.
-    pub(crate) trusted: bool,
-    pub(crate) version: Version,
-    pub(crate) uri: http::Uri,
-    pub(crate) headers: HeaderMap,
+    pub trusted: bool,
+    /// As it came.
+    pub version: Version,
+    /// As it came.
+    pub uri: http::Uri,
+    /// As they came.
+    pub headers: HeaderMap,
 }
 
 /// A stand-in for kube-apiserver: TLS, HTTP/2 with 100 streams a connection, HTTP/1.1 with upgrades.
@@ -188,8 +180,9 @@ pub(crate) struct Seen {
 /// | `/echo` | the request's body and trailers |
 /// | `/upgrade` | 101, then what it hears once the client has ended, in capitals; without `Upgrade`, 400 |
 /// | else | `ok` |
-pub(crate) struct ApiServer {
-    pub(crate) address: SocketAddr,
+pub struct ApiServer {
+    /// Where it listens.
+    pub address: SocketAddr,
     acceptor: TlsAcceptor,
     shared: Arc<Shared>,
     running: Option<Running>,
@@ -212,7 +205,8 @@ struct Running {
 }
 
 impl ApiServer {
-    pub(crate) async fn start(server_ca: &Ca, request_header_ca: &Ca) -> Self {
+    /// Certified by `server_ca`, and trusting what `request_header_ca` certifies.
+    pub async fn start(server_ca: &Ca, request_header_ca: &Ca) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut server = Self {
             address: listener.local_addr().unwrap(),
@@ -225,13 +219,13 @@ impl ApiServer {
     }
 
     /// Sends GOAWAY on every connection: what runs goes on, nothing new is taken there.
-    pub(crate) fn send_goaway(&mut self) {
+    pub fn send_goaway(&mut self) {
         let running = self.running.as_mut().unwrap();
         std::mem::take(&mut running.goaway).cancel();
     }
 
     /// Breaks every connection off and is not there any more.
-    pub(crate) async fn kill(&mut self) {
+    pub async fn kill(&mut self) {
         let running = self.running.take().unwrap();
         running.accepting.abort();
         running.accepting.await.unwrap_err();
@@ -239,17 +233,17 @@ impl ApiServer {
     }
 
     /// Is there again, at the same address.
-    pub(crate) async fn restart(&mut self) {
+    pub async fn restart(&mut self) {
         self.run(TcpListener::bind(self.address).await.unwrap());
     }
 
     /// The last request it saw.
-    pub(crate) fn last(&self) -> Seen {
+    pub fn last(&self) -> Seen {
         self.shared.seen.lock().unwrap().pop().expect("a request arrived")
     }
 
     /// How many requests it saw on each connection.
-    pub(crate) fn requests_by_connection(&self) -> Vec<usize> {
+    pub fn requests_by_connection(&self) -> Vec<usize> {
         let mut counts = vec![0; self.shared.connections.load(Ordering::SeqCst)];
         for seen in self.shared.seen.lock().unwrap().iter() {
             counts[seen.connection] += 1;
@@ -258,17 +252,17 @@ impl ApiServer {
     }
 
     /// How many connections there have been.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// Waits until it has so many connections.
-    pub(crate) async fn connected(&self, connections: usize) {
+    pub async fn connected(&self, connections: usize) {
         soon(self.shared.connected.subscribe().wait_for(|now| *now == connections)).await.unwrap();
     }
 
     /// Waits until it is sending so many answers.
-    pub(crate) async fn sending(&self, streams: usize) {
+    pub async fn sending(&self, streams: usize) {
         soon(self.shared.streams.subscribe().wait_for(|now| *now == streams)).await.unwrap();
     }
 
@@ -289,7 +283,7 @@ impl ApiServer {
     }
 
     async fn connection(
-        stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+        stream: tokio_rustls::server::TlsStream<TcpStream>,
         connection: usize,
         shared: Arc<Shared>,
         tasks: Tasks,
@@ -334,7 +328,7 @@ impl ApiServer {
 }
 
 /// kube-apiserver's side of handshakes.
-pub(crate) fn acceptor(server_ca: &Ca, request_header_ca: &Ca) -> TlsAcceptor {
+pub(super) fn acceptor(server_ca: &Ca, request_header_ca: &Ca) -> TlsAcceptor {
     let provider = Arc::new(default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(request_header_ca.roots()), provider.clone())
         .allow_unauthenticated()
@@ -420,97 +414,79 @@ impl HttpBody for Endless {
     }
 }
 
-/// The server token's password.
-pub(crate) const TOKEN: &str = "server-s3cret";
-/// The agent token's password.
-pub(crate) const AGENT_TOKEN: &str = "agent-s3cret";
-/// The password of the server's own node, `server`.
-pub(crate) const NODE_PASSWORD: &str = "node-s3cret";
-
-fn server_request() -> ServerRequest {
-    ServerRequest {
-        tls_sans: Vec::new(),
-        node_name: "server".parse().unwrap(),
-        node_ips: vec![[192, 0, 2, 1].into()],
-        advertise_address: None,
-        service_ip: [10, 43, 0, 1].into(),
-        cluster_domain: "cluster.local".parse().unwrap(),
-        apiserver_port: 6444,
-        lifetime: Lifetime::default(),
-        now: SystemTime::now(),
-    }
-}
-
 /// The front, before a stand-in for kube-apiserver.
-pub(crate) struct Setup {
-    pub(crate) client_ca: Ca,
+pub struct Setup {
+    /// Certifies clients.
+    pub client_ca: Ca,
     /// A client's certificate.
-    pub(crate) jane: Leaf,
-    pub(crate) api: ApiServer,
-    pub(crate) address: SocketAddr,
-    pub(crate) ready: watch::Sender<bool>,
-    pub(crate) egress: watch::Sender<Egress>,
-    pub(crate) certificate: Arc<CurrentCertificate>,
-    pub(crate) server_ca: Ca,
-    pub(crate) shutdown: CancellationToken,
-    pub(crate) serving: JoinHandle<()>,
-    /// `<data>/server`
-    pub(crate) server_dir: tempfile::TempDir,
-    _core: AdminClientSender,
-    pub(crate) datastore: Datastore,
+    pub jane: Leaf,
+    /// Where requests go that are not answered here.
+    pub api: ApiServer,
+    /// Where the front listens.
+    pub address: SocketAddr,
+    /// Whether kube-apiserver is.
+    pub ready: watch::Sender<bool>,
+    /// What clients see.
+    pub certificate: Arc<CurrentCertificate>,
+    /// Certifies the front and kube-apiserver.
+    pub server_ca: Ca,
+    /// Ends the front.
+    pub shutdown: CancellationToken,
+    /// Ends when the front has.
+    pub serving: JoinHandle<()>,
     _end: DropGuard,
 }
 
+/// How a [`Setup`] differs from a server's front without any flag.
+pub struct Settings {
+    /// What is shown beside kube-apiserver's metrics.
+    pub metrics: Option<Registry>,
+    /// Who answers requests without credentials.
+    pub unauthenticated: Unauthenticated,
+    /// How many connections there may be.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { metrics: None, unauthenticated: Unauthenticated::Refused, limits: Limits::of_process() }
+    }
+}
+
+/// A service that knows `/ping` and `/cacerts`.
+#[derive(Debug)]
+struct Pong;
+
+impl Service for Pong {
+    fn answer<'a>(
+        &'a self,
+        request: &'a mut Request<Incoming>,
+        _: Connection<'a>,
+    ) -> Option<BoxFuture<'a, Response<Body>>> {
+        let is_ours = ["/ping", "/cacerts"].contains(&request.uri().path());
+        is_ours.then(|| std::future::ready(Response::new(full("pong"))).boxed())
+    }
+}
+
 impl Setup {
-    pub(crate) async fn start() -> Self {
-        Self::start_with(None, Unauthenticated::Refused).await
+    /// With the settings of a server without flags.
+    pub async fn start() -> Self {
+        Self::start_with(Settings::default()).await
     }
 
-    /// With so many connections.
-    pub(crate) async fn start_with_limits(limits: Limits) -> Self {
-        Self::start_as(None, Unauthenticated::Refused, limits).await
+    /// With other settings.
+    pub async fn start_with(settings: Settings) -> Self {
+        Self::serve(Ca::new("client-ca"), Ca::new("server-ca"), Arc::new(Pong), settings).await
     }
 
-    /// With metrics of ours, or with anonymous access.
-    pub(crate) async fn start_with(metrics: Option<Registry>, unauthenticated: Unauthenticated) -> Self {
-        Self::start_as(metrics, unauthenticated, Limits::of_process()).await
-    }
-
-    async fn start_as(metrics: Option<Registry>, unauthenticated: Unauthenticated, limits: Limits) -> Self {
-        let (client_ca, server_ca, request_header_ca) = (Ca::new("client-ca"), Ca::new("server-ca"), Ca::new("rh-ca"));
+    /// With a service, which has these authorities too.
+    pub async fn serve(client_ca: Ca, server_ca: Ca, service: Arc<dyn Service>, settings: Settings) -> Self {
+        let request_header_ca = Ca::new("rh-ca");
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
         let proxy_certificate = request_header_ca.client("system:auth-proxy", None).current();
         let certificate = server_ca.server().current();
-        let server_dir = tempfile::tempdir().unwrap();
-        client_ca.store(server_dir.path(), "client-ca");
-        server_ca.store(server_dir.path(), "server-ca");
-        let pki = Arc::new(ServerPki::ensure(server_dir.path(), &server_request()).unwrap());
-        TokenFiles::ensure(server_dir.path(), Some(TOKEN), Some(AGENT_TOKEN), pki.server_ca.bundle()).unwrap();
-        let datastore = Datastore::open(Options::new(server_dir.path().join("state.db"))).await.unwrap();
-        let (admin_client_sender, admin_client) = AdminClient::pending();
-        let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD), lost: None };
         let (ready, is_ready) = watch::channel(true);
-        let routes = Routes::new(Cluster {
-            server_dir: server_dir.path().to_owned(),
-            pki: pki.clone(),
-            node_passwords: Arc::new(NodePasswords::new(admin_client.clone(), Some(own_node))),
-            admin_client,
-            reserved: Reserved {
-                own_node: Some("server".into()),
-                server: ["192.0.2.1", "api.example.com", "*.api.example.com"].map(|san| san.parse().unwrap()).into(),
-                services: vec!["10.43.0.0/16".parse().unwrap()],
-                cluster_domain: "cluster.local".into(),
-            },
-            token: Arc::new(ServerToken::new(
-                server_dir.path().to_owned(),
-                pki.server_ca.bundle().to_vec(),
-                true,
-                datastore.client(),
-                Password::new(TOKEN),
-            )),
-            config: json!({"ClusterDomain": "cluster.local"}),
-        });
-        let (egress, known) = watch::channel(Egress::new(None, "127.0.0.1".parse().unwrap()));
+        let Settings { metrics, unauthenticated, limits } = settings;
         let front = Front {
             certificate: certificate.clone(),
             tls: TlsPolicy::default(),
@@ -519,8 +495,7 @@ impl Setup {
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             unauthenticated,
             ready: is_ready,
-            routes,
-            nodes: NodeDialer { tunnels: Tunnels::default(), egress: known },
+            service,
             metrics,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -528,22 +503,13 @@ impl Setup {
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, front, shutdown.clone()));
         let _end = shutdown.clone().drop_guard();
-        Self {
-            jane: client_ca.client("jane", Some("dev")),
-            client_ca,
-            api,
-            address,
-            ready,
-            egress,
-            certificate,
-            server_ca,
-            shutdown,
-            serving,
-            server_dir,
-            _core: admin_client_sender,
-            datastore,
-            _end,
-        }
+        let jane = client_ca.client("jane", Some("dev"));
+        Self { jane, client_ca, api, address, ready, certificate, server_ca, shutdown, serving, _end }
+    }
+
+    /// A connection to the front on which nothing was said yet, with a certificate or without.
+    pub async fn stream(&self, certificate: Option<&Leaf>) -> TlsStream<TcpStream> {
+        soon(self.connector(certificate).http1()).await.unwrap()
     }
 
     /// A client that connects to the front, with a certificate or without.
@@ -552,7 +518,7 @@ impl Setup {
     }
 
     /// An HTTP/2 connection to the front.
-    pub(crate) async fn http2(&self, certificate: Option<&Leaf>) -> Http2 {
+    pub async fn http2(&self, certificate: Option<&Leaf>) -> Http2 {
         let stream = soon(self.connector(certificate).http2()).await.unwrap();
         let (sender, connection) =
             http2::handshake(hyper_util::rt::TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -561,9 +527,8 @@ impl Setup {
     }
 
     /// An HTTP/1.1 connection to the front.
-    pub(crate) async fn http1(&self, certificate: Option<&Leaf>) -> http1::SendRequest<Body> {
-        let stream = soon(self.connector(certificate).http1()).await.unwrap();
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    pub async fn http1(&self, certificate: Option<&Leaf>) -> http1::SendRequest<Body> {
+        let (sender, connection) = http1::handshake(TokioIo::new(self.stream(certificate).await)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         sender
     }
@@ -583,29 +548,30 @@ pub(super) fn connector(address: SocketAddr, server_ca: &Ca, certificate: Option
 }
 
 /// An HTTP/2 client's connection.
-pub(crate) struct Http2 {
+pub struct Http2 {
     sender: http2::SendRequest<Body>,
-    pub(crate) running: JoinHandle<hyper::Result<()>>,
+    /// Ends with the connection.
+    pub running: JoinHandle<hyper::Result<()>>,
 }
 
 impl Http2 {
-    pub(crate) async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+    /// The answer's head.
+    pub async fn send(&self, request: Request<Body>) -> Response<Incoming> {
         soon(self.sender.clone().send_request(request)).await.unwrap()
     }
 
     /// Sends what has been given of the request; the answer comes when it comes.
-    pub(crate) fn begin(
-        &self,
-        request: Request<Body>,
-    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+    pub fn begin(&self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         self.sender.clone().send_request(request)
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Response<Incoming> {
+    /// The answer's head.
+    pub async fn get(&self, path: &str) -> Response<Incoming> {
         self.get_with(path, &[]).await
     }
 
-    pub(crate) async fn get_with(&self, path: &str, headers: &[(&'static str, &'static str)]) -> Response<Incoming> {
+    /// The answer's head, to a request with these headers.
+    pub async fn get_with(&self, path: &str, headers: &[(&'static str, &'static str)]) -> Response<Incoming> {
         let mut request = Request::get(format!("https://front.test:6443{path}")).body(empty()).unwrap();
         for (name, value) in headers {
             request.headers_mut().append(*name, HeaderValue::from_static(value));
@@ -615,7 +581,7 @@ impl Http2 {
 }
 
 /// Answers what it hears in capitals, once that has ended.
-pub(crate) async fn answer_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+pub async fn answer_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let mut heard = Vec::new();
     io.read_to_end(&mut heard).await.unwrap();
     io.write_all(&heard.to_ascii_uppercase()).await.unwrap();
@@ -623,7 +589,7 @@ pub(crate) async fn answer_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) 
 }
 
 /// Says much, ends, and reads slowly what is said to that by [`answer_the_end`].
-pub(crate) async fn is_answered_after_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+pub async fn is_answered_after_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let said: Vec<u8> = (0..6_000_000_u32).map(|position| b'a' + (position % 23) as u8).collect();
     soon(io.write_all(&said)).await.unwrap();
     io.shutdown().await.unwrap();
@@ -637,18 +603,18 @@ pub(crate) async fn is_answered_after_the_end(mut io: impl AsyncRead + AsyncWrit
 }
 
 /// The whole body, as text.
-pub(crate) async fn text(response: Response<Incoming>) -> String {
+pub async fn text(response: Response<Incoming>) -> String {
     let bytes = soon(response.into_body().collect()).await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// What `future` comes to; a test that would hang fails.
-pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+pub async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(30), future).await.expect("the test hangs")
 }
 
 /// A body of what is sent to it.
-pub(crate) fn channel() -> (mpsc::Sender<Frame<Bytes>>, Body) {
+pub fn channel() -> (mpsc::Sender<Frame<Bytes>>, Body) {
     let (sender, mut receiver) = mpsc::channel(1);
     let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|frame| frame.map(Ok)));
     (sender, http_body_util::StreamBody::new(frames).boxed_unsync())

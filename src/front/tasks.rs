@@ -9,7 +9,7 @@ use tokio_util::{
 
 /// Spawns tasks, ends them, and knows when all have ended; clones share them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tasks {
+pub struct Tasks {
     tracker: TaskTracker,
     cut: CancellationToken,
 }
@@ -18,7 +18,7 @@ impl Tasks {
     /// Runs `task` until it ends or all are cut.
     ///
     /// Boxed: each future around it would hold it twice, once as its argument and once as what it awaits.
-    pub(super) fn spawn<F>(&self, task: F)
+    pub fn spawn<F>(&self, task: F)
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,

@@ -9,22 +9,22 @@ const SOURCES: usize = 4096;
 
 /// A token bucket's size and speed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rate {
+pub struct Rate {
     /// What may be done at once.
-    pub(crate) burst: u32,
+    pub burst: u32,
     /// After that, one in this time.
-    pub(crate) interval: Duration,
+    pub interval: Duration,
 }
 
 /// A token bucket, kept as the moment at which it is full again.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Budget {
+pub struct Budget {
     full_at: Instant,
 }
 
 /// A budget for each source address; an IPv6 source is its network of 64 bits, since a host has all of it.
 #[derive(Debug)]
-pub(crate) struct Sources {
+pub struct Sources {
     rate: Rate,
     budgets: HashMap<IpAddr, Budget>,
     shared: Budget,
@@ -32,12 +32,12 @@ pub(crate) struct Sources {
 
 impl Budget {
     /// A full one.
-    pub(crate) fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self { full_at: now }
     }
 
     /// Spends one, if there is one.
-    pub(crate) fn spend(&mut self, rate: Rate, now: Instant) -> bool {
+    pub fn spend(&mut self, rate: Rate, now: Instant) -> bool {
         let full_at = self.full_at.max(now) + rate.interval;
         let affordable = full_at - now <= rate.interval * rate.burst;
         if affordable {
@@ -47,7 +47,7 @@ impl Budget {
     }
 
     /// Takes back one that was spent.
-    pub(crate) fn give_back(&mut self, rate: Rate) {
+    pub fn give_back(&mut self, rate: Rate) {
         self.full_at = self.full_at.checked_sub(rate.interval).unwrap_or(self.full_at);
     }
 
@@ -58,12 +58,12 @@ impl Budget {
 
 impl Sources {
     /// Full budgets for all.
-    pub(crate) fn new(rate: Rate) -> Self {
+    pub fn new(rate: Rate) -> Self {
         Self { rate, budgets: HashMap::new(), shared: Budget::new(Instant::now()) }
     }
 
     /// Spends one of the source's, if there is one.
-    pub(crate) fn spend(&mut self, source: IpAddr, now: Instant) -> bool {
+    pub fn spend(&mut self, source: IpAddr, now: Instant) -> bool {
         let source = network(source);
         if self.budgets.len() >= SOURCES && !self.budgets.contains_key(&source) {
             self.budgets.retain(|_, budget| !budget.is_full(now));
@@ -75,14 +75,14 @@ impl Sources {
     }
 
     /// Takes back one that the source spent.
-    pub(crate) fn give_back(&mut self, source: IpAddr) {
+    pub fn give_back(&mut self, source: IpAddr) {
         let rate = self.rate;
         self.budgets.get_mut(&network(source)).unwrap_or(&mut self.shared).give_back(rate);
     }
 }
 
 /// What counts as one source: an address, or an IPv6 network of 64 bits.
-pub(crate) fn network(source: IpAddr) -> IpAddr {
+pub fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
         address @ IpAddr::V4(_) => address,

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use hyper::body::Incoming;
+use k3s_http::{Body, Status};
 use k3s_listener::Peer;
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -16,20 +17,18 @@ use tracing::debug;
 
 use super::{
     Front,
-    body::{self, Body},
-    caller::Caller,
-    connect::Nodes,
+    authentication::Authentication,
+    body,
     connector::Connector,
     headers, metrics,
     party::{Party, TokenDigest},
     pool::{Connectors, Pool, PoolError},
-    status::Status,
+    service::{Connection, Service},
     tasks::Tasks,
     tokens::{Tokens, Trial},
     unauthenticated::{self, Unauthenticated},
     upgrade,
 };
-use crate::routes::{Route, Routes};
 
 /// How long a connection to kube-apiserver is kept without requests; it keeps its side for 90 s.
 const IDLE: Duration = Duration::from_secs(60);
@@ -41,8 +40,8 @@ const ANONYMOUS: usize = 256;
 #[derive(Debug)]
 pub(super) struct Gateway {
     ready: watch::Receiver<bool>,
-    routes: Routes,
-    nodes: Nodes,
+    service: Arc<dyn Service>,
+    shutdown: CancellationToken,
     pool: Pool,
     tokens: Tokens,
     unauthenticated: Unauthenticated,
@@ -60,27 +59,19 @@ struct Asking<'a> {
 
 impl Gateway {
     pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
-        let Front { upstream, unauthenticated, ready, routes, nodes, metrics, .. } = front;
-        let nodes = Nodes::new(nodes, shutdown);
+        let Front { upstream, unauthenticated, ready, service, metrics, .. } = front;
         let [trusted, plain] =
             [upstream.trusted_tls(), upstream.plain_tls()].map(|tls| Connector::new(upstream.address, tls));
         let pool = Pool::new(Connectors { trusted, plain }, IDLE);
         let (tokens, anonymous) = (Tokens::new(), Arc::new(Semaphore::new(ANONYMOUS)));
-        Self { ready, routes, nodes, pool, tokens, unauthenticated, anonymous, metrics }
+        Self { ready, service, shutdown, pool, tokens, unauthenticated, anonymous, metrics }
     }
 
     /// Answers one request of `peer`. `tasks` run upgraded connections.
     pub(super) async fn answer(&self, mut request: Request<Incoming>, peer: &Peer, tasks: &Tasks) -> Response<Body> {
-        if request.method() == Method::CONNECT {
-            let connected = self.nodes.connect(request, peer, &self.routes, tasks).await;
-            return connected.unwrap_or_else(Into::into);
-        }
-        if request.uri().path() == k3s_tunnel::PATH {
-            let opened = self.nodes.open_tunnel(request, peer, &self.routes, tasks).await;
-            return opened.unwrap_or_else(Into::into);
-        }
-        if let Some(route) = Route::find(request.uri().path()) {
-            return self.routes.answer(route, request, peer).await;
+        let connection = Connection { peer, tasks, shutdown: &self.shutdown };
+        if let Some(answer) = self.service.answer(&mut request, connection) {
+            return answer.await;
         }
         if !*self.ready.borrow() {
             return Status::unavailable("apiserver not ready").into();
@@ -108,14 +99,14 @@ impl Gateway {
         peer: &Peer,
         tasks: &Tasks,
     ) -> Result<Response<Body>, Status> {
-        let caller = Caller::of(peer, request.headers(), SystemTime::now()).map_err(|rejection| {
+        let authentication = Authentication::of(peer, request.headers(), SystemTime::now()).map_err(|rejection| {
             debug!(peer = %peer.address, %rejection, "Refused a client certificate.");
             Status::unauthorized(rejection.to_string())
         })?;
         if !is_escaped(request.uri().path()) {
             return Err(Status::bad_request("the request's path has a % that no two hexadecimal digits follow"));
         }
-        let Some(asking) = self.asking(&caller, request.headers(), peer)? else {
+        let Some(asking) = self.asking(&authentication, request.headers(), peer)? else {
             return Ok(unauthenticated::answer(request.uri(), request.headers()));
         };
         let upgrade = headers::upgrade(request.version(), request.headers()).cloned();
@@ -126,7 +117,7 @@ impl Gateway {
         // The client's `100 Continue` comes from us, when we begin to read the body.
         map.remove(header::EXPECT);
         headers::append_forwarded_for(map, peer.address.ip());
-        if let Caller::RequestHeader(identity) = caller {
+        if let Authentication::RequestHeader(identity) = authentication {
             headers::set_identity(map, identity).map_err(|why| Status::unauthorized(why.to_string()))?;
         }
         let Asking { party, trial, place } = asking;
@@ -147,14 +138,19 @@ impl Gateway {
     }
 
     /// For whom kube-apiserver is asked; `None` if it is not.
-    fn asking(&self, caller: &Caller<'_>, headers: &HeaderMap, peer: &Peer) -> Result<Option<Asking<'_>>, Status> {
-        let (party, trial, place) = match (caller, TokenDigest::of(headers)) {
-            (Caller::RequestHeader(identity), _) => (Party::of(identity), None, None),
-            (Caller::Passthrough, Some(token)) => {
+    fn asking(
+        &self,
+        authentication: &Authentication<'_>,
+        headers: &HeaderMap,
+        peer: &Peer,
+    ) -> Result<Option<Asking<'_>>, Status> {
+        let (party, trial, place) = match (authentication, TokenDigest::of(headers)) {
+            (Authentication::RequestHeader(identity), _) => (Party::of(identity), None, None),
+            (Authentication::Passthrough, Some(token)) => {
                 (Party::Token(token), Some(self.tokens.try_out(token, peer.address.ip())?), None)
             }
-            (Caller::Passthrough, None) if self.unauthenticated == Unauthenticated::Refused => return Ok(None),
-            (Caller::Passthrough, None) => {
+            (Authentication::Passthrough, None) if self.unauthenticated == Unauthenticated::Refused => return Ok(None),
+            (Authentication::Passthrough, None) => {
                 let place = self.anonymous.clone().try_acquire_owned();
                 let place =
                     place.map_err(|_| Status::too_many_requests("Too many requests, please try again later."))?;

@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+use k3s_http::Status;
+use k3s_listener::{Rate, Sources};
 use tokio::time::Instant;
 
-use super::{party::TokenDigest, status::Status};
-use crate::budget::{Rate, Sources};
+use super::party::TokenDigest;
 
 /// Wrong tokens of one source. The many pods of a node that starts may come from one address, but their tokens are right.
 const WRONG: Rate = Rate { burst: 50, interval: Duration::from_millis(100) };
@@ -22,10 +23,10 @@ const ACCEPTED: usize = 16 << 10;
 
 /// What is known of tokens.
 #[derive(Debug)]
-pub(super) struct Tokens(Mutex<Known>);
+pub(super) struct Tokens(Mutex<TokenTable>);
 
 #[derive(Debug)]
-struct Known {
+struct TokenTable {
     accepted: HashSet<TokenDigest>,
     wrong: Sources,
 }
@@ -42,22 +43,22 @@ pub(super) struct Trial<'a> {
 impl Tokens {
     /// None was accepted yet.
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Known { accepted: HashSet::new(), wrong: Sources::new(WRONG) }))
+        Self(Mutex::new(TokenTable { accepted: HashSet::new(), wrong: Sources::new(WRONG) }))
     }
 
     /// Before kube-apiserver is asked: a source that has shown too many wrong tokens has to wait.
     pub(super) fn try_out(&self, token: TokenDigest, source: IpAddr) -> Result<Trial<'_>, Status> {
-        let mut known = self.known();
-        if known.accepted.contains(&token) {
+        let mut table = self.table();
+        if table.accepted.contains(&token) {
             return Ok(Trial { tokens: self, token, source: None });
         }
-        if known.wrong.spend(source, Instant::now()) {
+        if table.wrong.spend(source, Instant::now()) {
             return Ok(Trial { tokens: self, token, source: Some(source) });
         }
         Err(Status::too_many_requests("too many wrong tokens came from this address; try again later"))
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn table(&self) -> MutexGuard<'_, TokenTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,25 +67,25 @@ impl Trial<'_> {
     /// kube-apiserver's answer is no 401.
     pub(super) fn accepted(self) {
         let Some(source) = self.source else { return };
-        let mut known = self.tokens.known();
-        known.wrong.give_back(source);
-        if known.accepted.len() >= ACCEPTED {
-            known.accepted.clear();
+        let mut table = self.tokens.table();
+        table.wrong.give_back(source);
+        if table.accepted.len() >= ACCEPTED {
+            table.accepted.clear();
         }
-        known.accepted.insert(self.token);
+        table.accepted.insert(self.token);
     }
 
     /// It is a 401.
     pub(super) fn refused(self) {
         if self.source.is_none() {
-            self.tokens.known().accepted.remove(&self.token);
+            self.tokens.table().accepted.remove(&self.token);
         }
     }
 
     /// There is none.
     pub(super) fn unanswered(self) {
         if let Some(source) = self.source {
-            self.tokens.known().wrong.give_back(source);
+            self.tokens.table().wrong.give_back(source);
         }
     }
 }

@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 
 use http::HeaderMap;
+use k3s_http::Status;
 use k3s_identity::Password;
 use k3s_pki::HostName;
-
-use crate::front::Status;
 
 const NAME: &str = "k3s-node-name";
 const PASSWORD: &str = "k3s-node-password";

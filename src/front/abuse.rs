@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
+use k3s_listener::{Budget, Rate};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use crate::budget::{Budget, Rate};
 
 /// Requests that a connection may give up: all its streams twice over, for clients that stop, and then ten a second.
 const GIVEN_UP: Rate = Rate { burst: 200, interval: Duration::from_millis(100) };

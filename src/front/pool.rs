@@ -23,6 +23,7 @@ use hyper::{
     client::conn::http2::{self, Connection, SendRequest},
 };
 use hyper_util::rt::TokioIo;
+use k3s_http::{Body, empty};
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
@@ -33,7 +34,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 use super::{
-    body::{self, Body},
+    body,
     coalescing::{CoalescingWriter, Driver},
     connector::{Connector, Unreachable},
     paced::{Awaited, Paced},
@@ -202,7 +203,7 @@ impl Pool {
             }
             let untouched = unsent.is_some() || is_untouched(error.error());
             let limit = if untouched { ATTEMPTS } else { 2 };
-            let again = unsent.or_else(|| Some(Request::from_parts(harmless.clone()?, body::empty())));
+            let again = unsent.or_else(|| Some(Request::from_parts(harmless.clone()?, empty())));
             match again {
                 Some(again) if attempts < limit => request = again,
                 _ if untouched => return Err(PoolError::Untouched(error.into_error())),
@@ -414,13 +415,14 @@ const _: () = assert!(LIMIT < 80, "kube-apiserver allows 100 streams, and those 
 mod tests {
     use std::net::SocketAddr;
 
+    use k3s_http::full;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
     };
 
     use super::*;
-    use crate::front::testing::{ApiServer, Ca, acceptor, connector, soon};
+    use crate::testing::{ApiServer, Ca, acceptor, connector, soon};
 
     fn jane() -> Arc<Party> {
         Arc::new(Party::Certificate("jane".to_owned()))
@@ -433,7 +435,7 @@ mod tests {
 
     async fn get(pool: &Pool, path: &str) -> Response<Body> {
         let request = Request::get(format!("https://kubernetes{path}")).version(http::Version::HTTP_2);
-        soon(pool.send(&jane(), request.body(body::empty()).unwrap())).await.unwrap()
+        soon(pool.send(&jane(), request.body(empty()).unwrap())).await.unwrap()
     }
 
     #[tokio::test]
@@ -476,7 +478,7 @@ mod tests {
             }
         });
         let request = Request::post("https://kubernetes/api").version(http::Version::HTTP_2);
-        let error = soon(pool.send(&jane(), request.body(body::full("once")).unwrap())).await.unwrap_err();
+        let error = soon(pool.send(&jane(), request.body(full("once")).unwrap())).await.unwrap_err();
         assert!(matches!(error, PoolError::Untouched(_)), "{error:?}");
         leaving.abort();
     }

@@ -8,14 +8,14 @@ use http::{
 };
 use hyper::{body::Incoming, client::conn::http1, upgrade};
 use hyper_util::rt::TokioIo;
+use k3s_http::{Body, Status, empty};
 use k3s_splice::{ReadFirst, splice};
 use tracing::debug;
 
 use super::{
-    body::{self, Body},
+    body,
     connector::{Connector, Unreachable},
     headers,
-    status::Status,
     tasks::Tasks,
 };
 
@@ -60,7 +60,7 @@ pub(super) async fn forward(
             debug!(%error, "An upgraded connection broke off.");
         }
     });
-    Ok(response.map(|_| body::empty()))
+    Ok(response.map(|_| empty()))
 }
 
 fn unavailable(why: Unreachable) -> Status {

@@ -7,9 +7,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use k3s_http::{Body, Status};
 use prometheus_client::{encoding::text, registry::Registry};
-
-use super::{body::Body, status::Status};
 
 /// The format in which pages can be put one behind the other.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");

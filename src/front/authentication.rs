@@ -10,14 +10,14 @@ use super::headers::has_bearer_token;
 
 /// On whose word a request goes to kube-apiserver.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Caller<'a> {
+pub(super) enum Authentication<'a> {
     /// We verified the client's certificate and vouch for it.
     RequestHeader(&'a ClientIdentity),
     /// On the request's own word: a token, or nothing.
     Passthrough,
 }
 
-impl<'a> Caller<'a> {
+impl<'a> Authentication<'a> {
     /// Who makes the request of `peer` with these headers, now.
     ///
     /// As in kube-apiserver's own chain of authenticators: a certificate that verifies goes before a token; one that does
@@ -40,7 +40,7 @@ mod tests {
     use k3s_listener::{Connections, Limits};
 
     use super::*;
-    use crate::front::testing::{Ca, Leaf};
+    use crate::testing::{Ca, Leaf};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -60,7 +60,9 @@ mod tests {
         let ca = Ca::new("client-ca");
         let peer = peer(&ca, Some(&ca.client("jane", Some("dev"))));
         for headers in [HeaderMap::new(), token()] {
-            let Caller::RequestHeader(identity) = Caller::of(&peer, &headers, SystemTime::now()).unwrap() else {
+            let Authentication::RequestHeader(identity) =
+                Authentication::of(&peer, &headers, SystemTime::now()).unwrap()
+            else {
                 panic!("vouched for");
             };
             assert_eq!(identity.user, "jane");
@@ -73,10 +75,10 @@ mod tests {
         let ca = Ca::new("client-ca");
         let peer = peer(&ca, Some(&ca.client("jane", None)));
         let (now, headers) = (SystemTime::now(), HeaderMap::new());
-        assert!(Caller::of(&peer, &headers, now).is_ok());
-        assert_eq!(Caller::of(&peer, &headers, now + 400 * DAY), Err(Rejection::Expired));
-        assert_eq!(Caller::of(&peer, &headers, now - 400 * DAY), Err(Rejection::NotYetValid));
-        assert!(Caller::of(&peer, &headers, now).is_ok(), "the clock was set right again");
+        assert!(Authentication::of(&peer, &headers, now).is_ok());
+        assert_eq!(Authentication::of(&peer, &headers, now + 400 * DAY), Err(Rejection::Expired));
+        assert_eq!(Authentication::of(&peer, &headers, now - 400 * DAY), Err(Rejection::NotYetValid));
+        assert!(Authentication::of(&peer, &headers, now).is_ok(), "the clock was set right again");
     }
 
     #[test]
@@ -84,15 +86,18 @@ mod tests {
         let (ca, foreign) = (Ca::new("client-ca"), Ca::new("client-ca"));
         let peer = peer(&ca, Some(&foreign.client("system:admin", Some("system:masters"))));
         let now = SystemTime::now();
-        assert_eq!(Caller::of(&peer, &HeaderMap::new(), now), Err(Rejection::UnknownAuthority));
-        assert_eq!(Caller::of(&peer, &token(), now), Ok(Caller::Passthrough));
+        assert_eq!(Authentication::of(&peer, &HeaderMap::new(), now), Err(Rejection::UnknownAuthority));
+        assert_eq!(Authentication::of(&peer, &token(), now), Ok(Authentication::Passthrough));
     }
 
     #[test]
     fn without_a_certificate_that_names_somebody_the_request_speaks_for_itself() {
         let ca = Ca::new("client-ca");
         for peer in [peer(&ca, None), peer(&ca, Some(&ca.client("", Some("system:masters"))))] {
-            assert_eq!(Caller::of(&peer, &HeaderMap::new(), SystemTime::now()), Ok(Caller::Passthrough));
+            assert_eq!(
+                Authentication::of(&peer, &HeaderMap::new(), SystemTime::now()),
+                Ok(Authentication::Passthrough)
+            );
         }
     }
 }

@@ -9,8 +9,7 @@ use http::{
     header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, USER_AGENT},
 };
 use k3s_config::args::ComponentArgs;
-
-use super::body::{self, Body};
+use k3s_http::{Body, full};
 
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -73,7 +72,7 @@ pub(super) fn answer(uri: &Uri, headers: &HeaderMap) -> Response<Body> {
         Form::Yaml => ("application/yaml", YAML.as_bytes()),
         Form::Protobuf => ("application/vnd.kubernetes.protobuf", PROTOBUF),
     };
-    let mut response = Response::new(body::full(content));
+    let mut response = Response::new(full(content));
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     let answer = response.headers_mut();
     answer.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -46,7 +46,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Removes whatever kube-apiserver, or a server behind it that takes `_` for `-`, could read as an identity of ours.
-pub(crate) fn remove_forged_identity(headers: &mut HeaderMap) {
+pub fn remove_forged_identity(headers: &mut HeaderMap) {
     let forged: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().replace('_', "-").starts_with("x-remote-")).cloned().collect();
     for name in forged {
