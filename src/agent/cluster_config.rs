@@ -1,16 +1,13 @@
 //! What a server tells of the cluster at `/v1-k3s/config`, in the words of k3s' Go structure.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use k3s_config::{
     network::{ClusterNetwork, PortRange},
     server::EgressMode,
 };
-use serde::Deserialize;
+use k3s_supervisor_api::{ClusterDocument, IpNetDocument, NotARange, PortRangeDocument};
 
-use crate::metrics::Wanted;
+use crate::metrics::MetricsConfig;
 
 /// What a node needs to know of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +21,7 @@ pub(crate) struct ClusterConfig {
     /// Whether the servers' node controller sets nodes' addresses.
     pub(crate) cloud_controller: bool,
     /// Where the node shows what it counts, if anywhere.
-    pub(crate) metrics: Option<Wanted>,
+    pub(crate) metrics: Option<MetricsConfig>,
 }
 
 /// Why an answer is no configuration that this node can follow.
@@ -34,8 +31,8 @@ pub enum UnusableConfig {
     #[error("it is not understood ({0})")]
     Malformed(#[from] serde_json::Error),
     /// An address range that is none.
-    #[error("{0} is not an address range")]
-    Range(String),
+    #[error(transparent)]
+    Range(#[from] NotARange),
     /// A field that has to be there.
     #[error("it lacks {0}")]
     Missing(&'static str),
@@ -60,123 +57,82 @@ pub enum UnusableConfig {
 impl ClusterConfig {
     /// Understands a server's answer.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, UnusableConfig> {
-        let control: Control = serde_json::from_slice(json)?;
-        if control.supervisor_port != control.https_port {
-            return Err(UnusableConfig::Ports { supervisor: control.supervisor_port, api: control.https_port });
+        // Whole, so that none of it is told and read by nobody.
+        let ClusterDocument {
+            cluster_ip_range,
+            cluster_ip_ranges,
+            service_ip_range,
+            service_ip_ranges,
+            service_node_port_range,
+            cluster_dns,
+            cluster_dnss,
+            cluster_domain,
+            flannel_backend,
+            flannel_ipv6_masq,
+            flannel_external_ip,
+            egress_selector_mode,
+            disable_kube_proxy,
+            disable_ccm,
+            supervisor_metrics,
+            min_tls_version,
+            cipher_suites,
+            supervisor_port,
+            https_port,
+        } = serde_json::from_slice(json)?;
+        if supervisor_port != https_port {
+            return Err(UnusableConfig::Ports { supervisor: supervisor_port, api: https_port });
         }
-        let ports = control.service_node_port_range;
         Ok(Self {
             network: ClusterNetwork {
-                cluster_cidrs: ranges(control.cluster_ip_ranges, control.cluster_ip_range, "ClusterIPRange")?,
-                service_cidrs: ranges(control.service_ip_ranges, control.service_ip_range, "ServiceIPRange")?,
-                node_ports: PortRange {
-                    first: ports.base,
-                    last: ports.base.saturating_add(ports.size.saturating_sub(1)),
-                },
-                cluster_dns: match (control.cluster_dnss, control.cluster_dns) {
+                cluster_cidrs: ranges(cluster_ip_ranges, cluster_ip_range, "ClusterIPRange")?,
+                service_cidrs: ranges(service_ip_ranges, service_ip_range, "ServiceIPRange")?,
+                node_ports: ports(service_node_port_range),
+                cluster_dns: match (cluster_dnss, cluster_dns) {
                     (Some(all), _) if !all.is_empty() => all,
                     (_, Some(one)) => vec![one],
                     _ => return Err(UnusableConfig::Missing("ClusterDNS")),
                 },
-                cluster_domain: control.cluster_domain,
-                overlay: control.flannel_backend.parse().map_err(UnusableConfig::Backend)?,
-                masquerade_ipv6: control.flannel_ipv6_masq,
-                overlay_external: control.flannel_external_ip,
+                cluster_domain,
+                overlay: flannel_backend.parse().map_err(UnusableConfig::Backend)?,
+                masquerade_ipv6: flannel_ipv6_masq,
+                overlay_external: flannel_external_ip,
             },
-            egress: match control.egress_selector_mode {
+            egress: match egress_selector_mode {
                 Some(mode) if !mode.is_empty() => mode.parse().map_err(UnusableConfig::Egress)?,
                 _ => EgressMode::Agent,
             },
-            kube_proxy: !control.disable_kube_proxy,
-            cloud_controller: !control.disable_ccm,
-            metrics: control.supervisor_metrics.then(|| Wanted {
-                port: control.supervisor_port,
-                min_tls_version: control.min_tls_version,
-                cipher_suites: control.cipher_suites.unwrap_or_default(),
+            kube_proxy: !disable_kube_proxy,
+            cloud_controller: !disable_ccm,
+            metrics: supervisor_metrics.then(|| MetricsConfig {
+                port: supervisor_port,
+                min_tls_version,
+                cipher_suites: cipher_suites.unwrap_or_default(),
             }),
         })
     }
 }
 
-/// The fields of k3s' `config.Control` that concern a node, under their Go names.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Control {
-    #[serde(rename = "ClusterIPRange")]
-    cluster_ip_range: Option<GoNet>,
-    #[serde(rename = "ClusterIPRanges")]
-    cluster_ip_ranges: Option<Vec<GoNet>>,
-    #[serde(rename = "ServiceIPRange")]
-    service_ip_range: Option<GoNet>,
-    #[serde(rename = "ServiceIPRanges")]
-    service_ip_ranges: Option<Vec<GoNet>>,
-    service_node_port_range: GoPortRange,
-    #[serde(rename = "ClusterDNS")]
-    cluster_dns: Option<IpAddr>,
-    #[serde(rename = "ClusterDNSs")]
-    cluster_dnss: Option<Vec<IpAddr>>,
-    cluster_domain: String,
-    flannel_backend: String,
-    #[serde(default, rename = "FlannelIPv6Masq")]
-    flannel_ipv6_masq: bool,
-    #[serde(default, rename = "FlannelExternalIP")]
-    flannel_external_ip: bool,
-    /// k3s had no choice before it had this field.
-    egress_selector_mode: Option<String>,
-    #[serde(default)]
-    disable_kube_proxy: bool,
-    #[serde(default, rename = "DisableCCM")]
-    disable_ccm: bool,
-    #[serde(default)]
-    supervisor_metrics: bool,
-    #[serde(default, rename = "MinTLSVersion")]
-    min_tls_version: String,
-    cipher_suites: Option<Vec<String>>,
-    supervisor_port: u16,
-    #[serde(rename = "HTTPSPort")]
-    https_port: u16,
+fn ports(PortRangeDocument { base, size }: PortRangeDocument) -> PortRange {
+    let last = u32::from(base).saturating_add(size.saturating_sub(1));
+    PortRange { first: base, last: u16::try_from(last).unwrap_or(u16::MAX) }
 }
 
-/// Go's `net.IPNet`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GoNet {
-    #[serde(rename = "IP")]
-    ip: IpAddr,
-    mask: String,
-}
-
-/// Kubernetes' `net.PortRange`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GoPortRange {
-    base: u16,
-    size: u16,
-}
-
-impl GoNet {
-    fn range(&self) -> Result<IpNet, UnusableConfig> {
-        let wrong = || UnusableConfig::Range(format!("{}/{}", self.ip, self.mask));
-        let mask = STANDARD.decode(&self.mask).map_err(|_| wrong())?;
-        let mask = match mask.len() {
-            4 => <[u8; 4]>::try_from(mask).map(|octets| IpAddr::V4(Ipv4Addr::from(octets))).map_err(|_| wrong())?,
-            16 => <[u8; 16]>::try_from(mask).map(IpAddr::from).map_err(|_| wrong())?,
-            _ => return Err(wrong()),
-        };
-        IpNet::with_netmask(self.ip, mask).map_err(|_| wrong())
-    }
-}
-
-fn ranges(all: Option<Vec<GoNet>>, one: Option<GoNet>, field: &'static str) -> Result<Vec<IpNet>, UnusableConfig> {
-    let ranges: Vec<GoNet> = all.filter(|all| !all.is_empty()).unwrap_or_else(|| one.into_iter().collect());
+fn ranges(
+    all: Option<Vec<IpNetDocument>>,
+    one: Option<IpNetDocument>,
+    field: &'static str,
+) -> Result<Vec<IpNet>, UnusableConfig> {
+    let ranges: Vec<IpNetDocument> = all.filter(|all| !all.is_empty()).unwrap_or_else(|| one.into_iter().collect());
     if ranges.is_empty() {
         return Err(UnusableConfig::Missing(field));
     }
-    ranges.iter().map(GoNet::range).collect()
+    ranges.iter().map(|range| Ok(IpNet::try_from(range)?)).collect()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     /// As a k3s server answers, fields that do not concern nodes left out but for one.
@@ -206,7 +162,7 @@ pub(crate) mod tests {
             let answer = CONFIG.replacen('{', &format!("{{\"SupervisorMetrics\": true, {more}"), 1);
             ClusterConfig::parse(answer.as_bytes()).unwrap().metrics.unwrap()
         };
-        let plain = Wanted { port: 6443, min_tls_version: String::new(), cipher_suites: Vec::new() };
+        let plain = MetricsConfig { port: 6443, min_tls_version: String::new(), cipher_suites: Vec::new() };
         assert_eq!(shown(""), plain);
         assert_eq!(shown("\"CipherSuites\": null, "), plain);
         let strict = shown("\"MinTLSVersion\": \"VersionTLS13\", \"CipherSuites\": [\"TLS_A\"], ");

@@ -1,4 +1,4 @@
-//! HTTPS requests to whichever server the balancer chooses, one connection each, as k3s' agents make them.
+//! Requests to whichever server the balancer chooses, and the time that it is given.
 
 use std::{
     io,
@@ -10,27 +10,24 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::{body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use k3s_balancer::{Balancer, NoServer};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::Full;
+use k3s_balancer::Balancer;
+use k3s_supervisor_api::{Client, RequestError};
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::time::Instant;
 
 /// How long a server may take for one request, at first: what k3s grants.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// However slow both ends are; another server should be tried some time.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(120);
-/// More than any answer of a server has.
-const LARGEST: usize = 1 << 20;
 
 /// Makes requests with one identity and one idea of whom to trust.
 #[derive(Clone)]
 pub(crate) struct Https {
     balancer: Balancer,
-    tls: TlsConnector,
+    client: Client,
     patience: Patience,
 }
 
@@ -59,107 +56,34 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why a request brought nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// Nobody accepts a connection.
-    #[error(transparent)]
-    NoServer(#[from] NoServer),
-    /// Whoever accepted is not who it should be, or does not want us.
-    #[error("the TLS handshake with the server failed: {0}")]
-    Handshake(#[source] io::Error),
-    /// Not HTTP, or broken off.
-    #[error("the server broke off: {0}")]
-    Broken(#[from] hyper::Error),
-    /// Nothing came.
-    #[error("the server did not answer within {} s", .0.as_secs())]
-    Timeout(Duration),
-    /// Reading the answer failed for no reason that is known.
-    #[error("the server's answer cannot be read: {0}")]
-    Unread(Box<dyn std::error::Error + Send + Sync>),
-    /// More came than there can be to say.
-    #[error("the server's answer is larger than {} MiB", LARGEST >> 20)]
-    TooLarge,
-    /// The server understood and said no, or not yet.
-    #[error("the server answers {status}{}{message}", if message.is_empty() { "" } else { ": " })]
-    Refused {
-        /// HTTP's code.
-        status: StatusCode,
-        /// The server's own words, where it has any.
-        message: String,
-    },
-}
-
-impl RequestError {
-    /// The code of a server that understood.
-    pub(crate) fn status(&self) -> Option<StatusCode> {
-        match self {
-            Self::Refused { status, .. } => Some(*status),
-            _ => None,
-        }
-    }
-}
-
 impl Https {
     pub(crate) fn new(balancer: Balancer, tls: ClientConfig, patience: Patience) -> Self {
-        Self { balancer, tls: TlsConnector::from(Arc::new(tls)), patience }
+        // k3s' agents come by loopback and ask for it: every server's certificate names it.
+        let client = Client::new(tls, ServerName::IpAddress(Ipv4Addr::LOCALHOST.into()));
+        Self { balancer, client, patience }
     }
 
     /// The body of a successful answer.
-    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Bytes, RequestError> {
-        let (patience, began) = (self.patience.now(), Instant::now());
-        match timeout(patience, self.exchange(request)).await {
-            Ok(answer) => {
-                if answer.is_ok() {
-                    self.patience.set(4 * began.elapsed());
-                }
-                answer
-            }
-            Err(_) => {
-                self.patience.set(2 * patience);
-                Err(RequestError::Timeout(patience))
-            }
-        }
-    }
-
-    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Bytes, RequestError> {
-        let (stream, _link) = self.balancer.connect().await?;
-        // k3s' agents come by loopback and ask for it: every server's certificate names it.
-        let name = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
-        let stream = self.tls.connect(name, stream).await.map_err(RequestError::Handshake)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Bytes, RequestError> {
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("127.0.0.1"));
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        let answered = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(unread)?.to_bytes();
-            if status.is_success() { Ok(body) } else { Err(RequestError::Refused { status, message: words(&body) }) }
+        let (patience, began) = (self.patience.now(), Instant::now());
+        // The balancer counts a connection for as long as the link is there.
+        let mut link = None;
+        let connect = async {
+            let (stream, of_stream) = self.balancer.connect().await.map_err(io::Error::other)?;
+            link = Some(of_stream);
+            Ok::<_, io::Error>(stream)
         };
-        tokio::pin!(connection);
-        tokio::select! {
-            answer = answered => answer,
-            // It ends first where the server breaks off: the request knows why.
-            Err(error) = &mut connection => Err(error.into()),
+        let answer = self.client.send(connect, request, patience).await;
+        match &answer {
+            Ok(_) => self.patience.set(4 * began.elapsed()),
+            Err(RequestError::Timeout(_)) => self.patience.set(2 * patience),
+            Err(_) => {}
         }
+        drop(link);
+        answer
     }
-}
-
-fn unread(error: Box<dyn std::error::Error + Send + Sync>) -> RequestError {
-    match error.downcast::<hyper::Error>() {
-        Ok(error) => RequestError::Broken(*error),
-        Err(error) if error.is::<LengthLimitError>() => RequestError::TooLarge,
-        // `Limited` has no third kind.
-        Err(error) => RequestError::Unread(error),
-    }
-}
-
-/// The message of a Kubernetes `Status`, or a short text.
-fn words(body: &[u8]) -> String {
-    let status: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    let message = status.as_ref().and_then(|status| status["message"].as_str());
-    let text = message.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned);
-    text.chars().filter(|c| !c.is_control()).take(300).collect::<String>().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -16,14 +16,15 @@ use k3s_config::agent::ServerUrl;
 use k3s_files::{self as files, FileError, PRIVATE};
 use k3s_identity::{CaHash, Password, Token};
 use k3s_pki::{AgentPki, Certificate, CertificateFiles, PrivateKey};
+use k3s_supervisor_api::{CertificateKind, RequestError};
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::{
     cache::ClusterCache,
     cluster_config::{ClusterConfig, UnusableConfig},
-    https::{Patience, RequestError},
-    server_api::{Asked, ServerApi, node_headers},
+    https::Patience,
+    server_api::{ServerApi, node_headers},
     trust::{self, Identity},
 };
 
@@ -254,14 +255,14 @@ impl NodeRegistration {
         let all: Vec<IpAddr> = ips.iter().chain(&self.external_ips).copied().collect();
         let headers = |ips: &[IpAddr]| node_headers(&self.name, self.password.expose(), ips);
         let mut issued = Vec::new();
-        for (asked, place, headers) in [
-            (Asked::ServingKubelet, &pki.serving_kubelet, headers(&all)?),
-            (Asked::ClientKubelet, &pki.client_kubelet, headers(&ips)?),
-            (Asked::ClientKubeProxy, &pki.client_kube_proxy, HeaderMap::new()),
-            (Asked::ClientK3sController, &pki.client_k3s_controller, HeaderMap::new()),
+        for (kind, place, headers) in [
+            (CertificateKind::ServingKubelet, &pki.serving_kubelet, headers(&all)?),
+            (CertificateKind::ClientKubelet, &pki.client_kubelet, headers(&ips)?),
+            (CertificateKind::ClientKubeProxy, &pki.client_kube_proxy, HeaderMap::new()),
+            (CertificateKind::ClientK3sController, &pki.client_k3s_controller, HeaderMap::new()),
         ] {
             let key = PrivateKey::load_or_generate(&place.key)?;
-            let answer = api.certificate(asked, &headers, key.request()?).await;
+            let answer = api.certificate(kind, &headers, key.request()?).await;
             let answer = answer.map_err(|error| match error.status() {
                 Some(StatusCode::FORBIDDEN) if !headers.is_empty() => {
                     JoinError::NameTaken { server: self.server.clone(), name: self.name.clone() }

@@ -34,7 +34,6 @@ pub use api::{Renewed, client, lasting_client};
 pub use clock::LastKnownTime;
 pub use cluster_config::UnusableConfig;
 pub use error::Error;
-pub use https::RequestError;
 pub use identity::{ETC, node_name};
 pub use join::JoinError;
 pub use network::{follow_own_addresses, own_addresses};

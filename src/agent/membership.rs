@@ -33,7 +33,7 @@ use crate::{
     cluster_config::ClusterConfig,
     error::chain,
     join::{JoinError, Joined, NodeRegistration},
-    metrics::Wanted,
+    metrics::MetricsConfig,
     server_api::ServerApi,
 };
 
@@ -67,7 +67,7 @@ pub(crate) struct Membership {
 
 impl Known {
     /// How the cluster wants this node's metrics shown, if it does.
-    pub(crate) fn metrics(&self) -> Option<&Wanted> {
+    pub(crate) fn metrics(&self) -> Option<&MetricsConfig> {
         self.config.metrics.as_ref()
     }
 }

@@ -1,15 +1,15 @@
 //! What an agent asks of a server: `/v1-k3s/…`.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use k3s_balancer::{Address, Balancer};
 use k3s_identity::{Credentials, Token};
+use k3s_supervisor_api::{CertificateKind, NODE_IP, NODE_NAME, NODE_PASSWORD, RequestError, basic, bearer, paths};
 use tracing::info;
 
 use crate::{
-    https::{Https, Patience, RequestError},
+    https::{Https, Patience},
     join::JoinError,
     trust::{Identity, Trust},
 };
@@ -21,29 +21,9 @@ const USER: &str = "node";
 #[derive(Clone)]
 pub(crate) struct ServerApi {
     /// With the certificate of an earlier join, where there is one.
-    known: Option<Https>,
+    certified: Option<Https>,
     anonymous: Https,
     login: Option<HeaderValue>,
-}
-
-/// The certificates that a node asks for, by the names they have on both sides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    ServingKubelet,
-    ClientKubelet,
-    ClientKubeProxy,
-    ClientK3sController,
-}
-
-impl Asked {
-    fn path(self) -> &'static str {
-        match self {
-            Self::ServingKubelet => "/v1-k3s/serving-kubelet.crt",
-            Self::ClientKubelet => "/v1-k3s/client-kubelet.crt",
-            Self::ClientKubeProxy => "/v1-k3s/client-kube-proxy.crt",
-            Self::ClientK3sController => "/v1-k3s/client-k3s-controller.crt",
-        }
-    }
 }
 
 impl ServerApi {
@@ -56,7 +36,7 @@ impl ServerApi {
     ) -> Result<Self, JoinError> {
         let https = |identity| Ok::<_, JoinError>(Https::new(balancer.clone(), trust.tls(identity)?, patience.clone()));
         Ok(Self {
-            known: identity.map(|identity| https(Some(identity))).transpose()?,
+            certified: identity.map(|identity| https(Some(identity))).transpose()?,
             anonymous: https(None)?,
             login: token.map(login),
         })
@@ -64,33 +44,33 @@ impl ServerApi {
 
     /// The cluster's configuration, JSON.
     pub(crate) async fn config(&self) -> Result<Bytes, RequestError> {
-        self.get("/v1-k3s/config").await
+        self.get(paths::CONFIG).await
     }
 
     /// What checks clients of kubelet, PEM.
     pub(crate) async fn client_ca(&self) -> Result<Bytes, RequestError> {
-        self.get("/v1-k3s/client-ca.crt").await
+        self.get(paths::CLIENT_CA).await
     }
 
     /// What checks servers, PEM.
     pub(crate) async fn server_ca(&self) -> Result<Bytes, RequestError> {
-        self.get("/v1-k3s/server-ca.crt").await
+        self.get(paths::SERVER_CA).await
     }
 
     /// Where the servers are; empty where the server does not know yet.
     pub(crate) async fn servers(&self) -> Result<Vec<Address>, RequestError> {
-        let listed: Vec<String> = serde_json::from_slice(&self.get("/v1-k3s/apiservers").await?).unwrap_or_default();
+        let listed: Vec<String> = serde_json::from_slice(&self.get(paths::APISERVERS).await?).unwrap_or_default();
         Ok(listed.iter().filter_map(|address| address.parse().ok()).collect())
     }
 
     /// A certificate for the key of a DER-encoded request, PEM. `headers` say which node asks.
     pub(crate) async fn certificate(
         &self,
-        asked: Asked,
+        kind: CertificateKind,
         headers: &HeaderMap,
         request: Vec<u8>,
     ) -> Result<Bytes, RequestError> {
-        self.call(Method::POST, asked.path(), headers, request.into()).await
+        self.call(Method::POST, kind.path(), headers, request.into()).await
     }
 
     async fn get(&self, path: &str) -> Result<Bytes, RequestError> {
@@ -106,8 +86,8 @@ impl ServerApi {
             request.headers_mut().extend(self.login.clone().map(|login| (header::AUTHORIZATION, login)));
             request
         };
-        let Some(known) = &self.known else { return self.anonymous.send(request()).await };
-        let answer = known.send(request()).await;
+        let Some(certified) = &self.certified else { return self.anonymous.send(request()).await };
+        let answer = certified.send(request()).await;
         // The node's object is gone, or its certificate has ended: the token still stands for it.
         if self.login.is_some() && answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED))
         {
@@ -123,23 +103,18 @@ pub(crate) fn node_headers(name: &str, password: &str, ips: &[std::net::IpAddr])
     let ips = ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let mut headers = HeaderMap::new();
     for (key, value, sensitive) in
-        [("k3s-node-name", name, false), ("k3s-node-password", password, true), ("k3s-node-ip", ips.as_str(), false)]
+        [(NODE_NAME, name, false), (NODE_PASSWORD, password, true), (NODE_IP, ips.as_str(), false)]
     {
         let mut value = HeaderValue::from_str(value).map_err(|_| JoinError::Password)?;
         value.set_sensitive(sensitive);
-        headers.insert(HeaderName::from_static(key), value);
+        headers.insert(key, value);
     }
     Ok(headers)
 }
 
 fn login(token: &Token) -> HeaderValue {
-    let text = match &token.credentials {
-        Credentials::Basic { password, .. } => {
-            format!("Basic {}", STANDARD.encode(format!("{USER}:{}", password.expose())))
-        }
-        Credentials::Bootstrap { token } => format!("Bearer {token}"),
-    };
-    let mut value = HeaderValue::from_str(&text).expect("base64 and bootstrap tokens are ASCII");
-    value.set_sensitive(true);
-    value
+    match &token.credentials {
+        Credentials::Basic { password, .. } => basic(USER, password.expose()),
+        Credentials::Bootstrap { token } => bearer(&token.to_string()).expect("a bootstrap token is ASCII"),
+    }
 }

@@ -11,6 +11,7 @@ use http_body_util::Full;
 use k3s_balancer::Balancer;
 use k3s_identity::CaHash;
 use k3s_pki::CertificateFiles;
+use k3s_supervisor_api::{RequestError, paths};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -20,7 +21,7 @@ use rustls::{
 use tracing::warn;
 
 use crate::{
-    https::{Https, Patience, RequestError},
+    https::{Https, Patience},
     join::JoinError,
 };
 
@@ -63,7 +64,8 @@ pub(crate) async fn establish(
     let authorities = shown(balancer, patience, anyone()).await?;
     let trust = Trust::Authorities(authorities.clone());
     shown(balancer, patience, trust.tls(None)?).await?;
-    let found = CaHash::of(&authorities).map_err(|why| JoinError::Answer { what: "/cacerts", why: why.to_string() })?;
+    let found =
+        CaHash::of(&authorities).map_err(|why| JoinError::Answer { what: paths::CACERTS, why: why.to_string() })?;
     match pinned {
         Some(pinned) if *pinned != found => Err(JoinError::OtherAuthority { pinned: pinned.clone(), found }),
         Some(_) => Ok(trust),
@@ -79,7 +81,7 @@ pub(crate) async fn establish(
 }
 
 async fn shown(balancer: &Balancer, patience: &Patience, tls: ClientConfig) -> Result<Bytes, RequestError> {
-    let request = Request::get("/cacerts").body(Full::default()).expect("the path is one");
+    let request = Request::get(paths::CACERTS).body(Full::default()).expect("the path is one");
     Https::new(balancer.clone(), tls, patience.clone()).send(request).await
 }
 
@@ -93,7 +95,7 @@ impl Trust {
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
             Self::Authorities(pem) => {
-                let unusable = |why: String| JoinError::Answer { what: "/cacerts", why };
+                let unusable = |why: String| JoinError::Answer { what: paths::CACERTS, why };
                 for certificate in CertificateDer::pem_slice_iter(pem) {
                     let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
                     roots.add(certificate).map_err(|error| unusable(error.to_string()))?;

@@ -1,9 +1,12 @@
 //! Errors as Kubernetes says them: a `metav1.Status` in JSON, so that kubectl and client-go show our sentence.
 
 use http::{HeaderValue, Response, StatusCode, header};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::body::{self, Body};
+
+/// What is shown of another program's message, characters.
+const LONGEST: usize = 2000;
 
 /// An error answer. Reasons are those of apimachinery's `StatusReason`; codes it has no reason for go without.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +83,17 @@ impl Status {
         Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("ServiceUnavailable"), message) }
     }
 
+    /// The message of the Status in an answer's body, or the body itself where it is none; short, and without control characters.
+    pub fn message_in(body: &[u8]) -> String {
+        #[derive(Deserialize)]
+        struct Told {
+            message: String,
+        }
+        let told: Option<Told> = serde_json::from_slice(body).ok();
+        let text = told.map_or_else(|| String::from_utf8_lossy(body).into_owned(), |told| told.message);
+        text.chars().filter(|c| !c.is_control()).take(LONGEST).collect::<String>().trim().to_owned()
+    }
+
     fn new(code: StatusCode, reason: Option<&'static str>, message: impl Into<String>) -> Self {
         Self { code, reason, message: message.into(), retry: false }
     }
@@ -153,5 +167,14 @@ mod tests {
         let (response, json) = text(Status::not_implemented("later")).await;
         assert!(!response.headers().contains_key("retry-after"));
         assert!(json.ends_with(r#""message":"later","code":501}"#), "{json}");
+    }
+
+    #[tokio::test]
+    async fn a_message_is_found_again_and_all_else_is_a_short_text() {
+        let (_, json) = text(Status::forbidden("no\n\u{1b}[31m")).await;
+        assert_eq!(Status::message_in(json.as_bytes()), "no[31m");
+        assert_eq!(Status::message_in(b"  not now\n"), "not now");
+        assert_eq!(Status::message_in(b"{\"a\":1}"), "{\"a\":1}");
+        assert_eq!(Status::message_in(&[b'x'; 5000]).len(), LONGEST);
     }
 }

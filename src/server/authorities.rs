@@ -11,9 +11,11 @@
 
 use std::time::SystemTime;
 
+use k3s_supervisor_api::{BootstrapData, Replacement};
+
 use crate::{
     BootstrapError,
-    bootstrap_data::{self, BootstrapData, NotReplaced},
+    bootstrap_data::{self, NotReplaced},
     token::ServerToken,
 };
 
@@ -29,13 +31,17 @@ pub(crate) enum ReplaceError {
 }
 
 /// Stores the authorities and keys of `offered`, sealed by `token`, from where every server takes them at its next start. What is not among
-/// them stays. `force` puts up with authorities that the ones in use do not vouch for.
+/// them stays. `replacement` says whether the ones in use have to vouch for them.
 ///
 /// # Errors
 /// Nothing has changed then.
-pub(crate) async fn replace(token: &ServerToken, offered: &BootstrapData, force: bool) -> Result<(), ReplaceError> {
+pub(crate) async fn replace(
+    token: &ServerToken,
+    offered: &BootstrapData,
+    replacement: Replacement,
+) -> Result<(), ReplaceError> {
     let now = SystemTime::now();
-    let change = |stored, on_disk: &_| bootstrap_data::with_authorities(stored, on_disk, offered, force, now);
+    let change = |stored, on_disk: &_| bootstrap_data::with_authorities(stored, on_disk, offered, replacement, now);
     token.reencrypt(|stored, on_disk| change(stored, on_disk).map_err(ReplaceError::from)).await
 }
 
@@ -163,7 +169,7 @@ mod tests {
         let keys = [new_key.as_bytes(), &old_key].concat();
         fs::write(folder.path().join("tls/service.key"), &keys).unwrap();
         let offered = bootstrap_data::from_folder(folder.path()).unwrap();
-        replace(&token, &offered, false).await.unwrap();
+        replace(&token, &offered, Replacement::Vouched).await.unwrap();
         assert_eq!(one.read("server/tls/service.key"), old_key, "nothing changes while it runs");
 
         let [trusted, shown] =
@@ -204,7 +210,7 @@ mod tests {
         let (_, token) = server.start(&store).await;
         let folder = server.successors(&["server-ca"]);
         let offered = bootstrap_data::from_folder(folder.path()).unwrap();
-        replace(&token, &offered, false).await.unwrap();
+        replace(&token, &offered, Replacement::Vouched).await.unwrap();
         let new = token.rotate(Some("new")).await.unwrap();
         let found = bootstrap_data::load(&store.client(), new.password().ok(), None).await.unwrap().unwrap();
         assert_eq!(found.data.files["ServerCA"].content, fs::read(folder.path().join("tls/server-ca.crt")).unwrap());
@@ -226,15 +232,15 @@ mod tests {
         fs::write(folder.path().join("tls/client-ca.crt"), stranger.0.self_signed(&stranger.1).unwrap().pem()).unwrap();
         fs::write(folder.path().join("tls/client-ca.key"), stranger.1.serialize_pem()).unwrap();
         let offered = bootstrap_data::from_folder(folder.path()).unwrap();
-        let refused = replace(&token, &offered, false).await.unwrap_err();
+        let refused = replace(&token, &offered, Replacement::Vouched).await.unwrap_err();
         assert!(refused.to_string().starts_with("tls/client-ca.crt: it holds a single certificate"), "{refused}");
         assert_eq!(stored().await.unwrap().unwrap().data, before);
-        replace(&token, &offered, true).await.unwrap();
+        replace(&token, &offered, Replacement::Forced).await.unwrap();
         let after = stored().await.unwrap().unwrap().data;
         assert_eq!(after.files["ClientCA"].content, offered.files["ClientCA"].content);
         assert_eq!(after.files["PasswdFile"], before.files["PasswdFile"]);
         let offered = bootstrap_data::from_folder(server.successors(&["server-ca"]).path()).unwrap();
         store.close().await.unwrap();
-        assert!(matches!(replace(&token, &offered, true).await, Err(ReplaceError::Store(_))));
+        assert!(matches!(replace(&token, &offered, Replacement::Forced).await, Err(ReplaceError::Store(_))));
     }
 }

@@ -6,10 +6,8 @@ use http::HeaderMap;
 use k3s_http::Status;
 use k3s_identity::Password;
 use k3s_pki::HostName;
+use k3s_supervisor_api::{NODE_IP, NODE_NAME, NODE_PASSWORD};
 
-const NAME: &str = "k3s-node-name";
-const PASSWORD: &str = "k3s-node-password";
-const IPS: &str = "k3s-node-ip";
 /// With the ending of its Secret, a node's name has to be the name of an object.
 const LONGEST: usize = 253 - ".node-password.k3s".len();
 /// More addresses than any node has.
@@ -32,9 +30,9 @@ impl NodeClaim {
             let value = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
             (!value.is_empty()).then_some(value)
         };
-        let name = header(NAME).ok_or_else(|| Status::bad_request("node name not set"))?;
-        let password = header(PASSWORD).ok_or_else(|| Status::bad_request("node password not set"))?;
-        let ips = header(IPS).map(|list| list.split(',').take(MOST_IPS + 1).map(ip).collect::<Result<Vec<_>, _>>());
+        let name = header(NODE_NAME).ok_or_else(|| Status::bad_request("node name not set"))?;
+        let password = header(NODE_PASSWORD).ok_or_else(|| Status::bad_request("node password not set"))?;
+        let ips = header(NODE_IP).map(|list| list.split(',').take(MOST_IPS + 1).map(ip).collect::<Result<Vec<_>, _>>());
         let ips = ips.transpose()?.unwrap_or_default();
         if ips.len() > MOST_IPS {
             return Err(Status::bad_request(format!("a node has at most {MOST_IPS} addresses")));
@@ -71,6 +69,10 @@ mod tests {
     use http::{HeaderName, HeaderValue};
 
     use super::*;
+
+    const NAME: &str = "k3s-node-name";
+    const PASSWORD: &str = "k3s-node-password";
+    const IPS: &str = "k3s-node-ip";
 
     fn of(headers: &[(&'static str, &str)]) -> Result<NodeClaim, Status> {
         let parse = |(name, value): &(&'static str, &str)| {

@@ -2,36 +2,31 @@
 //! (`PUT /v1-k3s/cert/cacerts`). `k3s token rotate` and `k3s certificate rotate-ca` ask so.
 
 use std::{
-    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use k3s_config::agent::ServerUrl;
 use k3s_identity::{CaHash, Token, TokenError, TokenFiles};
 use k3s_pki::Unreadable;
+use k3s_supervisor_api::{Client, Replacement, RequestError, TokenRotation, basic, paths};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
 };
-use serde_json::json;
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::net::TcpStream;
 
 use crate::bootstrap_data;
 
 /// What is asked for waits for the datastore, which may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// More than any answer has.
-const LARGEST: usize = 64 << 10;
+/// The account that servers log in as.
+const USER: &str = "server";
 
 /// Why a server was not asked, or did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +72,7 @@ pub enum ServerRequestError {
         /// Who was asked.
         server: ServerUrl,
         /// Why there is no answer.
-        source: io::Error,
+        source: RequestError,
     },
     /// The server said no.
     #[error("{server} did not {wanted} ({status}): {message}")]
@@ -115,7 +110,7 @@ impl ServerRequestError {
 #[derive(Debug)]
 pub struct ServerAccess {
     server: ServerUrl,
-    name: ServerName<'static>,
+    client: Client,
     /// What checks the server, PEM.
     authority: Vec<u8>,
     login: HeaderValue,
@@ -155,11 +150,8 @@ impl ServerAccess {
                 TokenFiles::password(dir)?.ok_or_else(missing)?
             }
         };
-        let login = BASE64_STANDARD.encode(format!("server:{}", password.expose()));
-        let mut login = HeaderValue::try_from(format!("Basic {login}")).expect("base64 is ASCII");
-        login.set_sensitive(true);
-        let name = ServerName::try_from(server.host.clone())?;
-        Ok(Self { server: server.clone(), name, authority, login })
+        let client = Client::new(tls(&authority), ServerName::try_from(server.host.clone())?);
+        Ok(Self { server: server.clone(), client, authority, login: basic(USER, password.expose()) })
     }
 
     /// Asks it to exchange its token for `new`, or for a random one.
@@ -167,22 +159,26 @@ impl ServerAccess {
     /// # Errors
     /// Unless the server's own words say otherwise, the old token is in force.
     pub async fn rotate_token(&self, new: Option<&str>) -> Result<(), ServerRequestError> {
-        let body = json!({"newToken": new.unwrap_or_default()}).to_string();
-        self.put("/v1-k3s/token", body, "exchange its token").await
+        let rotation = TokenRotation { new_token: new.map(str::to_owned) };
+        let body = serde_json::to_vec(&rotation).expect("a text is JSON");
+        self.put(paths::TOKEN, body, "exchange its token").await
     }
 
     /// Asks it to replace the cluster's authorities and service-account keys by those below `folder`, which is laid out as
-    /// `<data>/server`; what is not there stays. `force` puts up with authorities that the old ones do not vouch for.
+    /// `<data>/server`; what is not there stays.
     ///
     /// # Errors
     /// Unless the server did not answer to the end, nothing has changed.
-    pub async fn replace_authorities(&self, folder: &Path, force: bool) -> Result<PinnedTokens, ServerRequestError> {
+    pub async fn replace_authorities(
+        &self,
+        folder: &Path,
+        replacement: Replacement,
+    ) -> Result<PinnedTokens, ServerRequestError> {
         let offered = bootstrap_data::from_folder(folder)?;
         if offered.files.is_empty() {
             return Err(ServerRequestError::NoAuthorities { path: folder.to_owned() });
         }
-        let path = format!("/v1-k3s/cert/cacerts?force={force}");
-        self.put(&path, offered.to_json(), "replace its certificate authorities").await?;
+        self.put(&replacement.target(), offered.to_json(), "replace its certificate authorities").await?;
         // The server has found it readable.
         let pinned_by = |bundle: &[u8]| CaHash::of(bundle).ok();
         let hold = offered.server_ca().is_none_or(|new| pinned_by(new) == pinned_by(&self.authority));
@@ -196,46 +192,25 @@ impl ServerAccess {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body.into()))
             .expect("the path is one, and a host is a header's value");
-        let server = || self.server.clone();
-        let unreachable = |source| ServerRequestError::Unreachable { server: server(), source };
-        let answered = timeout(PATIENCE, self.ask(request)).await;
-        let (status, body) = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(unreachable)?;
-        if status.is_success() {
-            return Ok(());
+        let connect = TcpStream::connect((self.server.host.as_str(), self.server.port));
+        let server = self.server.clone();
+        match self.client.send(connect, request, PATIENCE).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Refused { status, message }) => {
+                Err(ServerRequestError::Refused { server, wanted, status, message })
+            }
+            Err(source) => Err(ServerRequestError::Unreachable { server, source }),
         }
-        // A Kubernetes `Status`.
-        let message = serde_json::from_slice(&body)
-            .ok()
-            .and_then(|it: serde_json::Value| Some(it["message"].as_str()?.to_owned()));
-        let message = message.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
-        Err(ServerRequestError::Refused { server: server(), wanted, status, message })
     }
+}
 
-    async fn ask(&self, request: Request<Full<Bytes>>) -> io::Result<(StatusCode, Bytes)> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&self.authority).flatten());
-        let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has suites for TLS 1.2 and 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let stream = TcpStream::connect((self.server.host.as_str(), self.server.port)).await?;
-        let stream = TlsConnector::from(Arc::new(tls)).connect(self.name.clone(), stream).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(io::Error::other)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(io::Error::other)?;
-            Ok((status, body.to_bytes()))
-        };
-        tokio::pin!(connection, answer);
-        tokio::select! {
-            answer = &mut answer => answer,
-            // It has been read to its end; what was read is the answer.
-            ended = &mut connection => match ended {
-                Ok(()) => answer.await,
-                Err(error) => Err(io::Error::other(error)),
-            },
-        }
-    }
+/// Trusts servers that an authority vouches for, PEM.
+fn tls(authority: &[u8]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(authority).flatten());
+    ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }

@@ -15,13 +15,11 @@ use std::path::PathBuf;
 
 use k3s_datastore::{Client, ClientError};
 use k3s_identity::{Password, Rotation, Token};
+use k3s_supervisor_api::BootstrapData;
 use tokio::sync::{Mutex, watch};
 use tracing::info;
 
-use crate::{
-    BootstrapError, Error,
-    bootstrap_data::{self, BootstrapData},
-};
+use crate::{BootstrapError, Error, bootstrap_data};
 
 /// The token of a running server.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use hyper::{
     header::HOST,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use k3s_http::{Answer, exchange};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -103,25 +104,12 @@ impl Prober {
 
     async fn exchange<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ProbeError>
     where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|source| self.broken(source))?;
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            Ok((response.status(), body_of(response).await))
-        };
-        let mut connection = std::pin::pin!(connection);
-        let mut answer = std::pin::pin!(answer);
-        // The connection has to be driven while the answer is awaited, and its end is told by the answer.
-        let answer = tokio::select! {
-            answer = &mut answer => answer,
-            ended = &mut connection => match ended {
-                Ok(()) => answer.await,
-                Err(error) => Err(error),
-            },
-        };
-        answer.map_err(|source| self.broken(source))
+        let Answer { status, body } =
+            exchange(TokioIo::new(stream), request, BODY).await.map_err(|source| self.broken(source))?;
+        // Where it breaks off or is longer than anything we read, the status alone is the answer.
+        Ok((status, body.unwrap_or_default()))
     }
 
     /// `grpc.health.v1.Health/Check` for the whole server. Whoever answers in HTTP/2 but does not know it counts as healthy.

@@ -49,7 +49,7 @@ const KEY: &str = "metrics";
 
 /// How the cluster wants its nodes to show what they count.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct MetricsConfig {
     /// Where: the servers' own port.
     pub(crate) port: u16,
     /// The least version of TLS, by Go's name; empty for 1.2.
@@ -116,7 +116,13 @@ impl Metrics {
     }
 
     /// Serves it in one place, with whatever certificates there are at the time, until `end`.
-    async fn serve(&self, listener: TcpListener, wanted: &Wanted, mut renewed: Renewed, end: &CancellationToken) {
+    async fn serve(
+        &self,
+        listener: TcpListener,
+        wanted: &MetricsConfig,
+        mut renewed: Renewed,
+        end: &CancellationToken,
+    ) {
         let Some((certificate, access)) = end.run_until_cancelled(self.first(&mut renewed)).await else { return };
         let suites = Some(wanted.cipher_suites.join(",")).filter(|suites| !suites.is_empty());
         let tls = TlsPolicy::new(Some(&wanted.min_tls_version), suites.as_deref());
@@ -190,7 +196,7 @@ impl Metrics {
 }
 
 /// Waits until the page is wanted; `None` if that cannot come about any more.
-async fn until_wanted(known: &mut watch::Receiver<Option<Known>>) -> Option<Wanted> {
+async fn until_wanted(known: &mut watch::Receiver<Option<Known>>) -> Option<MetricsConfig> {
     let wants = |known: &Option<Known>| known.as_ref().and_then(Known::metrics).is_some();
     known.wait_for(wants).await.ok()?.as_ref().and_then(Known::metrics).cloned()
 }

@@ -63,13 +63,13 @@ impl TestNode {
     async fn serve(&self, min_tls_version: &str) -> (SocketAddr, JoinHandle<()>) {
         let listener = TcpListener::bind((self.metrics.address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wanted = Wanted { min_tls_version: min_tls_version.into(), ..wanted(address.port()) };
+        let wanted = MetricsConfig { min_tls_version: min_tls_version.into(), ..wanted(address.port()) };
         self.know(Some(wanted.clone()));
         let (metrics, renewed, end) = (self.metrics.clone(), self.renewed.subscribe(), self.end.clone());
         (address, tokio::spawn(async move { metrics.serve(listener, &wanted, renewed, &end).await }))
     }
 
-    fn know(&self, metrics: Option<Wanted>) {
+    fn know(&self, metrics: Option<MetricsConfig>) {
         let config = ClusterConfig { metrics, ..ClusterConfig::parse(CONFIG.as_bytes()).unwrap() };
         let known = Known { config, authority: Bytes::new(), ips: Vec::new() };
         self.known.send_replace(Some(known));
@@ -135,8 +135,8 @@ impl Answer {
     }
 }
 
-fn wanted(port: u16) -> Wanted {
-    Wanted { port, min_tls_version: String::new(), cipher_suites: Vec::new() }
+fn wanted(port: u16) -> MetricsConfig {
+    MetricsConfig { port, min_tls_version: String::new(), cipher_suites: Vec::new() }
 }
 
 fn refusal(code: u16, reason: &str, message: &str) -> (u16, String, String) {

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use k3s_pki::{Listed, NotListed, Service, Validity, set_aside};
-use k3s_server::PinnedTokens;
+use k3s_server::{PinnedTokens, Replacement};
 
 use super::{
     Failure, duration,
@@ -141,7 +141,8 @@ impl Found {
 impl RotateCa {
     async fn run(self, globals: Globals) -> Result<(), Failure> {
         let server = self.server.find(globals)?;
-        let tokens = server.access()?.replace_authorities(&self.path, self.force).await.map_err(refused)?;
+        let replacement = if self.force { Replacement::Forced } else { Replacement::Vouched };
+        let tokens = server.access()?.replace_authorities(&self.path, replacement).await.map_err(refused)?;
         line("The datastore holds the new certificate authorities.")?;
         line("Start every server again, one after the other, and then every agent: they count from then on.")?;
         if tokens == PinnedTokens::Change {

@@ -5,12 +5,10 @@ use std::{path::Path, time::SystemTime};
 
 use k3s_files::FileError;
 use k3s_pki::{Unfit, authority_succeeds, service_keys_succeed};
+use k3s_supervisor_api::{BootstrapData, Replacement};
 use tracing::warn;
 
-use super::{
-    files::{self, place_of},
-    form::BootstrapData,
-};
+use super::files::{self, place_of};
 
 /// k3s' names of the authorities, each with its key's.
 const AUTHORITIES: [(&str, &str); 5] = [
@@ -47,8 +45,8 @@ pub(crate) fn from_folder(folder: &Path) -> Result<BootstrapData, FileError> {
 
 /// `stored` with the authorities and keys of `offered`; empty ones and all other files stay as they are.
 ///
-/// They are judged by what is `in_use`, as that is what the nodes of the cluster and its pods trust at this moment. `force` puts up with what
-/// a cluster can live with.
+/// They are judged by what is `in_use`, as that is what the nodes of the cluster and its pods trust at this moment. `replacement` says
+/// whether that is put up with which a cluster can live with.
 ///
 /// # Errors
 /// Everything that is against it.
@@ -56,7 +54,7 @@ pub(crate) fn with_authorities(
     stored: BootstrapData,
     in_use: &BootstrapData,
     offered: &BootstrapData,
-    force: bool,
+    replacement: Replacement,
     now: SystemTime,
 ) -> Result<BootstrapData, NotReplaced> {
     let mut data = stored;
@@ -71,8 +69,9 @@ pub(crate) fn with_authorities(
         }
     }
     let is_offered = |name: &str| offered.iter().any(|(offered, _)| *offered == name);
+    let is_forced = |unfit: &Unfit| replacement == Replacement::Forced && unfit.can_be_forced();
     let (forced, reasons): (Vec<_>, Vec<_>) =
-        unfit(&data, in_use, is_offered, now).into_iter().partition(|(_, unfit)| force && unfit.can_be_forced());
+        unfit(&data, in_use, is_offered, now).into_iter().partition(|(_, unfit)| is_forced(unfit));
     if !reasons.is_empty() {
         return Err(NotReplaced::Unfit { reasons });
     }
@@ -128,9 +127,11 @@ fn sentence(reasons: &[(&'static str, Unfit)]) -> String {
 #[cfg(test)]
 mod tests {
     use jiff::{SignedDuration, Timestamp};
+    use k3s_supervisor_api::File;
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-    use super::{super::form::File, *};
+    use super::*;
+    use Replacement::{Forced, Vouched};
 
     /// `<name>` and `<name>Key` of an authority, below `root` if there is one.
     fn authority(name: &str, root: Option<&BootstrapData>) -> BootstrapData {
@@ -163,8 +164,12 @@ mod tests {
     }
 
     /// `offered` in the place of `in_use`, which is stored too.
-    fn replaced(in_use: &BootstrapData, offered: &BootstrapData, force: bool) -> Result<BootstrapData, String> {
-        let replaced = with_authorities(in_use.clone(), in_use, offered, force, SystemTime::now());
+    fn replaced(
+        in_use: &BootstrapData,
+        offered: &BootstrapData,
+        replacement: Replacement,
+    ) -> Result<BootstrapData, String> {
+        let replaced = with_authorities(in_use.clone(), in_use, offered, replacement, SystemTime::now());
         replaced.map_err(|error| error.to_string())
     }
 
@@ -174,11 +179,11 @@ mod tests {
         let in_use = both(both(authority("ServerCA", None), &authority("ClientCA", None)), &accounts);
         let new = authority("ServerCA", Some(&in_use));
         let others = of([("PasswdFile".into(), "mine".into()), ("ClientCA".into(), String::new())]);
-        let data = replaced(&in_use, &both(others, &new), false).unwrap();
+        let data = replaced(&in_use, &both(others, &new), Vouched).unwrap();
         let expected = both(new, &in_use);
         assert!(data.same_contents(&expected));
         assert!(
-            replaced(&in_use, &accounts, false).unwrap_err().starts_with("there is neither an authority nor a key")
+            replaced(&in_use, &accounts, Vouched).unwrap_err().starts_with("there is neither an authority nor a key")
         );
     }
 
@@ -187,7 +192,7 @@ mod tests {
         let mut in_use = authority("ServerCA", None);
         let ahead = Timestamp::now() + SignedDuration::from_hours(1);
         in_use.files.get_mut("ServerCA").unwrap().modified = ahead;
-        let data = replaced(&in_use, &authority("ServerCA", Some(&in_use)), false).unwrap();
+        let data = replaced(&in_use, &authority("ServerCA", Some(&in_use)), Vouched).unwrap();
         assert_eq!(data.files["ServerCA"].modified, ahead);
         assert!(data.files["ServerCAKey"].modified > in_use.files["ServerCAKey"].modified);
     }
@@ -196,26 +201,26 @@ mod tests {
     fn what_stays_as_it_is_is_not_judged() {
         let in_use = both(authority("ServerCA", None), &authority("ClientCA", None));
         // A single certificate, as the first start of a cluster makes it.
-        assert_eq!(replaced(&in_use, &in_use, false), Ok(in_use.clone()));
+        assert_eq!(replaced(&in_use, &in_use, Vouched), Ok(in_use.clone()));
         let offered = both(authority("ServerCA", Some(&in_use)), &in_use);
-        assert!(replaced(&in_use, &offered, false).unwrap().same_contents(&offered));
+        assert!(replaced(&in_use, &offered, Vouched).unwrap().same_contents(&offered));
     }
 
     #[test]
     fn every_reason_is_told_and_force_helps_only_against_some() {
         let in_use = both(authority("ServerCA", None), &authority("ClientCA", None));
         let strangers = both(authority("ServerCA", None), &authority("ClientCA", None));
-        let refused = replaced(&in_use, &strangers, false).unwrap_err();
+        let refused = replaced(&in_use, &strangers, Vouched).unwrap_err();
         let single = "it holds a single certificate, and not those that lead to its root";
         assert!(
             refused.starts_with(&format!("tls/server-ca.crt: {single}; tls/client-ca.crt: {single}; --force")),
             "{refused}"
         );
-        assert!(replaced(&in_use, &strangers, true).unwrap().same_contents(&strangers));
+        assert!(replaced(&in_use, &strangers, Forced).unwrap().same_contents(&strangers));
 
         let halves = both(of([("ClientCAKey".into(), "none".into())]), &strangers);
-        for force in [false, true] {
-            let refused = replaced(&in_use, &halves, force).unwrap_err();
+        for replacement in [Vouched, Forced] {
+            let refused = replaced(&in_use, &halves, replacement).unwrap_err();
             assert!(refused.contains("tls/client-ca.crt: its key is not") && !refused.contains("--force"), "{refused}");
         }
     }
@@ -225,7 +230,7 @@ mod tests {
         let in_use = both(authority("ServerCA", None), &authority("ClientCA", None));
         let stored = both(authority("ServerCA", None), &in_use);
         let judged =
-            |offered: &BootstrapData| with_authorities(stored.clone(), &in_use, offered, false, SystemTime::now());
+            |offered: &BootstrapData| with_authorities(stored.clone(), &in_use, offered, Vouched, SystemTime::now());
         judged(&authority("ServerCA", Some(&stored))).unwrap_err();
         judged(&authority("ServerCA", Some(&in_use))).unwrap();
         // What was forced before is not asked about again.

@@ -8,8 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use k3s_files::{self as files, FileError, PRIVATE, failed};
-
-use super::form::{BootstrapData, File};
+use k3s_supervisor_api::{BootstrapData, File};
 
 /// k3s' name of each file, and where it lies below `<data>/server`.
 const FILES: [(&str, &str); 15] = [

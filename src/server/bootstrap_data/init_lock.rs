@@ -100,14 +100,9 @@ async fn lock(client: &Client, own: &str) -> Result<bool, BootstrapError> {
 #[cfg(test)]
 mod tests {
     use k3s_datastore::{Datastore, Options, Revision};
+    use k3s_supervisor_api::{BootstrapData, File};
 
-    use super::{
-        super::{
-            form::{BootstrapData, File},
-            store::save,
-        },
-        *,
-    };
+    use super::{super::store::save, *};
 
     #[test]
     fn every_turn() {

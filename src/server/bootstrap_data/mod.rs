@@ -11,7 +11,6 @@
 
 mod authorities;
 mod files;
-mod form;
 mod init_lock;
 mod reconcile;
 mod seal;
@@ -24,7 +23,6 @@ use k3s_files::FileError;
 
 pub(crate) use authorities::{NotReplaced, from_folder, with_authorities};
 pub(crate) use files::{differs, from_disk, set_accounts, set_aside};
-pub(crate) use form::BootstrapData;
 pub(crate) use init_lock::acquire_init_lock;
 pub(crate) use reconcile::{Precedence, reconcile};
 pub(crate) use seal::{PREFIX, token_hash};

@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::SignedDuration;
 use k3s_files::is_torn;
+use k3s_supervisor_api::{BootstrapData, File};
 use tracing::{info, warn};
 
-use super::{
-    BootstrapError, files,
-    form::{BootstrapData, File},
-};
+use super::{BootstrapError, files};
 
 /// A file is changed by hand if it is newer than what was stored by this or more: clocks and file systems round.
 const SKEW: SignedDuration = SignedDuration::from_secs(3);

@@ -2,11 +2,11 @@
 
 use k3s_datastore::{Client, ClientError, Revision, Stored};
 use k3s_identity::Password;
+use k3s_supervisor_api::BootstrapData;
 use tracing::info;
 
 use super::{
     BootstrapError,
-    form::BootstrapData,
     seal::{self, PREFIX, open, seal, storage_key},
 };
 
@@ -167,12 +167,10 @@ fn name(stored: &Stored) -> String {
 #[cfg(test)]
 mod tests {
     use k3s_datastore::{Datastore, Options};
+    use k3s_supervisor_api::File;
     use tempfile::TempDir;
 
-    use super::{
-        super::{form::File, seal::tests::BARE_SEALED_BY_NOTHING},
-        *,
-    };
+    use super::{super::seal::tests::BARE_SEALED_BY_NOTHING, *};
 
     async fn datastore() -> (TempDir, Datastore) {
         let directory = tempfile::tempdir().unwrap();

@@ -5,10 +5,11 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use http::{HeaderMap, Method};
 use k3s_http::Status;
 use k3s_pki::{NodeCertificate, PublicKey, RequestError, ServerPki};
+use k3s_supervisor_api::CertificateKind;
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use super::{neighbours::Neighbours, reserved::Reserved, table::Wanted};
+use super::{neighbours::Neighbours, reserved::Reserved};
 use crate::{admin_client::AdminClient, caller::Caller, node_claim::NodeClaim, node_passwords::NodePasswords};
 
 /// Signs for nodes whose claims hold.
@@ -21,8 +22,8 @@ pub(super) struct Certificates {
     pub(super) neighbours: Neighbours,
 }
 
-/// Who asks for a certificate, and with what.
-pub(super) struct Asked<'a> {
+/// A request for a certificate.
+pub(super) struct CertificateRequest<'a> {
     pub(super) caller: &'a Caller,
     pub(super) from: IpAddr,
     pub(super) method: &'a Method,
@@ -33,30 +34,34 @@ pub(super) struct Asked<'a> {
 impl Certificates {
     /// The certificate and its authority's chain as PEM, for the key in the posted signing request. As in k3s, whoever posts none gets
     /// the key that the server keeps for such nodes, too.
-    pub(super) async fn answer(&self, wanted: Wanted, asked: Asked<'_>) -> Result<String, Status> {
-        let key = key_in(asked.method, asked.body)?;
-        let (certificate, claim) = match wanted {
-            Wanted::ServingKubelet => {
-                let claim = NodeClaim::of(asked.headers)?;
+    pub(super) async fn answer(
+        &self,
+        kind: CertificateKind,
+        request: CertificateRequest<'_>,
+    ) -> Result<String, Status> {
+        let key = key_in(request.method, request.body)?;
+        let (certificate, claim) = match kind {
+            CertificateKind::ServingKubelet => {
+                let claim = NodeClaim::of(request.headers)?;
                 let certificate = NodeCertificate::ServingKubelet { node: claim.name.clone(), ips: claim.ips.clone() };
                 (certificate, Some(claim))
             }
-            Wanted::ClientKubelet => {
-                let claim = NodeClaim::of(asked.headers)?;
+            CertificateKind::ClientKubelet => {
+                let claim = NodeClaim::of(request.headers)?;
                 (NodeCertificate::ClientKubelet { node: claim.name.clone() }, Some(claim))
             }
-            Wanted::ClientKubeProxy => (NodeCertificate::ClientKubeProxy, None),
-            Wanted::ClientK3sController => (NodeCertificate::ClientK3sController, None),
+            CertificateKind::ClientKubeProxy => (NodeCertificate::ClientKubeProxy, None),
+            CertificateKind::ClientK3sController => (NodeCertificate::ClientK3sController, None),
         };
         if let Some(claim) = &claim {
             self.reserved.check(claim)?;
             // Without the API only the server's own node is admitted below.
             if let Ok(client) = self.admin_client.client() {
-                self.neighbours.check(&client, claim, asked.from).await?;
+                self.neighbours.check(&client, claim, request.from).await?;
             }
-            self.node_passwords.admit(asked.caller, claim).await?;
+            self.node_passwords.admit(request.caller, claim).await?;
         }
-        self.sign(certificate, key, asked.from).await
+        self.sign(certificate, key, request.from).await
     }
 
     async fn sign(&self, certificate: NodeCertificate, key: Option<PublicKey>, from: IpAddr) -> Result<String, Status> {

@@ -1,11 +1,11 @@
-//! `/v1-k3s/config`: what nodes have to know of their server, as Go prints k3s' `config.Control`.
+//! `/v1-k3s/config`, as Go prints k3s' `config.Control`: what nodes have to know of their cluster, and what k3s tells beside that.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use k3s_components::Paths;
 use k3s_config::{args::ComponentArgs, network::ClusterNetwork, server::ServerConfig};
+use k3s_supervisor_api::{ClusterDocument, IpNetDocument, PortRangeDocument};
 use serde_json::{Value, json};
 
 use crate::{Error, host::Host};
@@ -28,25 +28,33 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
     let suites: Vec<&str> = apiserver_arg("tls-cipher-suites")
         .map_or_else(|| CIPHER_SUITES.to_vec(), |list| list.split(',').map(str::trim).collect());
     let sans = config.tls_sans.iter().map(String::as_str).chain(["127.0.0.1", "::1", "localhost", node_name]);
+    let cluster = ClusterDocument {
+        cluster_ip_range: network.cluster_cidrs.first().map(IpNetDocument::from),
+        cluster_ip_ranges: Some(ranges(&network.cluster_cidrs)),
+        service_ip_range: network.service_cidrs.first().map(IpNetDocument::from),
+        service_ip_ranges: Some(ranges(&network.service_cidrs)),
+        service_node_port_range: port_range(network),
+        cluster_dns: network.cluster_dns.first().copied(),
+        cluster_dnss: Some(network.cluster_dns.clone()),
+        cluster_domain: network.cluster_domain.clone(),
+        flannel_backend: network.overlay.name().to_owned(),
+        flannel_ipv6_masq: network.masquerade_ipv6,
+        flannel_external_ip: network.overlay_external,
+        egress_selector_mode: Some(config.egress_mode.name().to_owned()),
+        disable_kube_proxy: config.disabled.kube_proxy,
+        disable_ccm: config.disabled.cloud_controller,
+        supervisor_metrics: config.supervisor_metrics,
+        min_tls_version: apiserver_arg("tls-min-version").unwrap_or_default().to_owned(),
+        cipher_suites: Some(suites.into_iter().map(str::to_owned).collect()),
+        supervisor_port: config.https_listen_port,
+        https_port: config.https_listen_port,
+    };
     let agreed = json!({
-        "ClusterDNS": network.cluster_dns[0],
-        "ClusterDNSs": network.cluster_dns,
-        "ClusterDomain": network.cluster_domain,
-        "ClusterIPRange": ip_net(&network.cluster_cidrs[0]),
-        "ClusterIPRanges": ip_nets(&network.cluster_cidrs),
-        "DisableCCM": config.disabled.cloud_controller,
         "DisableHelmController": config.disabled.helm_controller,
         "DisableNPC": config.disabled.network_policy,
         "DisableServiceLB": disabled.contains_key("servicelb"),
-        "EgressSelectorMode": config.egress_mode.name(),
         "EmbeddedRegistry": false,
         "EncryptSecrets": false,
-        "FlannelBackend": network.overlay.name(),
-        "FlannelExternalIP": network.overlay_external,
-        "FlannelIPv6Masq": network.masquerade_ipv6,
-        "ServiceIPRange": ip_net(&network.service_cidrs[0]),
-        "ServiceIPRanges": ip_nets(&network.service_cidrs),
-        "SupervisorMetrics": config.supervisor_metrics,
     });
     let reached = json!({
         "AdvertiseIP": advertised,
@@ -54,17 +62,12 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "APIServerBindAddress": "127.0.0.1",
         "APIServerPort": config.apiserver_port(),
         "BindAddress": if config.bind_address.is_unspecified() { String::new() } else { config.bind_address.to_string() },
-        "CipherSuites": suites,
-        "HTTPSPort": config.https_listen_port,
         "IPSECPSK": ipsec_psk,
         "JoinURL": "",
-        "MinTLSVersion": apiserver_arg("tls-min-version").unwrap_or_default(),
         "PrivateIP": "",
         "SANSecurity": true,
         "SANs": Vec::from_iter(sans),
         "ServerNodeName": node_name,
-        "ServiceNodePortRange": port_range(network),
-        "SupervisorPort": config.https_listen_port,
         "SystemDefaultRegistry": config.system_default_registry.as_deref().unwrap_or_default(),
     });
     let run = json!({
@@ -77,7 +80,6 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "DisableAgent": config.node.is_none(),
         "DisableControllerManager": config.disabled.controller_manager,
         "DisableETCD": false,
-        "DisableKubeProxy": config.disabled.kube_proxy,
         "DisableScheduler": config.disabled.scheduler,
         "Disables": disabled,
         "EnablePProf": false,
@@ -98,7 +100,8 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "VLevel": config.verbosity,
         "VModule": "",
     });
-    let parts = [agreed, reached, run].into_iter().filter_map(|part| match part {
+    let cluster = serde_json::to_value(cluster).expect("it is texts, numbers and lists");
+    let parts = [cluster, agreed, reached, run].into_iter().filter_map(|part| match part {
         Value::Object(fields) => Some(fields),
         _ => None,
     });
@@ -112,23 +115,13 @@ pub(crate) fn published(config: &ServerConfig, paths: &Paths, host: &Host) -> Re
     Ok(document(config, &host.name, host.advertised(config), ipsec_psk.trim()))
 }
 
-/// Go's `net.IPNet`: the mask is bytes, and bytes are base64.
-fn ip_net(net: &IpNet) -> Value {
-    let mask = match net.netmask() {
-        IpAddr::V4(mask) => STANDARD.encode(mask.octets()),
-        IpAddr::V6(mask) => STANDARD.encode(mask.octets()),
-    };
-    json!({"IP": net.network(), "Mask": mask})
+fn ranges(nets: &[IpNet]) -> Vec<IpNetDocument> {
+    nets.iter().map(IpNetDocument::from).collect()
 }
 
-fn ip_nets(nets: &[IpNet]) -> Value {
-    nets.iter().map(ip_net).collect()
-}
-
-/// apimachinery's `PortRange`.
-fn port_range(network: &ClusterNetwork) -> Value {
+fn port_range(network: &ClusterNetwork) -> PortRangeDocument {
     let ports = network.node_ports;
-    json!({"Base": ports.first, "Size": u32::from(ports.last - ports.first) + 1})
+    PortRangeDocument { base: ports.first, size: u32::from(ports.last - ports.first) + 1 }
 }
 
 /// Go prints an empty list that nobody made as null.
@@ -190,12 +183,5 @@ mod tests {
             "--kube-apiserver-arg=v+=2",
         ];
         assert_eq!(told(&args), expected);
-    }
-
-    #[test]
-    fn masks_are_bytes_in_base64() {
-        let range = |text: &str| ip_net(&text.parse().unwrap());
-        assert_eq!(range("fd42::/56"), json!({"IP": "fd42::", "Mask": "/////////wAAAAAAAAAAAA=="}));
-        assert_eq!(range("10.42.128.0/17"), json!({"IP": "10.42.128.0", "Mask": "//+AAA=="}));
     }
 }

@@ -32,7 +32,7 @@ use k3s_http::{Body, Status, empty, full};
 use k3s_identity::Error as IdentityError;
 use k3s_listener::Peer;
 use k3s_pki::ServerPki;
-use serde::Deserialize;
+use k3s_supervisor_api::{BootstrapData, Replacement, TokenRotation};
 use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{error, info, warn};
@@ -41,14 +41,13 @@ use crate::{
     Error,
     admin_client::AdminClient,
     authorities::{self, ReplaceError},
-    bootstrap_data::BootstrapData,
     caller::{Caller, Group},
     node_dialer::NodeDialer,
     node_passwords::NodePasswords,
     token::ServerToken,
 };
 use authenticator::Authenticator;
-use certificates::{Asked, Certificates};
+use certificates::{CertificateRequest, Certificates};
 use in_flight::InFlight;
 use neighbours::Neighbours;
 use static_files::StaticFiles;
@@ -166,28 +165,28 @@ impl Routes {
     ) -> Result<Response<Body>, Status> {
         match &route.access {
             AccessPolicy::Open(open) => self.answer_everybody(*open, route, request, peer).await,
-            AccessPolicy::Servers(methods, asked) => {
+            AccessPolicy::Servers(methods, wanted) => {
                 self.admit(SERVERS, request.headers(), peer).await?;
                 allow(methods, request.method())?;
-                self.answer_server(*asked, request, peer).await
+                self.answer_server(*wanted, request, peer).await
             }
-            AccessPolicy::Nodes(methods, asked) => {
+            AccessPolicy::Nodes(methods, wanted) => {
                 let caller = self.admit(NODES, request.headers(), peer).await?;
                 allow(methods, request.method())?;
                 let _place = self.in_flight.begin(request.method())?;
-                self.answer_node(*asked, &caller, request, peer).await
+                self.answer_node(*wanted, &caller, request, peer).await
             }
         }
     }
 
     async fn answer_everybody(
         &self,
-        asked: Open,
+        open: Open,
         route: &Route,
         request: &Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
-        match asked {
+        match open {
             Open::Ping => Ok(text("pong")),
             // The file as it is: agents compare its digest with the one in their token.
             Open::Authority => self.file("tls/server-ca.crt").await,
@@ -200,11 +199,11 @@ impl Routes {
 
     async fn answer_server(
         &self,
-        asked: ForServers,
+        route: ForServers,
         request: &mut Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
-        match asked {
+        match route {
             ForServers::Bootstrap => {
                 warn!(peer = %peer.address, "A server asks to join, and there is no etcd that it could join.");
                 Err(Status::bad_request("etcd disabled"))
@@ -216,25 +215,25 @@ impl Routes {
             }
             ForServers::RotateToken => self.rotate_token(read(request.body_mut(), LONGEST_BODY).await?).await,
             ForServers::ReplaceAuthorities => {
-                let force = is_forced(request.uri().query());
-                self.replace_authorities(read(request.body_mut(), LONGEST_AUTHORITIES).await?, force).await
+                let replacement = Replacement::of_query(request.uri().query());
+                self.replace_authorities(read(request.body_mut(), LONGEST_AUTHORITIES).await?, replacement).await
             }
         }
     }
 
     async fn answer_node(
         &self,
-        asked: ForNodes,
+        route: ForNodes,
         caller: &Caller,
         request: &mut Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Body>, Status> {
-        match asked {
-            ForNodes::Certificate(wanted) => {
+        match route {
+            ForNodes::Certificate(kind) => {
                 let body = read(request.body_mut(), LONGEST_BODY).await?;
                 let (from, method, headers) = (peer.address.ip(), request.method(), request.headers());
-                let asked = Asked { caller, from, method, headers, body: &body };
-                self.certificates.answer(wanted, asked).await.map(text)
+                let request = CertificateRequest { caller, from, method, headers, body: &body };
+                self.certificates.answer(kind, request).await.map(text)
             }
             ForNodes::ClientCa => self.file("tls/client-ca.crt").await,
             ForNodes::ServerCa => self.file("tls/server-ca.crt").await,
@@ -265,14 +264,9 @@ impl Routes {
     /// The body is `{"newToken": "…"}`, or without it for a random one. What goes wrong with files and the datastore is told to the log
     /// alone, as in k3s.
     async fn rotate_token(&self, body: Bytes) -> Result<Response<Body>, Status> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Wanted {
-            new_token: Option<String>,
-        }
-        let wanted: Wanted = serde_json::from_slice(&body)
+        let rotation: TokenRotation = serde_json::from_slice(&body)
             .map_err(|_| Status::bad_request("the body is not JSON of the form {\"newToken\": \"…\"}"))?;
-        match self.token.rotate(wanted.new_token.as_deref().filter(|token| !token.is_empty())).await {
+        match self.token.rotate(rotation.new_token.as_deref().filter(|token| !token.is_empty())).await {
             Ok(_) => Ok(Response::new(empty())),
             Err(error @ Error::Identity(IdentityError::Given { .. } | IdentityError::SameToken)) => {
                 Err(Status::bad_request(error.to_string()))
@@ -286,13 +280,13 @@ impl Routes {
 
     /// The body is a map of files in the form of the bootstrap data. k3s answers every failure with 500 and no reason; what is wrong with
     /// what was sent is told here.
-    async fn replace_authorities(&self, body: Bytes, force: bool) -> Result<Response<Body>, Status> {
+    async fn replace_authorities(&self, body: Bytes, replacement: Replacement) -> Result<Response<Body>, Status> {
         let offered = BootstrapData::parse(&body).map_err(|why| {
             Status::bad_request(format!(
                 "the body is not JSON of the form {{\"ServerCA\": {{\"Content\": …}}, …}}: {why}"
             ))
         })?;
-        match authorities::replace(&self.token, &offered, force).await {
+        match authorities::replace(&self.token, &offered, replacement).await {
             Ok(()) => {
                 info!(
                     "The cluster's certificate authorities are replaced; each server takes the new ones at its next start."
@@ -318,12 +312,6 @@ impl Routes {
         }
         Ok(document(line(&json!({"stage": "", "activekey": ""}))))
     }
-}
-
-/// As Go reads a boolean of a query.
-fn is_forced(query: Option<&str>) -> bool {
-    let force = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("force="));
-    force.is_some_and(|value| ["1", "t", "T", "true", "TRUE", "True"].contains(&value))
 }
 
 fn allow(methods: &[Method], asked: &Method) -> Result<(), Status> {

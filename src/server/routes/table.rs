@@ -1,6 +1,7 @@
 //! Which paths there are, who may ask for them, and how.
 
 use http::Method;
+use k3s_supervisor_api::{CertificateKind, paths};
 
 use crate::caller::Group;
 
@@ -43,21 +44,12 @@ pub(super) enum ForServers {
 /// What nodes ask.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ForNodes {
-    Certificate(Wanted),
+    Certificate(CertificateKind),
     ClientCa,
     ServerCa,
     ApiServers,
     Config,
     Ready,
-}
-
-/// The certificates that nodes ask for.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted {
-    ServingKubelet,
-    ClientKubelet,
-    ClientKubeProxy,
-    ClientK3sController,
 }
 
 /// Whom the access of servers opens for.
@@ -86,29 +78,30 @@ const READ: &[Method] = &[Method::GET, Method::HEAD];
 const SIGN: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
 const PUT: &[Method] = &[Method::PUT];
 
-static STATIC: Route = route("/static/", AccessPolicy::Open(Open::StaticFile));
+static STATIC: Route = route(paths::STATIC, AccessPolicy::Open(Open::StaticFile));
 
 static ROUTES: [Route; 16] = [
-    route("/ping", AccessPolicy::Open(Open::Ping)),
-    route("/cacerts", AccessPolicy::Open(Open::Authority)),
-    route("/v1-k3s/encrypt/status", AccessPolicy::Servers(READ, ForServers::EncryptionStatus)),
-    route("/v1-k3s/encrypt/config", AccessPolicy::Servers(PUT, ForServers::EncryptionConfig)),
-    route("/v1-k3s/cert/cacerts", AccessPolicy::Servers(PUT, ForServers::ReplaceAuthorities)),
-    route("/v1-k3s/server-bootstrap", AccessPolicy::Servers(READ, ForServers::Bootstrap)),
-    route("/v1-k3s/token", AccessPolicy::Servers(PUT, ForServers::RotateToken)),
-    route("/v1-k3s/serving-kubelet.crt", AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ServingKubelet))),
-    route("/v1-k3s/client-kubelet.crt", AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubelet))),
-    route("/v1-k3s/client-kube-proxy.crt", AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientKubeProxy))),
-    route(
-        "/v1-k3s/client-k3s-controller.crt",
-        AccessPolicy::Nodes(SIGN, ForNodes::Certificate(Wanted::ClientK3sController)),
-    ),
-    route("/v1-k3s/client-ca.crt", AccessPolicy::Nodes(READ, ForNodes::ClientCa)),
-    route("/v1-k3s/server-ca.crt", AccessPolicy::Nodes(READ, ForNodes::ServerCa)),
-    route("/v1-k3s/apiservers", AccessPolicy::Nodes(READ, ForNodes::ApiServers)),
-    route("/v1-k3s/config", AccessPolicy::Nodes(READ, ForNodes::Config)),
-    route("/v1-k3s/readyz", AccessPolicy::Nodes(READ, ForNodes::Ready)),
+    route(paths::PING, AccessPolicy::Open(Open::Ping)),
+    route(paths::CACERTS, AccessPolicy::Open(Open::Authority)),
+    route(paths::ENCRYPTION_STATUS, AccessPolicy::Servers(READ, ForServers::EncryptionStatus)),
+    route(paths::ENCRYPTION_CONFIG, AccessPolicy::Servers(PUT, ForServers::EncryptionConfig)),
+    route(paths::AUTHORITIES, AccessPolicy::Servers(PUT, ForServers::ReplaceAuthorities)),
+    route(paths::SERVER_BOOTSTRAP, AccessPolicy::Servers(READ, ForServers::Bootstrap)),
+    route(paths::TOKEN, AccessPolicy::Servers(PUT, ForServers::RotateToken)),
+    certificate(CertificateKind::ServingKubelet),
+    certificate(CertificateKind::ClientKubelet),
+    certificate(CertificateKind::ClientKubeProxy),
+    certificate(CertificateKind::ClientK3sController),
+    route(paths::CLIENT_CA, AccessPolicy::Nodes(READ, ForNodes::ClientCa)),
+    route(paths::SERVER_CA, AccessPolicy::Nodes(READ, ForNodes::ServerCa)),
+    route(paths::APISERVERS, AccessPolicy::Nodes(READ, ForNodes::ApiServers)),
+    route(paths::CONFIG, AccessPolicy::Nodes(READ, ForNodes::Config)),
+    route(paths::READYZ, AccessPolicy::Nodes(READ, ForNodes::Ready)),
 ];
+
+const fn certificate(kind: CertificateKind) -> Route {
+    route(kind.path(), AccessPolicy::Nodes(SIGN, ForNodes::Certificate(kind)))
+}
 
 const fn route(path: &'static str, access: AccessPolicy) -> Route {
     Route { path, access }

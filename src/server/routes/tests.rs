@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
 use super::testing::{AGENT_TOKEN, NODE_PASSWORD, Setup, TOKEN};
-use crate::{PinnedTokens, ServerAccess, ServerRequestError, bootstrap_data};
+use crate::{PinnedTokens, Replacement, ServerAccess, ServerRequestError, bootstrap_data};
 
 /// What a request is made of.
 #[derive(Default)]
@@ -416,14 +416,14 @@ async fn a_server_is_asked_by_its_neighbour() {
     let url = format!("https://{}", setup.address).parse().unwrap();
     let access = |token: Option<&str>| ServerAccess::new(setup.server_dir.path(), &url, token);
     let folder = tempfile::tempdir().unwrap();
-    let nothing = access(None).unwrap().replace_authorities(folder.path(), false).await.unwrap_err();
+    let nothing = access(None).unwrap().replace_authorities(folder.path(), Replacement::Vouched).await.unwrap_err();
     assert!(matches!(nothing, ServerRequestError::NoAuthorities { .. }), "{nothing}");
 
     let tls = folder.path().join("tls");
     std::fs::create_dir(&tls).unwrap();
     let new = setup.server_ca.authority("k3s-server-ca");
     std::fs::write(tls.join("server-ca.crt"), new.certificate).unwrap();
-    let refused = access(None).unwrap().replace_authorities(folder.path(), false).await.unwrap_err();
+    let refused = access(None).unwrap().replace_authorities(folder.path(), Replacement::Vouched).await.unwrap_err();
     assert!(
         refused
             .to_string()
@@ -433,10 +433,11 @@ async fn a_server_is_asked_by_its_neighbour() {
     assert_eq!(refused.exit_code(), 65);
     std::fs::write(tls.join("server-ca.key"), new.key).unwrap();
     std::fs::write(tls.join("client-ca.crt"), "").unwrap();
-    let tokens = access(Some(TOKEN)).unwrap().replace_authorities(folder.path(), false).await.unwrap();
+    let tokens = access(Some(TOKEN)).unwrap().replace_authorities(folder.path(), Replacement::Vouched).await.unwrap();
     assert_eq!(tokens, PinnedTokens::Change, "one certificate is pinned as a file, a chain by its root");
 
-    let wrong = access(Some("guess")).unwrap().replace_authorities(folder.path(), false).await.unwrap_err();
+    let wrong =
+        access(Some("guess")).unwrap().replace_authorities(folder.path(), Replacement::Vouched).await.unwrap_err();
     assert_eq!(wrong.exit_code(), 77, "{wrong}");
     let elsewhere = access(Some(&format!("K10{}::server:{TOKEN}", "0".repeat(64)))).unwrap_err();
     assert!(matches!(elsewhere, ServerRequestError::OtherCluster));

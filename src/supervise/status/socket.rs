@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Empty, Full, Limited};
+use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -17,6 +17,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use k3s_http::exchange;
 use tokio::{
     net::{UnixListener, UnixStream},
     time::timeout,
@@ -142,15 +143,8 @@ pub async fn fetch(path: &Path) -> Result<Status, StatusError> {
 }
 
 async fn get(stream: UnixStream) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/status").header(HOST, "k3s").body(Empty::<Bytes>::new())?;
-    // The connection ends when nobody can ask any more.
-    let answer = async move {
-        let response = sender.send_request(request).await?;
-        Ok(Limited::new(response.into_body(), LARGEST).collect().await?.to_bytes())
-    };
-    let (answer, _) = tokio::join!(answer, connection);
-    answer
+    let request = Request::get("/status").header(HOST, "k3s").body(Full::default())?;
+    Ok(exchange(TokioIo::new(stream), request, LARGEST).await?.body?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The JSON form.
+//! What all servers of a cluster have in common, as a map of files in JSON.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,16 +8,18 @@ use serde::{Deserialize, Serialize};
 
 /// Files by the names that k3s gives them (`ServerCA`, …); names that are not known here are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct BootstrapData {
-    pub(crate) files: BTreeMap<String, File>,
+pub struct BootstrapData {
+    /// By name.
+    pub files: BTreeMap<String, File>,
 }
 
 /// A file: most are secret, so its contents are not shown.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct File {
+pub struct File {
     /// When it was last modified; what Go calls the zero time if that is not known.
-    pub(crate) modified: Timestamp,
-    pub(crate) content: Vec<u8>,
+    pub modified: Timestamp,
+    /// All of it.
+    pub content: Vec<u8>,
 }
 
 /// How a file stands in the JSON.
@@ -36,8 +38,11 @@ enum Entry {
 }
 
 impl BootstrapData {
-    /// Reads both forms that k3s has had. The error says what is wrong.
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, &'static str> {
+    /// Reads both forms that k3s has had.
+    ///
+    /// # Errors
+    /// It is neither; the text says what is wrong.
+    pub fn parse(json: &[u8]) -> Result<Self, &'static str> {
         let entries: BTreeMap<String, Entry> =
             serde_json::from_slice(json).map_err(|_| "it is not k3s' map of files")?;
         let mut files = BTreeMap::new();
@@ -52,7 +57,8 @@ impl BootstrapData {
         Ok(Self { files })
     }
 
-    pub(crate) fn to_json(&self) -> Vec<u8> {
+    /// As servers store it and tell each other.
+    pub fn to_json(&self) -> Vec<u8> {
         let entry = |(name, file): (&String, &File)| {
             let content = Some(BASE64_STANDARD.encode(&file.content));
             (name.clone(), Entry::Dated { timestamp: file.modified, content })
@@ -62,19 +68,19 @@ impl BootstrapData {
     }
 
     /// The authority that tokens pin, PEM.
-    pub(crate) fn server_ca(&self) -> Option<&[u8]> {
+    pub fn server_ca(&self) -> Option<&[u8]> {
         self.files.get("ServerCA").map(|file| file.content.as_slice())
     }
 
     /// Takes over the files of `other` that are not here.
-    pub(crate) fn complete_by(&mut self, other: &Self) {
+    pub fn complete_by(&mut self, other: &Self) {
         for (name, file) in &other.files {
             self.files.entry(name.clone()).or_insert_with(|| file.clone());
         }
     }
 
     /// Whether both hold the same files with the same contents.
-    pub(crate) fn same_contents(&self, other: &Self) -> bool {
+    pub fn same_contents(&self, other: &Self) -> bool {
         self.files.len() == other.files.len()
             && self
                 .files
