@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use k3s_components::{TemplateError, UserConfigError};
-use k3s_supervise::{GraphError, notify::NotifyError};
+use k3s_supervise::GraphError;
 
 use crate::join::JoinError;
 
@@ -66,12 +66,9 @@ pub enum Error {
     /// No server lets the node in, and none will.
     #[error(transparent)]
     Join(#[from] JoinError),
-    /// The service manager's socket.
+    /// The process itself.
     #[error(transparent)]
-    Notify(#[from] NotifyError),
-    /// The thread that forks children.
-    #[error("no thread can be started for the components ({0}): the system is out of processes")]
-    Thread(io::Error),
+    Daemon(#[from] k3s_daemon::Error),
     /// A program waits for something that nothing makes.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -92,7 +89,8 @@ impl Error {
             Self::Listen { .. } => 69,
             Self::File { .. } | Self::Replace(_) | Self::Identity(k3s_identity::Error::File(_)) => 73,
             Self::Join(JoinError::File(_) | JoinError::Pki(k3s_pki::Error::File(_))) => 73,
-            Self::Notify(_) | Self::Thread(_) | Self::Netlink(_) => 71,
+            Self::Daemon(error) => error.exit_code(),
+            Self::Netlink(_) => 71,
             Self::Announce(_) => 75,
             Self::Graph(_) => 70,
             Self::Template { .. }

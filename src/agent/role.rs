@@ -2,19 +2,18 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
     sync::{Arc, Once},
-    time::Duration,
 };
 
 use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
-use k3s_components::{Components, Paths};
+use k3s_components::{Package, Paths};
 use k3s_config::{agent::AgentConfig, network::Overlay};
 use k3s_controllers::{ClusterView, NodeScope};
-use k3s_supervise::{Gate, Options, Supervisor, notify::Notifier, status};
+use k3s_daemon::{Daemon, Role, STOP};
+use k3s_supervise::{Gate, Supervisor, notify::Notifier};
 use prometheus_client::registry::Registry;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     sync::{broadcast, watch},
 };
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,6 @@ use tracing::{error, info};
 
 use crate::{
     Error, api,
-    clock::LastKnownTime,
     https::Patience,
     identity,
     join::NodeRegistration,
@@ -36,19 +34,8 @@ use crate::{
     tunnels::{self, Tunnels},
 };
 
-/// How long the service manager is asked to bear with a stop.
-const STOP: Duration = Duration::from_secs(90);
 /// The balancer's name in metrics and its state file's, as k3s has it.
 const BALANCER: &str = "k3s-agent-load-balancer";
-
-/// What comes with this program.
-#[derive(Debug, Clone)]
-pub struct Package {
-    /// The upstream programs that a node needs, all found.
-    pub components: Components,
-    /// The folder of image archives, where there is one.
-    pub images: Option<PathBuf>,
-}
 
 /// Runs an agent until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
@@ -59,25 +46,18 @@ pub struct Package {
 /// drain:   children, in reverse ─► load balancer
 /// ```
 pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
-    let notifier = Arc::new(Notifier::from_env()?);
-    let (agent, listeners) = Agent::prepare(config, package).await?;
-    let ends = CancellationToken::new();
-    let live = async {
-        let clock = LastKnownTime::new(agent.paths.data());
-        let ended = match clock.wait(&agent.supervisor, &shutdown).await {
-            Ok(true) => clock.keep_during(Box::pin(agent.work(&notifier, &shutdown))).await,
-            Ok(false) => Ok(()),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = &ended {
-            error!(%error, "The agent cannot go on and stops.");
-        }
-        agent.drain(&notifier, &ends).await;
-        ended
-    };
-    let (ended, ()) = tokio::join!(live, agent.serve(listeners, &notifier, &ends));
-    info!("Stopped.");
-    ended
+    let paths = Paths::new(&config.data_dir, Paths::RUN);
+    let balancer = listen(&config).await?;
+    let daemon = Daemon::prepare(Role::Agent, &paths)?;
+    let agent = Agent::prepare(config, paths, package, &daemon).await?;
+    let life = agent.live(balancer, daemon.notifier().clone(), &shutdown);
+    daemon.run(life, &shutdown).await
+}
+
+/// The load balancer's socket.
+async fn listen(config: &AgentConfig) -> Result<TcpListener, Error> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.balancer_port));
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }
 
 /// An agent that is prepared: from here on it joins, and only children start.
@@ -95,19 +75,9 @@ struct Agent {
     supervisor: Supervisor,
 }
 
-/// Sockets that are bound and not served yet.
-struct Listeners {
-    balancer: TcpListener,
-    status: UnixListener,
-}
-
 impl Agent {
-    async fn prepare(mut config: AgentConfig, package: Package) -> Result<(Self, Listeners), Error> {
-        let paths = Paths::new(&config.data_dir, Paths::RUN);
+    async fn prepare(mut config: AgentConfig, paths: Paths, package: Package, daemon: &Daemon) -> Result<Self, Error> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.balancer_port));
-        let balancer_listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-        let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
-
         let ips = watch::Sender::new(network::own_addresses(&config.node.ips).await?);
         let (name, password) = (identity::node_name(&config.node)?, identity::password(&paths)?);
         config.node.name.clone_from(&name);
@@ -130,7 +100,7 @@ impl Agent {
             apiserver: format!("https://{address}"),
             trust_told: Once::new(),
         });
-        let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
+        let supervisor = daemon.supervisor().clone();
         let mut registry = Registry::default();
         balancer.register_metrics(&mut registry);
         let metrics = Metrics {
@@ -140,7 +110,7 @@ impl Agent {
             supervisor: supervisor.clone(),
         };
         info!(%address, server = %config.server, "The load balancer leads to the servers.");
-        let agent = Self {
+        Ok(Self {
             config,
             paths,
             package,
@@ -150,15 +120,33 @@ impl Agent {
             membership,
             metrics,
             supervisor,
-        };
-        Ok((agent, Listeners { balancer: balancer_listener, status }))
+        })
     }
 
-    /// Serves the node's own clients, `k3s status`, readers of metrics and the service manager until the end.
-    async fn serve(&self, listeners: Listeners, notifier: &Arc<Notifier>, ends: &CancellationToken) {
+    /// Runs until `shutdown`, or until it cannot go on; everything has ended when it returns.
+    async fn live(
+        self,
+        balancer: TcpListener,
+        notifier: Arc<Notifier>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
+        let ends = CancellationToken::new();
+        let work = async {
+            let ended = Box::pin(self.work(&notifier, shutdown)).await;
+            if let Err(error) = &ended {
+                error!(%error, "The agent cannot go on and stops.");
+            }
+            self.drain(&notifier, &ends).await;
+            ended
+        };
+        let (ended, ()) = tokio::join!(work, self.serve(balancer, &ends));
+        ended
+    }
+
+    /// Serves the node's own clients and readers of metrics until the end.
+    async fn serve(&self, balancer: TcpListener, ends: &CancellationToken) {
         tokio::join!(
-            self.balancer.serve(listeners.balancer, ends.clone()),
-            k3s_supervise::report(listeners.status, notifier, &self.supervisor, ends),
+            self.balancer.serve(balancer, ends.clone()),
             self.metrics.run(self.membership.known(), self.membership.renewed(), ends.clone()),
         );
     }

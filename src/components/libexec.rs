@@ -107,13 +107,32 @@ impl Libexec {
         }
     }
 
+    /// What a role with these needs starts with. `version` is Kubernetes' in this release.
+    ///
+    /// # Errors
+    /// Components are missing, all of which are named.
+    pub fn package(&self, needs: &[Need], version: &'static str) -> Result<Package, MissingComponents> {
+        Ok(Package { components: self.require(needs)?, images: self.packaged_images(), version })
+    }
+
     /// `share/k3s/images` of the same package: the archives that come with it.
-    pub fn packaged_images(&self) -> Option<PathBuf> {
+    fn packaged_images(&self) -> Option<PathBuf> {
         self.dirs
             .iter()
             .filter_map(|dir| Some(dir.parent()?.parent()?.join("share/k3s/images")))
             .find(|dir| dir.is_dir())
     }
+}
+
+/// What comes with this program.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// The upstream programs that the role needs, all found.
+    pub components: Components,
+    /// The folder of image archives, where there is one.
+    pub images: Option<PathBuf>,
+    /// Kubernetes' version.
+    pub version: &'static str,
 }
 
 /// Components that were found; total for the needs they were required for.

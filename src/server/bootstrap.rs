@@ -1,7 +1,7 @@
-//! What has to be there before the first program starts: sockets, a lock, certificates, tokens, kubeconfigs.
+//! What has to be there before the first program starts: a socket, room, certificates, tokens, kubeconfigs.
 
 use std::{
-    fs::{DirBuilder, File, TryLockError},
+    fs::DirBuilder,
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::Path,
@@ -48,9 +48,8 @@ pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> 
     bind((config.bind_address, config.https_listen_port).into()).await
 }
 
-/// Keeps a second server off the same directory for as long as the file is open; the kernel lets go of it with the process. A disk
-/// that is as good as full is refused here, before half of what a server needs has been written to it.
-pub(crate) fn lock(paths: &Paths) -> Result<File, Error> {
+/// Refuses a disk that is as good as full, before half of what a server needs has been written to it.
+pub(crate) fn check_room(paths: &Paths) -> Result<(), Error> {
     let dir = paths.server();
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
     let disk = statvfs(&dir).map_err(|errno| Error::file(&dir)(errno.into()))?;
@@ -58,13 +57,7 @@ pub(crate) fn lock(paths: &Paths) -> Result<File, Error> {
     if free < NEEDED {
         return Err(Error::NoRoom { path: dir, free: free >> 20, needed: NEEDED >> 20 });
     }
-    let path = dir.join(".lock");
-    let file = File::create(&path).map_err(Error::file(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: paths.data().to_path_buf() }),
-        Err(TryLockError::Error(source)) => Err(Error::File { path, source }),
-    }
+    Ok(())
 }
 
 /// What the datastore knows of the cluster, and the token that goes with it.

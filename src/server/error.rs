@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use k3s_datastore::snapshot::SnapshotError;
 use k3s_files::FileError;
-use k3s_supervise::{GraphError, notify::NotifyError};
+use k3s_supervise::GraphError;
 
 use crate::BootstrapError;
 
@@ -39,12 +39,6 @@ pub enum Error {
         free: u64,
         /// MiB that are needed.
         needed: u64,
-    },
-    /// Another server runs on the same directory.
-    #[error("another k3s server runs on {}: stop it, or choose another --data-dir", path.display())]
-    Locked {
-        /// The data directory.
-        path: PathBuf,
     },
     /// A name or address that no certificate can hold.
     #[error("{text} cannot stand on a certificate: {source}")]
@@ -112,12 +106,9 @@ pub enum Error {
     /// The node's part.
     #[error(transparent)]
     Node(#[from] k3s_agent::Error),
-    /// The service manager's socket.
+    /// The process itself.
     #[error(transparent)]
-    Notify(#[from] NotifyError),
-    /// The thread that forks children.
-    #[error("no thread can be started for the components ({0}): the system is out of processes")]
-    Thread(io::Error),
+    Daemon(#[from] k3s_daemon::Error),
     /// A program waits for something that nothing makes.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -143,7 +134,7 @@ impl Error {
                 SnapshotError::File { .. } | SnapshotError::NoRoom { .. } | SnapshotError::NoRoomToRestore { .. },
             )
             | Self::Node(k3s_agent::Error::Replace(_)) => 73,
-            Self::Locked { .. } | Self::Snapshot(SnapshotError::UnderWay) => 75,
+            Self::Snapshot(SnapshotError::UnderWay) => 75,
             Self::Snapshot(SnapshotError::Name(_)) | Self::KeptElsewhere => 64,
             Self::Datastore(error) | Self::Snapshot(SnapshotError::Store(error)) => error.exit_code(),
             Self::Bootstrap(BootstrapError::Datastore(_) | BootstrapError::Damaged { .. }) => 74,
@@ -153,7 +144,7 @@ impl Error {
             | Self::Bootstrap(_)
             | Self::Certificate { .. }
             | Self::Node(_) => 78,
-            Self::Notify(_) | Self::Thread(_) => 71,
+            Self::Daemon(error) => error.exit_code(),
             Self::Graph(_) => 70,
         }
     }

@@ -31,6 +31,6 @@ pub use error::Error;
 pub use k3s_supervisor_api::Replacement;
 pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};
-pub use role::{Package, run};
+pub use role::run;
 pub use server_request::{PinnedTokens, ServerAccess, ServerRequestError};
 pub use token::ServerToken;

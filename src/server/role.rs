@@ -1,22 +1,18 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
-use std::{
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
-use k3s_agent::{LastKnownTime, NodeRole};
+use k3s_agent::NodeRole;
 use k3s_components::{
-    Components, InheritedEnvironment, Launch, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
+    InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
 use k3s_config::{agent::NodeConfig, server::ServerConfig};
 use k3s_controllers::ClusterView;
+use k3s_daemon::{Daemon, Role, STOP};
 use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_front::{Front, Unauthenticated, serve_on_thread, serve_starting};
 use k3s_listener::Limits;
-use k3s_supervise::{Options, Supervisor, notify::Notifier, program::Program, status};
+use k3s_supervise::{Supervisor, notify::Notifier, program::Program, status};
 use k3s_tunnel::{Egress, Tunnels};
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -43,66 +39,33 @@ use crate::{
     token::ServerToken,
 };
 
-/// How long the service manager is asked to bear with a stop.
-const STOP: Duration = Duration::from_secs(90);
-
-/// What comes with this program.
-#[derive(Debug, Clone)]
-pub struct Package {
-    /// The upstream programs that this role needs, all found.
-    pub components: Components,
-    /// The folder of image archives, where there is one.
-    pub images: Option<PathBuf>,
-    /// What it calls itself.
-    pub version: &'static str,
-}
-
 /// Runs a server until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
 /// ```text
-/// prepare: bind, lock, tell ─► clock ─► datastore ─► bootstrap data ─► credentials
+/// prepare: bind, room, lock ─► clock ─► datastore ─► bootstrap data ─► credentials
 /// start:   kube-apiserver ─► kube-controller-manager, kube-scheduler, kube-proxy ─┐
 ///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
 /// drain:   front ─► children, in reverse ─► datastore
 /// ```
 pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
-    let notifier = Arc::new(Notifier::from_env()?);
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let front = bootstrap::listen(&config).await?;
-    let lock = bootstrap::lock(&paths)?;
-    let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
-    let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
-
-    // What is waited for is status_shutdown from the first moment to the last. The large futures of a server are boxed wherever they meet: in a build
-    // that is not optimised each of them takes its whole size on the stack of every other one that holds it.
-    let reported = CancellationToken::new();
-    let live = async {
-        let clock = LastKnownTime::new(&config.data_dir);
-        let ended = match clock.wait(&supervisor, &shutdown).await {
-            Ok(true) => {
-                let live = async {
-                    let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, front, &shutdown));
-                    match prepared.await {
-                        Ok(Some((server, listeners))) => Box::pin(server.live(listeners, &notifier, &shutdown)).await,
-                        ended => {
-                            // A store that is a child runs already.
-                            supervisor.stop().await;
-                            ended.map(drop)
-                        }
-                    }
-                };
-                clock.keep_during(Box::pin(live)).await
+    bootstrap::check_room(&paths)?;
+    let daemon = Daemon::prepare(Role::Server, &paths)?;
+    let (notifier, supervisor) = (daemon.notifier().clone(), daemon.supervisor().clone());
+    // The large futures of a server are boxed wherever they meet.
+    let life = async {
+        let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, front, &shutdown));
+        match prepared.await {
+            Ok(Some((server, listeners))) => Box::pin(server.live(listeners, &notifier, &shutdown)).await,
+            ended => {
+                // A store that is a child runs already.
+                supervisor.stop().await;
+                ended.map(drop)
             }
-            Ok(false) => Ok(()),
-            Err(error) => Err(error.into()),
-        };
-        reported.cancel();
-        ended
+        }
     };
-    let (ended, ()) = tokio::join!(live, k3s_supervise::report(status, &notifier, &supervisor, &reported));
-    drop(lock);
-    info!("Stopped.");
-    ended
+    daemon.run(life, &shutdown).await
 }
 
 /// A server that is prepared: from here on only children start.

@@ -183,11 +183,12 @@ async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapsho
 /// Puts a snapshot in the datastore's place, and the cluster's authorities in it on the disk. The server has to be stopped.
 ///
 /// # Errors
-/// [`Error::Locked`] while a server runs, [`Error::Bootstrap`] if the token does not open the snapshot, [`Error::Snapshot`] if
+/// [`Error::Daemon`] while a server runs, [`Error::Bootstrap`] if the token does not open the snapshot, [`Error::Snapshot`] if
 /// it is damaged or of a newer version; nothing was changed then.
 pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Result<Restored, Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
-    let _lock = bootstrap::lock(&paths)?;
+    bootstrap::check_room(&paths)?;
+    let _lock = k3s_daemon::lock(k3s_daemon::Role::Server, &paths)?;
     let snapshot = Snapshot::open(file)?;
     if minor(&snapshot.label.version) > minor(version) {
         return Err(SnapshotError::Newer { path: file.to_owned(), version: snapshot.label.version }.into());

@@ -18,7 +18,6 @@ mod backoff;
 mod gate;
 mod graph;
 mod probe;
-mod report;
 mod runner;
 mod spawn;
 mod state;
@@ -28,7 +27,6 @@ mod task;
 
 pub use gate::Gate;
 pub use graph::GraphError;
-pub use report::report;
 pub use state::State;
 pub use supervisor::{NotReady, Options, StopReport, Supervisor, UnknownProgram};
 pub use task::{Problem, StatusLine, Task, TaskError, TaskFailure, TaskState, TaskStatus};

@@ -12,6 +12,7 @@ use super::{
     runtime, signals, unused_files,
     upstream::libexec,
 };
+use crate::version;
 
 pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let Some((config, warnings)) = asked(k3s_config::parse_agent(args, &environment()?))? else {
@@ -22,9 +23,9 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         warn!("{warning}");
     }
     unused_files::of_agent(&config).iter().for_each(|sentence| warn!("{sentence}"));
-    let libexec = libexec()?;
-    let components = libexec.require(&[Need::Node]).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
-    let package = k3s_agent::Package { components, images: libexec.packaged_images() };
+    let package = libexec()?
+        .package(&[Need::Node], version::KUBERNETES)
+        .map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
 
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()?;

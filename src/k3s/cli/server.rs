@@ -26,11 +26,9 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     if let Some(file) = &config.restore {
         return snapshot::restore(&config, file);
     }
-    let libexec = libexec()?;
-    let components =
-        libexec.require(&Need::of_server(&config)).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
-    let images = libexec.packaged_images();
-    let package = k3s_server::Package { components, images, version: version::KUBERNETES };
+    let package = libexec()?
+        .package(&Need::of_server(&config), version::KUBERNETES)
+        .map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
 
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()?;

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{State, TaskStatus};
 
 pub(crate) use memory::memory_of;
-pub(crate) use socket::PATIENCE;
-pub use socket::{StatusError, bind, fetch, serve};
+pub use socket::{PATIENCE, StatusError, bind, fetch, serve};
 
 /// Everything there is to know at one moment. [`Display`](std::fmt::Display) writes it as a table for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,7 +29,7 @@ use super::Status;
 use crate::Supervisor;
 
 /// Nobody waits longer for a status.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// More than any status has.
 const LARGEST: usize = 4 << 20;
 

@@ -34,7 +34,7 @@ const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 
 /// The last time that is known to have been.
 #[derive(Debug, Clone)]
-pub struct LastKnownTime {
+pub(crate) struct LastKnownTime {
     path: PathBuf,
 }
 
@@ -61,7 +61,7 @@ impl Verdict {
 
 impl LastKnownTime {
     /// Of the machine whose state lies in `data_dir`.
-    pub fn new(data_dir: &Path) -> Self {
+    pub(crate) fn new(data_dir: &Path) -> Self {
         Self { path: data_dir.join("clock") }
     }
 
@@ -69,7 +69,7 @@ impl LastKnownTime {
     ///
     /// # Errors
     /// [`GraphError`] if a program is called `clock`.
-    pub async fn wait(&self, supervisor: &Supervisor, shutdown: &CancellationToken) -> Result<bool, GraphError> {
+    pub(crate) async fn wait(&self, supervisor: &Supervisor, shutdown: &CancellationToken) -> Result<bool, GraphError> {
         let gate = supervisor.gate("clock")?;
         let begun = Instant::now();
         let mut told = false;
@@ -112,7 +112,7 @@ impl LastKnownTime {
     }
 
     /// Does `work`, and remembers the time now and then and at its end.
-    pub async fn keep_during<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn keep_during<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         let ended = loop {
             match timeout(REMEMBER, &mut work).await {
@@ -153,10 +153,17 @@ fn shown(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k3s_supervise::{Options, cgroup::CgroupPlace, log::Target};
+
     use super::*;
-    use crate::testing::supervisor;
 
     const LAST: SystemTime = SystemTime::UNIX_EPOCH;
+
+    /// What would run programs. It leaves the machine's cgroups alone.
+    fn supervisor(run_dir: &Path) -> Supervisor {
+        let run_dir = run_dir.to_owned();
+        Supervisor::new(Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
+    }
 
     #[test]
     fn every_verdict() {

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
+use k3s_supervise::{Supervisor, notify::Notifier, status};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Supervisor, notify::Notifier, status};
-
 /// Serves the status, and tells the service manager how things are and that they go on, until `shutdown`. A panic in one of them is its
 /// restart.
-pub async fn report(
+pub(crate) async fn report(
     status: UnixListener,
     notifier: &Arc<Notifier>,
     supervisor: &Supervisor,

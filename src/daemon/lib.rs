@@ -1,0 +1,17 @@
+//! The process around a role: alone on its directory, known to `k3s status` and to the service manager, and begun when the clock may be
+//! right.
+//!
+//! ```text
+//! lock ─► status socket ─► supervisor ─► clock ─► the role's own life ─► end
+//!                          └──────── status, service manager, watchdog ──┘
+//! ```
+
+mod clock;
+mod daemon;
+mod error;
+mod lock;
+mod report;
+
+pub use daemon::{Daemon, STOP};
+pub use error::Error;
+pub use lock::{Role, lock};
