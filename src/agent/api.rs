@@ -8,8 +8,8 @@ use std::{
 
 use http::{Request, Response};
 use k3s_components::Paths;
-use k3s_controllers::{Backoff, ClusterView, NodeScope};
-use k3s_supervise::Gate;
+use k3s_controllers::{ClusterView, NodeScope};
+use k3s_supervise::{Backoff, Gate};
 use kube::{
     Client, Config,
     client::Body,
@@ -61,8 +61,9 @@ pub(crate) async fn view_of_node(
     nodes: NodeScope,
     renewed: &Renewed,
 ) -> Result<ClusterView, Error> {
-    let client = |kubeconfig: &str| lasting_client(paths.agent().join(kubeconfig), renewed.clone());
-    let (kubelet, controller) = (client("kubelet.kubeconfig").await?, client("k3scontroller.kubeconfig").await?);
+    let client = |kubeconfig| lasting_client(kubeconfig, renewed.clone());
+    let (kubelet, controller) =
+        (client(paths.kubelet_kubeconfig()).await?, client(paths.k3s_controller_kubeconfig()).await?);
     Ok(ClusterView::of_node(name, kubelet, controller, nodes))
 }
 
@@ -192,6 +193,15 @@ mod tests {
         if let Err(error) = client(kubeconfig.as_ref()).await {
             panic!("{}", chain(&error));
         }
+    }
+
+    #[test]
+    fn kubeconfigs_are_where_they_are_written() {
+        let paths = Paths::new("/data", "/run");
+        let pki = AgentPki::at(&paths.agent());
+        assert_eq!(pki.kubelet_kubeconfig, paths.kubelet_kubeconfig());
+        assert_eq!(pki.kube_proxy_kubeconfig, paths.kube_proxy_kubeconfig());
+        assert_eq!(pki.k3s_controller_kubeconfig, paths.k3s_controller_kubeconfig());
     }
 
     #[tokio::test]

@@ -18,10 +18,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use k3s_controllers::Backoff;
 use k3s_files as files;
 use k3s_pki::{AgentPki, Certificate};
-use k3s_supervise::{Gate, Supervisor};
+use k3s_supervise::{Backoff, Gate, Supervisor};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, net::IpAddr};
 
-use k3s_components::{Node, Paths, ProxyMode};
+use k3s_components::{Node, Paths};
 use k3s_config::network::Overlay;
 use k3s_network::{AddressChanges, CniConfig, LostAddresses, NetlinkError, Underlay};
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ pub(crate) fn install_cni(node: &Node, paths: &Paths) -> Result<(), Error> {
     let config = match (&node.config.cni_conf, node.network.overlay) {
         (Some(file), _) => CniConfig::File(file.clone()),
         (None, Overlay::Vxlan | Overlay::HostGw) => {
-            CniConfig::Flannel { subnet_file: SUBNET_ENV.into(), packet_filter: packet_filter(node.proxy_mode) }
+            CniConfig::Flannel { subnet_file: SUBNET_ENV.into(), packet_filter: node.proxy_mode }
         }
         (None, Overlay::None) => return Ok(()),
     };
@@ -59,13 +59,5 @@ pub(crate) async fn follow_lost_addresses(tell: impl Fn(IpAddr)) -> Result<Infal
     let mut lost = LostAddresses::listen().await?;
     loop {
         lost.next().await?.into_iter().for_each(&tell);
-    }
-}
-
-/// Which of the host's packet filters our rules go to: kube-proxy's.
-pub(crate) fn packet_filter(mode: ProxyMode) -> k3s_network::ProxyMode {
-    match mode {
-        ProxyMode::Nftables => k3s_network::ProxyMode::Nftables,
-        ProxyMode::Iptables => k3s_network::ProxyMode::Iptables,
     }
 }

@@ -3,8 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use k3s_components::{
-    Components, InheritedEnvironment, Launch, Node, Paths, ProxyMode, UserConfigs, UserTemplate, containerd,
-    kube_proxy, kubelet,
+    Components, InheritedEnvironment, Launch, Node, Paths, UserConfigs, UserTemplate, containerd, kube_proxy, kubelet,
 };
 use k3s_config::{
     agent::NodeConfig,
@@ -99,10 +98,7 @@ impl NodeRole {
         };
         let node = Node {
             resolv_conf,
-            proxy_mode: match host.proxy_mode {
-                k3s_network::ProxyMode::Nftables => ProxyMode::Nftables,
-                k3s_network::ProxyMode::Iptables => ProxyMode::Iptables,
-            },
+            proxy_mode: host.proxy_mode,
             cgroup_driver: cgroup::driver(cgroup_v2),
             // Without an answer runc is asked for less, which always works.
             may_lower_oom_score: capability::has(Capability::CAP_SYS_RESOURCE).unwrap_or(false),
@@ -188,8 +184,7 @@ impl NodeRole {
         let mut known = self.obstacles.clone();
         while !known.is_empty() {
             tokio::time::sleep(LOOK_AGAIN).await;
-            let filter = network::packet_filter(self.node.proxy_mode);
-            let found = k3s_network::obstacles(filter, &self.node.network.cluster_cidrs).await;
+            let found = k3s_network::obstacles(self.node.proxy_mode, &self.node.network.cluster_cidrs).await;
             for Warning { key, .. } in &known {
                 if found.iter().all(|warning| warning.key != *key) {
                     supervisor.clear(key);
@@ -208,7 +203,7 @@ impl NodeRole {
         if supervisor.ready("kube-apiserver").await.is_err() {
             return Ok(());
         }
-        let kubeconfig = self.paths.agent().join("kubelet.kubeconfig");
+        let kubeconfig = self.paths.kubelet_kubeconfig();
         let client = api::lasting_client(kubeconfig, self.renewed.clone()).await?;
         let metadata = annotations::metadata(&self.node, self.pod_egress);
         annotate(&self.view, client, &self.node.config.name, &metadata).await;

@@ -13,12 +13,12 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 use ipnet::IpNet;
 use k3s_components::{Node, Paths};
 use k3s_config::network::Overlay as Configured;
-use k3s_controllers::{Backoff, ClusterView, set_annotations};
+use k3s_controllers::{ClusterView, set_annotations};
 use k3s_network::{
     AddressChanges, Family, PodNat, SubnetEnv, Underlay,
     overlay::{self, Attachment, Backend, Member, Overlay, PeerError},
 };
-use k3s_supervise::Supervisor;
+use k3s_supervise::{Backoff, Supervisor};
 use kube::Client;
 use tokio::{select, time::sleep};
 use tracing::{info, warn};
@@ -63,7 +63,7 @@ pub(crate) async fn run(
         moved: None,
         told: String::new(),
     };
-    let own = api::lasting_client(paths.agent().join("kubelet.kubeconfig"), renewed.clone()).await?;
+    let own = api::lasting_client(paths.kubelet_kubeconfig(), renewed.clone()).await?;
     let mut members = view.members(overlay::is_annotation);
     let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
@@ -106,13 +106,8 @@ enum Progress {
 }
 
 impl PodNetwork<'_> {
-    fn learn(&mut self, members: Vec<k3s_controllers::Member>, api: &Client) {
-        let member = |member: k3s_controllers::Member| Member {
-            name: member.name,
-            pod_cidrs: member.pod_cidrs,
-            annotations: member.annotations,
-        };
-        self.members = members.into_iter().map(member).collect();
+    fn learn(&mut self, members: Vec<Member>, api: &Client) {
+        self.members = members;
         self.api = Some(api.clone());
         if let Err(error) = self.cache.store(&self.members) {
             warn!(error = chain(&error), "The cluster's nodes cannot be kept for a start without a server.");
@@ -200,7 +195,7 @@ impl PodNetwork<'_> {
         let translated = pod_cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() || plan.masquerade_ipv6);
         let nat = PodNat { pod_cidrs: translated.copied().collect(), cluster_cidrs: plan.cluster_cidrs.clone() };
         if self.nat.as_ref() != Some(&nat) {
-            nat.apply(network::packet_filter(self.node.proxy_mode)).await?;
+            nat.apply(self.node.proxy_mode).await?;
             self.nat = Some(nat);
         }
         Ok(())

@@ -63,8 +63,7 @@ pub async fn end_pods_with_host(paths: &Paths, node: &str, supervisor: &Supervis
 async fn end_pods(paths: &Paths, node: &str, supervisor: &Supervisor, notifier: &Notifier) {
     let began = Instant::now();
     info!("The host shuts down: pods are ended.");
-    let client =
-        timeout(API, api::hasty_client(&paths.agent().join("kubelet.kubeconfig"))).await.ok().and_then(Result::ok);
+    let client = timeout(API, api::hasty_client(&paths.kubelet_kubeconfig())).await.ok().and_then(Result::ok);
     let priorities = priorities(client.clone(), node).await;
     // It is there unless the start was not done yet.
     let _ = supervisor.stop_program("kubelet").await;

@@ -11,10 +11,9 @@ use std::{
 
 use bytes::Bytes;
 use k3s_balancer::{Address, Balancer, Health};
-use k3s_controllers::Backoff;
 use k3s_files as files;
 use k3s_pki::AgentPki;
-use k3s_supervise::Supervisor;
+use k3s_supervise::{Backoff, Supervisor};
 use k3s_tunnel::{ConnectError, Rules, Tunnel};
 use rustls::pki_types::ServerName;
 use tokio::{

@@ -22,7 +22,7 @@ pub fn kube_proxy(node: &Node, paths: &Paths, found: &Components, user: &UserCon
     let mut flags = Flags::default();
     flags
         .set("proxy-mode", node.proxy_mode.flag())
-        .path("kubeconfig", paths.agent().join("kubeproxy.kubeconfig"))
+        .path("kubeconfig", paths.kube_proxy_kubeconfig())
         .list("cluster-cidr", &node.network.cluster_cidrs)
         .set("hostname-override", &node.config.name)
         .set("healthz-bind-address", Ipv4Addr::LOCALHOST)

@@ -25,7 +25,7 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components, user: &UserConfig
     let mut flags = Flags::default();
     flags
         .path("config-dir", config_dir.clone())
-        .path("kubeconfig", paths.agent().join("kubelet.kubeconfig"))
+        .path("kubeconfig", paths.kubelet_kubeconfig())
         .set("hostname-override", &node.config.name)
         .list("node-ip", &node.ips)
         .verbosity(node.verbosity);

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use k3s_config::{agent::NodeConfig, network::ClusterNetwork};
+use k3s_network::ProxyMode;
 
 /// A node's facts, settled before its components start.
 #[derive(Debug, Clone)]
@@ -29,25 +30,6 @@ pub struct Node {
     pub cloud_provider_external: bool,
     /// klog verbosity.
     pub verbosity: u8,
-}
-
-/// kube-proxy's back ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyMode {
-    /// Needs kernel 5.13 and the `nft` program; does not serve NodePorts on loopback addresses.
-    Nftables,
-    /// For kernels without nftables.
-    Iptables,
-}
-
-impl ProxyMode {
-    /// As `--proxy-mode` takes it.
-    pub fn flag(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
-        }
-    }
 }
 
 /// Who makes cgroups for pods: kubelet and containerd have to agree.

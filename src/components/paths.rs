@@ -53,6 +53,21 @@ impl Paths {
         self.agent().join("etc").join(name)
     }
 
+    /// Kubelet's, which this process asks the API with as the node.
+    pub fn kubelet_kubeconfig(&self) -> PathBuf {
+        self.agent().join("kubelet.kubeconfig")
+    }
+
+    /// kube-proxy's.
+    pub fn kube_proxy_kubeconfig(&self) -> PathBuf {
+        self.agent().join("kubeproxy.kubeconfig")
+    }
+
+    /// What this process asks the API with for what the node itself may not.
+    pub fn k3s_controller_kubeconfig(&self) -> PathBuf {
+        self.agent().join("k3scontroller.kubeconfig")
+    }
+
     /// The datastore's socket, `<data>/server/kine.sock` as in k3s.
     pub fn datastore_socket(&self) -> PathBuf {
         self.server().join("kine.sock")

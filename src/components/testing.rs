@@ -4,7 +4,9 @@ use std::{collections::HashMap, ffi::OsString, path::PathBuf};
 
 use k3s_config::{Environment, server::ServerConfig};
 
-use crate::{CgroupDriver, Components, Node, Paths, ProxyMode};
+use k3s_network::ProxyMode;
+
+use crate::{CgroupDriver, Components, Node, Paths};
 
 pub(crate) fn config(args: &[&str]) -> ServerConfig {
     let environment = Environment {

@@ -31,7 +31,7 @@ use tracing::{debug, info};
 use crate::{
     ClusterView, Context, Controller, Derived,
     api_servers::{ADDRESS, ApiServers, SELECTOR, ServerLease},
-    backoff::{Backoff, Failure},
+    backoff::{self, Failure},
     view::Reflector,
 };
 
@@ -60,7 +60,7 @@ impl Controller for ApiEndpoints {
         let leases: Api<Lease> = Api::namespaced(context.client.clone(), "kube-system");
         let mut servers = Servers::follow(self, &context.view, &leases);
         let mut told = BTreeSet::new();
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff::of_api();
         let mut retry = false;
         loop {
             select! {

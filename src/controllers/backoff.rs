@@ -1,72 +1,51 @@
-//! How long to wait before trying again.
+//! How long to wait before the API is asked again, and what its refusals mean.
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use k3s_supervise::Backoff;
 use kube::runtime::utils;
 use tokio::time::Instant;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
-/// A watch that failed so long after the failure before has stood in between: more than the longest wait and a try take.
+/// A watch that failed so long after the failure before has stood in between: more than the longest pause and a try take.
 const STOOD: Duration = Duration::from_secs(60);
 
-/// Waits that double, each as much again longer by chance, so that what failed together does not try again together.
+/// Of requests to the API. It begins short, as most of the waiting is for a kube-apiserver of our own that is just starting.
+pub(crate) fn of_api() -> Backoff {
+    Backoff::between(FIRST, LONGEST)
+}
+
+/// The same of a watch, as kube-rs asks for it.
 #[derive(Debug)]
-pub struct Backoff {
-    waits: ExponentialBuilder,
-    left: ExponentialBackoff,
-    /// When a watch failed last.
+pub(crate) struct WatchBackoff {
+    backoff: Backoff,
+    /// When the watch failed last.
     failed: Option<Instant>,
 }
 
-/// They begin short, as most of the waiting is for a kube-apiserver of our own that is just starting.
-impl Default for Backoff {
+impl Default for WatchBackoff {
     fn default() -> Self {
-        Self::between(FIRST, LONGEST)
+        Self { backoff: of_api(), failed: None }
     }
 }
 
-impl Iterator for Backoff {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
-    /// A failure of a watch: if the one before is long ago, the watch has stood meanwhile.
+    /// A failure: if the one before is long ago, the watch has stood meanwhile.
     fn next(&mut self) -> Option<Duration> {
         let now = Instant::now();
         if self.failed.replace(now).is_some_and(|before| now - before > STOOD) {
-            self.begin_anew();
+            self.backoff.begin_anew();
         }
-        self.left.next()
+        Some(self.backoff.advance())
     }
 }
 
-impl utils::Backoff for Backoff {
+impl utils::Backoff for WatchBackoff {
     /// Nothing: a watch tells its beginning before it knows whether the API lets it, so an event is no success.
     fn reset(&mut self) {}
-}
-
-impl Backoff {
-    /// Waits of at first and at most so long, before chance adds to them.
-    pub fn between(first: Duration, longest: Duration) -> Self {
-        let waits =
-            ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).without_max_times().with_jitter();
-        Self { waits, left: waits.build(), failed: None }
-    }
-
-    /// How long to wait now; longer the next time.
-    pub fn advance(&mut self) -> Duration {
-        self.left.next().expect("there is no limit to how often")
-    }
-
-    /// Waits as long as it is time for.
-    pub async fn wait(&mut self) {
-        tokio::time::sleep(self.advance()).await;
-    }
-
-    /// After a success.
-    pub fn begin_anew(&mut self) {
-        self.left = self.waits.build();
-    }
 }
 
 /// What a failed request means for whoever made it.
@@ -99,20 +78,9 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn waits_double_up_to_a_limit_with_as_much_again_by_chance() {
-        let mut backoff = Backoff::default();
-        for ms in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] {
-            let wait = backoff.advance().as_millis();
-            assert!((ms..=2 * ms).contains(&wait), "{wait} ms instead of about {ms}");
-        }
-        backoff.begin_anew();
-        assert!(backoff.advance() <= 2 * FIRST);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_only_begins_again_and_again_waits_longer_each_time() {
-        let mut backoff = Backoff::default();
+        let mut backoff = WatchBackoff::default();
         let mut fail = || {
             // What the beginning of each try does.
             utils::Backoff::reset(&mut backoff);

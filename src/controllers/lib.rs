@@ -35,13 +35,12 @@ mod view;
 
 pub use addons::{Deploy, Variables};
 pub use api_endpoints::ApiEndpoints;
-pub use backoff::Backoff;
 pub use controller::{Context, Controller, Place, Registry, Shared};
 pub use egress::EgressController;
 #[cfg(debug_assertions)]
 pub use faults::add_faults;
 pub use leader::Candidate;
-pub use members::{Member, set_annotations};
+pub use members::set_annotations;
 pub use node::{NodeController, PROVIDER_TAINT};
 pub use node_annotations::{NodeAddresses, NodeArguments, NodeMetadata, annotate};
 pub use node_hosts::NodeHosts;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::{AddrParseError, IpNet};
+use k3s_network::overlay::Member;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt as _,
@@ -12,17 +13,6 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::{ClusterView, Derived};
-
-/// A node of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its name.
-    pub name: String,
-    /// Its pods' ranges, one per family, the primary first; empty until kube-controller-manager has given it some.
-    pub pod_cidrs: Vec<IpNet>,
-    /// Its annotations, as far as they were asked for.
-    pub annotations: BTreeMap<String, String>,
-}
 
 /// A node's pod range is not one.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     ClusterView,
-    backoff::{Backoff, Failure},
+    backoff::{self, Failure},
     egress::POD_EGRESS_LABEL,
 };
 
@@ -91,7 +91,7 @@ pub async fn annotate(view: &ClusterView, client: Client, name: &str, metadata: 
 /// went.
 async fn write(nodes: &Api<Node>, name: &str, metadata: &NodeMetadata) -> bool {
     let params = PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() };
-    let mut backoff = Backoff::default();
+    let mut backoff = backoff::of_api();
     loop {
         let attempt = async {
             let node = nodes.get_metadata(name).await?;

@@ -19,7 +19,7 @@ use tracing::{debug, info};
 
 use crate::{
     Context, Controller,
-    backoff::{Backoff, Failure},
+    backoff::{self, Failure},
 };
 
 const NAMESPACE: &str = "kube-system";
@@ -41,7 +41,7 @@ impl Controller for NodeHosts {
         let mut configs = configs.derive(|config| Some(config.clone()), |configs| configs.values().next().cloned());
         let mut hosts = Hosts::default();
         let mut config: Option<ConfigMap> = None;
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff::of_api();
         let mut retry = false;
         loop {
             select! {

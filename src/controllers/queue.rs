@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _, stream};
-use k3s_supervise::StatusLine;
+use k3s_supervise::{Backoff, StatusLine};
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::{
     Resource,
@@ -19,10 +19,7 @@ use kube::{
 };
 use tracing::debug;
 
-use crate::{
-    backoff::{Backoff, Failure},
-    view::Reflector,
-};
+use crate::{backoff::Failure, view::Reflector};
 
 /// Objects that are worked on at the same time.
 const AT_ONCE: u16 = 4;

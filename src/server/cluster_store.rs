@@ -4,11 +4,10 @@ use std::{future::pending, time::Duration};
 
 use k3s_components::{Components, Launch, Paths, kine};
 use k3s_config::datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd};
-use k3s_controllers::Backoff;
 use k3s_datastore::{
     Access, BoundEndpoint, Client, ClientError, Datastore, Endpoint, Options, RemoteOptions, RemoteServer,
 };
-use k3s_supervise::{Gate, Supervisor};
+use k3s_supervise::{Backoff, Gate, Supervisor};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};

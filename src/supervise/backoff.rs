@@ -1,36 +1,57 @@
-//! How long to wait before a child or a task is started again.
+//! How long to wait before trying again.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(75))
-    .with_max_delay(Duration::from_secs(20))
-    .without_max_times()
-    .with_jitter();
+/// Of a child or a task. The first one is short, since most failures are single ones.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(75), Duration::from_secs(20));
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// Exponential pauses: from 75 ms, doubled each time up to 20 s, each as much again longer by chance, so that what failed together does
-/// not start together. The first one is short, since most failures are single ones.
+/// Exponential pauses: doubled each time up to a limit, each as much again longer by chance, so that what failed together does not try
+/// again together.
 #[derive(Debug)]
-pub(crate) struct Backoff {
-    pauses: ExponentialBackoff,
+pub struct Backoff {
+    pauses: ExponentialBuilder,
+    left: ExponentialBackoff,
 }
 
+/// That of a child or a task.
 impl Default for Backoff {
     fn default() -> Self {
-        Self { pauses: PAUSES.build() }
+        Self::between(PAUSES.0, PAUSES.1)
     }
 }
 
 impl Backoff {
+    /// Pauses of at first and at most so long, before chance adds to them.
+    pub fn between(first: Duration, longest: Duration) -> Self {
+        let pauses =
+            ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).without_max_times().with_jitter();
+        Self { pauses, left: pauses.build() }
+    }
+
+    /// How long to wait now; longer the next time.
+    pub fn advance(&mut self) -> Duration {
+        self.left.next().expect("there is no limit to how often")
+    }
+
+    /// Waits as long as it is time for.
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.advance()).await;
+    }
+
+    /// After a success.
+    pub fn begin_anew(&mut self) {
+        self.left = self.pauses.build();
+    }
+
     /// The pause after a run that was healthy for so long; a minute makes earlier failures forgotten.
     pub(crate) fn pause(&mut self, healthy: Duration) -> Duration {
         if healthy >= HEALTHY {
-            self.pauses = PAUSES.build();
+            self.begin_anew();
         }
-        self.pauses.next().expect("there is no limit to how often")
+        self.advance()
     }
 }
 

@@ -25,6 +25,7 @@ mod status_store;
 mod supervisor;
 mod task;
 
+pub use backoff::Backoff;
 pub use gate::Gate;
 pub use graph::GraphError;
 pub use state::State;

@@ -24,10 +24,9 @@ use std::{
     time::Duration,
 };
 
-use k3s_controllers::Backoff;
 use k3s_files::{self as files, FileError};
 use k3s_pki::{AgentPki, CertificateError, ClientCa, CurrentCertificate, TlsPolicy, Unreadable};
-use k3s_supervise::Supervisor;
+use k3s_supervise::{Backoff, Supervisor};
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;

@@ -18,7 +18,7 @@ use super::{
     manifest::{ManifestObject, Place},
     object_set::{ObjectSet, is_marked, may_be_pruned},
 };
-use crate::backoff::Backoff;
+use crate::backoff;
 
 /// The owner of what manifests say, in server-side apply.
 const FIELD_MANAGER: &str = "k3s";
@@ -110,7 +110,7 @@ impl Cluster {
                 Err(error) => failures.push((place, title(&object), error)),
             }
         }
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff::of_api();
         let waiting = tokio::time::Instant::now();
         for ManifestObject { object, place } in unserved {
             let result = loop {

@@ -19,7 +19,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
-use k3s_supervise::TaskError;
+use k3s_supervise::{Backoff, TaskError};
 use tokio::{select, task::spawn_blocking, time::Instant};
 use tracing::{debug, info};
 
@@ -32,7 +32,7 @@ use super::{
     manifest,
     object_set::ObjectSet,
 };
-use crate::{Context, Controller, backoff::Backoff};
+use crate::{Context, Controller, backoff};
 
 /// More than any API server takes in a thousand objects.
 const LARGEST: u64 = 64 << 20;
@@ -127,7 +127,7 @@ impl Run<'_> {
     /// Makes the API know AddOns.
     async fn define(&mut self) -> Result<(), TaskError> {
         let objects = manifest::parse(DEFINITION.as_bytes())?;
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff::of_api();
         while let Err(error) = self.cluster.define(&objects).await {
             debug!(%error, "AddOns cannot be defined yet.");
             backoff.wait().await;

@@ -24,7 +24,7 @@ use super::{
     changes::Changes,
     derived::{Derivation, Derived},
 };
-use crate::backoff::{Backoff, Failure};
+use crate::backoff::{self, Failure, WatchBackoff};
 
 /// Objects that are watched.
 pub(crate) trait Object:
@@ -116,7 +116,7 @@ impl<K: Object> Reflector<K> {
 
     /// Keeps it true for as long as it is polled; `events` begins a watch.
     pub(super) async fn follow(&self, what: &'static str, events: impl Fn() -> Events<K>) {
-        let mut backoff = Backoff::default();
+        let mut backoff = backoff::of_api();
         loop {
             let watch = AssertUnwindSafe(self.watch(what, events())).catch_unwind();
             if watch.await.is_err() {
@@ -127,7 +127,7 @@ impl<K: Object> Reflector<K> {
     }
 
     async fn watch(&self, what: &'static str, events: Events<K>) {
-        let mut events = pin!(events.backoff(Backoff::default()));
+        let mut events = pin!(events.backoff(WatchBackoff::default()));
         let mut refusals = 0;
         while let Some(event) = events.next().await {
             match event {

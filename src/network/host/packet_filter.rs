@@ -13,6 +13,16 @@ pub enum ProxyMode {
     Iptables,
 }
 
+impl ProxyMode {
+    /// As kube-proxy's `--proxy-mode` takes it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
 /// Why kube-proxy could not work with nftables here.
 #[derive(Debug, thiserror::Error)]
 pub enum NftablesUnusable {

@@ -41,7 +41,7 @@ pub struct Member {
     pub name: String,
     /// Its pods' ranges, one per family; empty until it has been given some.
     pub pod_cidrs: Vec<IpNet>,
-    /// Its annotations of the overlay; see [`is_annotation`].
+    /// Its annotations, as far as they were asked for; the overlay's are those of [`is_annotation`].
     pub annotations: BTreeMap<String, String>,
 }
 
