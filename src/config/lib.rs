@@ -24,6 +24,8 @@ mod values;
 mod whole_file;
 
 #[cfg(test)]
+mod readers;
+#[cfg(test)]
 mod test_host;
 #[cfg(test)]
 mod wrong_configurations;

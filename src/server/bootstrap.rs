@@ -10,7 +10,7 @@ use std::{
 };
 
 use k3s_components::Paths;
-use k3s_config::{secret::Secret, server::ServerConfig};
+use k3s_config::{args::ComponentArgs, secret::Secret, server::ServerConfig};
 use k3s_front::Upstream;
 use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{
@@ -189,8 +189,8 @@ pub(crate) fn own_node(config: &ServerConfig, paths: &Paths, host: &Host) -> Res
 }
 
 /// Which TLS clients may speak with this server.
-pub(crate) fn tls_policy(config: &ServerConfig) -> TlsPolicy {
-    let asked = |name| config.args.kube_apiserver.value_of(name);
+pub(crate) fn tls_policy(kube_apiserver: &ComponentArgs) -> TlsPolicy {
+    let asked = |name| kube_apiserver.value_of(name);
     TlsPolicy::new(asked("tls-min-version"), asked("tls-cipher-suites"))
 }
 

@@ -156,7 +156,7 @@ impl Server {
             gate: &gate,
         };
         let open = ClusterStore::open(opening, shutdown);
-        let tls = bootstrap::tls_policy(&config);
+        let tls = bootstrap::tls_policy(&config.args.kube_apiserver);
         let opened = match bootstrap::last_certificate(&paths) {
             Some(certificate) => serve_starting(&front, certificate, &tls, open).await?,
             // At the first start clients wait in line: there is no authority yet that they could believe.
@@ -258,7 +258,8 @@ impl Server {
         let Listeners { front, front_settings, snapshots: asked, datastore } = listeners;
         let snapshots = Snapshots {
             datastore: self.store.embedded(),
-            config: &self.config,
+            config: &self.config.snapshots,
+            data_dir: &self.config.data_dir,
             node: &self.host.name,
             token: self.token.password(),
             version: self.package.version,

@@ -64,7 +64,9 @@ enum Answer {
 pub(crate) struct Snapshots<'a> {
     /// `None` where the cluster's state is kept elsewhere.
     pub(crate) datastore: Option<&'a Datastore>,
-    pub(crate) config: &'a ServerConfig,
+    pub(crate) config: &'a SnapshotConfig,
+    /// `--data-dir`
+    pub(crate) data_dir: &'a Path,
     pub(crate) node: &'a str,
     pub(crate) token: watch::Receiver<Password>,
     pub(crate) version: &'a str,
@@ -87,7 +89,7 @@ impl Snapshots<'_> {
 
     /// Takes snapshots when the schedule says so, and prunes, until `shutdown`.
     pub(crate) async fn follow_schedule(&self, shutdown: CancellationToken) {
-        let Some(schedule) = &self.config.snapshots.schedule else { return };
+        let Some(schedule) = &self.config.schedule else { return };
         while shutdown.run_until_cancelled(due(schedule)).await.is_some() {
             if let Err(error) = self.save_and_prune().await {
                 error!(%error, "A scheduled snapshot could not be taken.");
@@ -96,7 +98,7 @@ impl Snapshots<'_> {
     }
 
     async fn save_and_prune(&self) -> Result<(), Error> {
-        let SnapshotConfig { folder, name, compress, retention, .. } = &self.config.snapshots;
+        let SnapshotConfig { folder, name, compress, retention, .. } = self.config;
         self.save(name, folder, *compress).await?;
         let (folder, name, node) = (SnapshotFolder::new(folder), name.clone(), self.node.to_owned());
         let keep = *retention;
@@ -107,7 +109,7 @@ impl Snapshots<'_> {
 
     async fn save(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
         let datastore = self.datastore.ok_or(Error::KeptElsewhere)?;
-        make_default_folder(self.config, folder)?;
+        make_default_folder(self.data_dir, folder)?;
         let save = Save {
             folder: folder.to_owned(),
             name: name.to_owned(),
@@ -153,9 +155,16 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
         let node = Host::name(config)?;
         let SnapshotConfig { folder, compress, .. } = &config.snapshots;
         let (_, token) = watch::channel(token);
-        Snapshots { datastore: Some(&datastore), config, node: &node, token, version }
-            .save(name, folder, *compress)
-            .await
+        Snapshots {
+            datastore: Some(&datastore),
+            config: &config.snapshots,
+            data_dir: &config.data_dir,
+            node: &node,
+            token,
+            version,
+        }
+        .save(name, folder, *compress)
+        .await
     };
     let saved = saved.await;
     let closed = datastore.close().await;
@@ -244,8 +253,8 @@ fn known_token(config: &ServerConfig, paths: &Paths) -> Result<Option<Password>,
 }
 
 /// Any other folder may be the mount point of a disk that is missing, and is not made.
-fn make_default_folder(config: &ServerConfig, folder: &Path) -> Result<(), Error> {
-    if folder == SnapshotConfig::default_folder(&config.data_dir) {
+fn make_default_folder(data_dir: &Path, folder: &Path) -> Result<(), Error> {
+    if folder == SnapshotConfig::default_folder(data_dir) {
         k3s_files::create_directory(folder, 0o700)?;
     }
     Ok(())
