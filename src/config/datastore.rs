@@ -45,8 +45,6 @@ pub enum Runner {
 /// A database that kine makes an etcd of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sql {
-    /// What it is.
-    pub engine: Engine,
     /// Its address as kine and k3s take it; it may hold a password.
     pub endpoint: Secret,
     /// What its certificate is checked by, PEM (`--datastore-cafile`).
@@ -59,7 +57,7 @@ pub struct Sql {
 
 /// The databases that kine knows, beside SQLite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
+enum Engine {
     /// `postgres://USER:PASSWORD@HOST:5432/DATABASE`.
     Postgres,
     /// `mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE`, MariaDB too.
@@ -177,17 +175,6 @@ impl Datastore {
     }
 }
 
-impl Engine {
-    /// Its name, for a person.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => "PostgreSQL",
-            Self::Mysql => "MySQL",
-            Self::Nats => "NATS",
-        }
-    }
-}
-
 impl Pool {
     const FLAGS: [&'static str; 3] =
         ["datastore-max-idle-connections", "datastore-max-open-connections", "datastore-connection-max-lifetime"];
@@ -283,7 +270,6 @@ impl<'a> TlsFiles<'a> {
             }));
         }
         Ok(Sql {
-            engine,
             endpoint: Secret::new(&endpoint.text),
             ca_file: self.ca_file(),
             client: self.client(),
@@ -375,7 +361,7 @@ mod tests {
         assert_eq!((datastore.runner(), datastore.is_shared()), (Runner::Child, true));
         let Datastore::Sql(sql) = &datastore else { panic!("this is a database") };
         assert_eq!(sql.endpoint.expose(), "postgres://k3s:hunter2@db:5432/k3s?sslmode=verify-full");
-        assert_eq!((sql.engine, sql.ca_file.as_deref()), (Engine::Postgres, Some(Path::new("/etc/ca.crt"))));
+        assert_eq!(sql.ca_file.as_deref(), Some(Path::new("/etc/ca.crt")));
         assert_eq!(sql.pool, Pool { max_idle: 20, max_open: 8, max_lifetime: "1h30m".to_owned() });
         assert!(!format!("{datastore:?}").contains("hunter2"));
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Structures whose fields users fill.
-const STRUCTURES: [&str; 15] = [
+const STRUCTURES: [&str; 17] = [
     "AgentConfig",
     "ClientCertificate",
     "ClusterNetwork",
@@ -19,11 +19,13 @@ const STRUCTURES: [&str; 15] = [
     "EtcdEndpoint",
     "KubeconfigOutput",
     "NodeConfig",
+    "Pool",
     "PortRange",
     "Provenance",
     "ServerConfig",
     "ServerUrl",
     "SnapshotConfig",
+    "Sql",
     "Taint",
 ];
 
@@ -40,7 +42,9 @@ fn every_field_has_a_reader() {
     let own: String = sources(&rooms.join("config")).iter().map(|(_, text)| text.as_str()).collect();
     let is_reader = |path: &Path| {
         let path = path.strip_prefix(rooms).unwrap();
-        !path.starts_with("config") && !path.starts_with("xtask") && !TELLERS.iter().any(|teller| path == Path::new(teller))
+        !path.starts_with("config")
+            && !path.starts_with("xtask")
+            && !TELLERS.iter().any(|teller| path == Path::new(teller))
     };
     let readers: String =
         sources(rooms).into_iter().filter(|(path, _)| is_reader(path)).map(|(_, text)| text + "\n").collect();
@@ -84,7 +88,8 @@ fn fields<'a>(code: &'a str, structure: &str) -> Vec<&'a str> {
 fn is_read(code: &str, structure: &str, field: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let dotted = format!(".{field}");
-    let by_dot = code.match_indices(&dotted).any(|(at, _)| !code[at + dotted.len()..].starts_with(|c| is_word(c) || c == '('));
+    let by_dot =
+        code.match_indices(&dotted).any(|(at, _)| !code[at + dotted.len()..].starts_with(|c| is_word(c) || c == '('));
     let pattern = format!("{structure} {{");
     let by_pattern = code.match_indices(&pattern).any(|(at, _)| {
         let inside = code[at + pattern.len()..].split('}').next().unwrap_or_default();
