@@ -2,16 +2,18 @@
 
 use std::fmt;
 
+use k3s_controllers::ClusterView;
 use k3s_http::Status;
 use kube::Client;
 use tokio::sync::watch;
 
-/// Where a client appears once there is one, with the rights of `system:masters`. k3s calls this moment "runtime core ready".
+/// Where a client, and what is seen with it, appears once there is one, with the rights of `system:masters`. k3s calls this moment "runtime
+/// core ready".
 #[derive(Clone)]
-pub struct AdminClient(watch::Receiver<Option<Client>>);
+pub struct AdminClient(watch::Receiver<Option<ClusterView>>);
 
 /// Makes it appear.
-pub struct AdminClientSender(watch::Sender<Option<Client>>);
+pub struct AdminClientSender(watch::Sender<Option<ClusterView>>);
 
 impl AdminClient {
     /// Both ends; nothing is there yet.
@@ -21,20 +23,26 @@ impl AdminClient {
     }
 
     /// The client, or what is answered while there is none.
+    ///
+    /// # Errors
+    /// 503 until the API answers.
     pub fn client(&self) -> Result<Client, Status> {
-        self.0.borrow().clone().ok_or_else(|| Status::unavailable("runtime core not ready"))
+        self.view().map(|view| view.client().clone())
     }
 
-    /// The client, once there is one; `None` if there never will be.
-    pub async fn ready(&self) -> Option<Client> {
-        self.0.clone().wait_for(Option::is_some).await.ok()?.clone()
+    /// What is seen of the cluster, or what is answered while that is nothing.
+    ///
+    /// # Errors
+    /// 503 until the API answers.
+    pub fn view(&self) -> Result<ClusterView, Status> {
+        self.0.borrow().clone().ok_or_else(|| Status::unavailable("runtime core not ready"))
     }
 }
 
 impl AdminClientSender {
     /// There it is.
-    pub fn send(&self, client: Client) {
-        self.0.send_replace(Some(client));
+    pub fn send(&self, view: ClusterView) {
+        self.0.send_replace(Some(view));
     }
 }
 

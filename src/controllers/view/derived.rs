@@ -29,6 +29,15 @@ impl<V: Clone> Derived<V> {
         }
     }
 
+    /// The value, as soon as there is one.
+    pub async fn known(&self) -> V {
+        match self.0.clone().wait_for(Option::is_some).await.map(|value| value.clone()) {
+            Ok(Some(value)) => value,
+            // The view has ended before all objects were known.
+            _ => pending().await,
+        }
+    }
+
     /// The value of this moment, if there is one.
     pub fn current(&self) -> Option<V> {
         self.0.borrow().clone()

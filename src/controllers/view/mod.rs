@@ -111,8 +111,8 @@ impl ClusterView {
         self.watches.tasks.wait().await;
     }
 
-    /// The client that reads services, endpoints and what else belongs to no single node.
-    pub(crate) fn client(&self) -> &Client {
+    /// The client that reads what belongs to no single node: services, endpoints and what else belongs to no single node.
+    pub fn client(&self) -> &Client {
         match &self.access {
             Access::Server(client) => client,
             Access::Node { controller, .. } => controller,

@@ -10,13 +10,12 @@ use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
 use super::{neighbours::Neighbours, reserved::Reserved};
-use crate::{admin_client::AdminClient, caller::Caller, node_claim::NodeClaim, node_passwords::NodePasswords};
+use crate::{caller::Caller, node_claim::NodeClaim, node_passwords::NodePasswords};
 
 /// Signs for nodes whose claims hold.
 #[derive(Debug)]
 pub(super) struct Certificates {
     pub(super) pki: Arc<ServerPki>,
-    pub(super) admin_client: AdminClient,
     pub(super) node_passwords: Arc<NodePasswords>,
     pub(super) reserved: Reserved,
     pub(super) neighbours: Neighbours,
@@ -56,9 +55,7 @@ impl Certificates {
         if let Some(claim) = &claim {
             self.reserved.check(claim)?;
             // Without the API only the server's own node is admitted below.
-            if let Ok(client) = self.admin_client.client() {
-                self.neighbours.check(&client, claim, request.from).await?;
-            }
+            self.neighbours.check(claim, request.from).await?;
             self.node_passwords.admit(request.caller, claim).await?;
         }
         self.sign(certificate, key, request.from).await

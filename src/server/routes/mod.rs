@@ -6,7 +6,6 @@
 //! ```
 
 mod accounts;
-mod api_servers;
 mod authenticator;
 mod authorization;
 mod bootstrap_tokens;
@@ -129,10 +128,9 @@ impl Routes {
             in_flight: InFlight::new(),
             certificates: Certificates {
                 pki,
-                admin_client: admin_client.clone(),
                 node_passwords,
                 reserved,
-                neighbours: Neighbours::default(),
+                neighbours: Neighbours::new(admin_client.clone()),
             },
             admin_client,
             token,
@@ -239,7 +237,7 @@ impl Routes {
             ForNodes::ServerCa => self.file("tls/server-ca.crt").await,
             ForNodes::Config => Ok(document(self.config.clone())),
             ForNodes::ApiServers => {
-                let addresses = api_servers::list(self.admin_client.client().ok()).await;
+                let addresses = self.certificates.neighbours.api_servers();
                 Ok(document(line(&addresses.iter().map(ToString::to_string).collect())))
             }
             ForNodes::Ready => self.admin_client.client().map(|_| text("ok")),

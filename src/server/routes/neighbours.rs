@@ -1,84 +1,68 @@
 //! Addresses that other nodes have, as the API tells: nobody gets a certificate for them.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
-
-use k3s_http::Status;
-use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
-use tracing::{debug, warn};
 
-use super::api_servers;
-use crate::node_claim::NodeClaim;
+use k3s_controllers::{Derived, Neighbour};
+use k3s_http::Status;
+use tokio::time::timeout;
+use tracing::warn;
 
-/// How long a list of nodes counts: many that join at once cost one list a second.
-const FRESH: Duration = Duration::from_secs(1);
+use crate::{admin_client::AdminClient, node_claim::NodeClaim};
+
 /// An agent waits 10 s for its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
-/// The cluster's nodes and servers, asked for when a node wants a certificate.
-#[derive(Debug, Default)]
+/// The cluster's nodes and servers, seen from when the first node wants a certificate.
+#[derive(Debug)]
 pub(super) struct Neighbours {
-    listed: Mutex<Option<(Instant, Arc<Listed>)>>,
+    admin_client: AdminClient,
+    seen: OnceLock<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    nodes: Derived<Arc<Vec<Neighbour>>>,
+    servers: Derived<BTreeSet<SocketAddr>>,
 }
 
 /// As the API told.
 #[derive(Debug)]
 struct Listed {
-    nodes: Vec<Neighbour>,
+    nodes: Arc<Vec<Neighbour>>,
     /// Where servers say that they are reached, with a node of theirs or without.
     servers: BTreeSet<IpAddr>,
 }
 
-/// A node, by what others must not have.
-#[derive(Debug, PartialEq, Eq)]
-struct Neighbour {
-    name: String,
-    /// Where servers dial its kubelet. A server is reached by its external addresses too; those of other nodes are left out, since
-    /// all machines behind one router share theirs.
-    addresses: BTreeSet<IpAddr>,
-    /// A server's hostnames. Those of other nodes are left out, since machines made of one image share theirs.
-    hostnames: BTreeSet<String>,
-    is_server: bool,
-    is_ready: bool,
-}
-
 impl Neighbours {
-    /// Refuses a claim to what is another node's or server's, with 409; `from` is where the claim came from.
-    pub(super) async fn check(&self, client: &Client, claim: &NodeClaim, from: IpAddr) -> Result<(), Status> {
-        let listed = self.listed(client).await.ok_or_else(|| Status::unavailable("apiserver not ready"))?;
+    pub(super) fn new(admin_client: AdminClient) -> Self {
+        Self { admin_client, seen: OnceLock::new() }
+    }
+
+    /// Refuses a claim to what is another node's or server's, with 409; `from` is where the claim came from. While there is no API, nothing
+    /// is refused here.
+    pub(super) async fn check(&self, claim: &NodeClaim, from: IpAddr) -> Result<(), Status> {
+        let Some(seen) = self.seen() else { return Ok(()) };
+        let listed = async {
+            let (nodes, servers) = tokio::join!(seen.nodes.known(), seen.servers.known());
+            Listed { nodes, servers: servers.iter().map(|server| server.ip().to_canonical()).collect() }
+        };
+        let listed = timeout(TIMEOUT, listed).await.map_err(|_| Status::unavailable("apiserver not ready"))?;
         listed.check(claim, from.to_canonical())
     }
 
-    async fn listed(&self, client: &Client) -> Option<Arc<Listed>> {
-        let mut known = self.listed.lock().await;
-        if let Some((_, listed)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            return Some(listed.clone());
-        }
-        let nodes = Api::<Node>::all(client.clone());
-        // Out of kube-apiserver's memory.
-        let cached = ListParams::default().match_any();
-        let (nodes, servers) =
-            tokio::join!(timeout(TIMEOUT, nodes.list(&cached)), api_servers::list(Some(client.clone())));
-        let nodes = match nodes {
-            Ok(Ok(nodes)) => nodes.iter().map(Neighbour::of).collect(),
-            Ok(Err(error)) => {
-                debug!(%error, "Which addresses nodes have is not known.");
-                return None;
-            }
-            Err(_) => {
-                debug!("The API did not tell in time which addresses nodes have.");
-                return None;
-            }
-        };
-        let servers = servers.iter().map(|server| server.ip().to_canonical()).collect();
-        let listed = Arc::new(Listed { nodes, servers });
-        *known = Some((Instant::now(), listed.clone()));
-        Some(listed)
+    /// Where the API is published; nowhere while that is not known.
+    pub(super) fn api_servers(&self) -> BTreeSet<SocketAddr> {
+        self.seen().and_then(|seen| seen.servers.current()).unwrap_or_default()
+    }
+
+    fn seen(&self) -> Option<&Seen> {
+        let view = self.admin_client.view().ok()?;
+        Some(self.seen.get_or_init(|| Seen { nodes: view.neighbours(), servers: view.api_endpoints() }))
     }
 }
 
@@ -87,7 +71,7 @@ impl Listed {
         let name = claim.name.as_str();
         let (own, others): (Vec<_>, Vec<_>) = self.nodes.iter().partition(|node| node.name == name);
         for node in others {
-            if let Some(ip) = claim.ips.iter().find(|ip| node.addresses.contains(ip) && !node.has_left(**ip, from)) {
+            if let Some(ip) = claim.ips.iter().find(|ip| node.addresses.contains(ip) && !has_left(node, **ip, from)) {
                 warn!(node = name, %ip, owner = node.name, "Refused a node: another one has its address.");
                 return Err(Status::conflict(format!(
                     "{ip} is an address of the node {other}; if that is gone, run `kubectl delete node {other}`, else choose another \
@@ -112,34 +96,15 @@ impl Listed {
     }
 }
 
-impl Neighbour {
-    fn of(node: &Node) -> Self {
-        let status = node.status.as_ref();
-        let told = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
-        let is_server = node.labels().contains_key(CONTROL_PLANE);
-        let counts = |kind: &str| kind == "InternalIP" || (is_server && kind == "ExternalIP");
-        let ips = told.iter().filter(|address| counts(&address.type_));
-        let ips = ips.filter_map(|address| address.address.parse::<IpAddr>().ok());
-        let names = told.iter().filter(|address| is_server && !address.type_.ends_with("IP"));
-        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        Self {
-            name: node.name_any(),
-            addresses: ips.map(|ip| ip.to_canonical()).collect(),
-            hostnames: names.map(|address| address.address.to_ascii_lowercase()).collect(),
-            is_server,
-            is_ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
-        }
-    }
-
-    /// Whether another machine has the address by now: this node does not answer, and who claims the address speaks from it. DHCP
-    /// gives addresses to others, and machines get other names.
-    fn has_left(&self, ip: IpAddr, from: IpAddr) -> bool {
-        !self.is_server && !self.is_ready && ip == from
-    }
+/// Whether another machine has the address by now: this node does not answer, and who claims the address speaks from it. DHCP
+/// gives addresses to others, and machines get other names.
+fn has_left(node: &Neighbour, ip: IpAddr, from: IpAddr) -> bool {
+    !node.is_server && !node.is_ready && ip == from
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Node;
     use serde_json::{Value, json};
 
     use super::*;
@@ -160,14 +125,14 @@ mod tests {
             node(
                 "s2",
                 "Unknown",
-                json!({CONTROL_PLANE: "true"}),
+                json!({"node-role.kubernetes.io/control-plane": "true"}),
                 &[("InternalIP", "192.0.2.2"), ("ExternalIP", "198.51.100.2"), ("Hostname", "Rack-7.lan")],
             ),
             node("edge-1", "True", json!({}), &[("InternalIP", "192.0.2.11"), outside, ("Hostname", "device")]),
             node("edge-2", "Unknown", json!({}), &[("InternalIP", "192.0.2.12"), ("InternalIP", "2001:db8::12")]),
         ];
         Listed {
-            nodes: nodes.iter().map(Neighbour::of).collect(),
+            nodes: Arc::new(nodes.iter().map(Neighbour::of).collect()),
             servers: [[192, 0, 2, 2].into(), [192, 0, 2, 3].into()].into(),
         }
     }
