@@ -28,6 +28,9 @@ pub type Renewed = watch::Receiver<()>;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// A client with the server and the credentials of a kubeconfig, as they are now.
+///
+/// # Errors
+/// The kubeconfig, or a file that it names, is missing or cannot be used, or it wants a proxy.
 pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
     connect(kubeconfig, true).await
 }
@@ -42,6 +45,9 @@ pub(crate) async fn hasty_client(kubeconfig: &Path) -> Result<Client, Error> {
 ///
 /// It goes on with new connections, as client-go does: one that stands is known by the certificate that it was made with, and
 /// kube-apiserver asks with each request whether that has ended.
+///
+/// # Errors
+/// As [`client`], at the beginning. Later the client of before is used for as long as the files cannot be.
 pub async fn lasting_client(kubeconfig: impl Into<PathBuf>, renewed: Renewed) -> Result<Client, Error> {
     let kubeconfig = kubeconfig.into();
     let first = client(&kubeconfig).await?;

@@ -15,6 +15,9 @@ use crate::Error;
 pub const ETC: &str = "/etc/rancher";
 
 /// The node's whole name: as configured, with its id under `--with-node-id`. Draws the id at the first start.
+///
+/// # Errors
+/// The id cannot be drawn, read or stored.
 pub fn node_name(config: &NodeConfig) -> Result<String, Error> {
     match config.with_node_id {
         true => Ok(format!("{}-{}", config.name, NodeFiles::new(Path::new(ETC)).id()?)),

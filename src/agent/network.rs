@@ -27,6 +27,9 @@ pub(crate) fn install_cni(node: &Node, paths: &Paths) -> Result<(), Error> {
 }
 
 /// The addresses to be known by: the user's, or that of the default route's interface.
+///
+/// # Errors
+/// No default route tells an address, or the kernel does not answer.
 pub async fn own_addresses(given: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
     if !given.is_empty() {
         return Ok(given.to_vec());
@@ -36,6 +39,9 @@ pub async fn own_addresses(given: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
 }
 
 /// Keeps `addresses` those to be known by, where the user named none. While no default route tells them, they stay.
+///
+/// # Errors
+/// The kernel does not tell of changes any more.
 pub async fn follow_own_addresses(given: &[IpAddr], addresses: &watch::Sender<Vec<IpAddr>>) -> Result<(), Error> {
     if !given.is_empty() {
         return Ok(());

@@ -76,6 +76,9 @@ pub struct NodeRole {
 
 impl NodeRole {
     /// Prepares the host and writes what the programs read.
+    ///
+    /// # Errors
+    /// A file of the user's cannot be followed, one of ours cannot be written, or the host does not have what a node needs.
     pub async fn prepare(request: Request) -> Result<Self, Error> {
         let Request { config, network, ips, paths, components, packaged_images, kube_proxy: with_proxy, .. } = request;
         let host = k3s_network::prepare(&HostPlan {
@@ -131,6 +134,9 @@ impl NodeRole {
     }
 
     /// Hands the programs to the supervisor.
+    ///
+    /// # Errors
+    /// Two programs have one name, or one waits for something that nothing makes.
     pub fn start(&self, supervisor: &Supervisor) -> Result<(), GraphError> {
         supervisor.gate("images")?;
         for Warning { key, sentence } in self.warnings.iter().chain(&self.obstacles) {
@@ -162,6 +168,9 @@ impl NodeRole {
 
     /// Does the node's own part until it is done or `shutdown` falls: imports images, tells the API the node's addresses, and keeps
     /// it on the pod network. What fails is told in the status and tried again.
+    ///
+    /// # Errors
+    /// The kernel does not tell of the node's network any more, or the API refuses for good what other nodes have to know of this one.
     pub async fn run(&self, supervisor: &Supervisor, shutdown: CancellationToken) -> Result<(), Error> {
         let gate = supervisor.gate("images").ok();
         let import = async {

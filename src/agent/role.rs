@@ -45,6 +45,9 @@ const BALANCER: &str = "k3s-agent-load-balancer";
 ///          load balancer ─► the API answers ─► kube-proxy ──────────────────────┴─► READY
 /// drain:   children, in reverse ─► load balancer
 /// ```
+///
+/// # Errors
+/// What has to be the agent's own is taken or cannot be used, or no server lets it in and none will.
 pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let balancer = listen(&config).await?;

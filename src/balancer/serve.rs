@@ -70,6 +70,9 @@ pub struct NoServer {
 
 impl Balancer {
     /// A balancer that knows the registration address and the servers of its last life.
+    ///
+    /// # Errors
+    /// The servers of the last life are in a file that cannot be read.
     pub fn new(options: Options) -> Result<Self, FileError> {
         let state_file = StateFile::new(options.state_file, options.url);
         let known = state_file.load()?;
@@ -148,6 +151,9 @@ impl Balancer {
     }
 
     /// A connection to the best server there is, for requests of our own.
+    ///
+    /// # Errors
+    /// No server accepts a connection; the error says why, for each.
     pub async fn connect(&self) -> Result<(TcpStream, Link), NoServer> {
         let mut tried = Vec::new();
         for address in self.pool(Pool::candidates) {

@@ -22,6 +22,9 @@ pub struct Launch {
 
 impl Launch {
     /// Writes the files.
+    ///
+    /// # Errors
+    /// One of them cannot be written.
     pub fn install_files(&self) -> Result<(), FileError> {
         for file in &self.files {
             if let Some(dir) = file.path.parent() {

@@ -89,6 +89,9 @@ impl Libexec {
     }
 
     /// All programs that the given needs name, or all that are missing.
+    ///
+    /// # Errors
+    /// Those that are missing, all of them.
     pub fn require(&self, needs: &[Need]) -> Result<Components, MissingComponents> {
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();

@@ -43,6 +43,9 @@ use server::ServerConfig;
 use values::Values;
 
 /// What `k3s server` is asked to be; `args` is what follows the word `server`.
+///
+/// # Errors
+/// What is asked for is unknown, refused or contradicts itself, or a file that it names cannot be read: one sentence that says what to do.
 pub fn parse_server(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
@@ -53,6 +56,9 @@ pub fn parse_server(
 }
 
 /// What `k3s agent` is asked to be; `args` is what follows the word `agent`.
+///
+/// # Errors
+/// As [`parse_server`].
 pub fn parse_agent(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment,
@@ -61,6 +67,9 @@ pub fn parse_agent(
 }
 
 /// The first warning that a check refuses: a key in a file that nobody reads.
+///
+/// # Errors
+/// That key.
 pub fn check(warnings: &[Warning]) -> Result<(), UnknownKey> {
     warnings.iter().try_for_each(|warning| match warning {
         Warning::UnknownKey(unknown) => Err(unknown.clone()),

@@ -33,6 +33,9 @@ impl ClusterView {
 }
 
 /// Makes the node called `name` have these annotations; others stay. Kubelet's credentials suffice for its own node.
+///
+/// # Errors
+/// The API does not answer, or has no such node.
 pub async fn set_annotations(client: &Client, name: &str, annotations: &BTreeMap<&str, String>) -> kube::Result<()> {
     let params = PatchParams { field_manager: Some("k3s".into()), ..PatchParams::default() };
     let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));

@@ -53,6 +53,9 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 /// Makes `path` a regular file with these contents and permission bits; tells whether the contents had to be written.
 ///
 /// Readers see the old contents or the new, never a part, and so does the next boot.
+///
+/// # Errors
+/// The folder is missing, full or not writable, or `path` is a directory. What was there is still there.
 pub fn write(path: &Path, contents: &[u8], mode: u32) -> Result<bool, FileError> {
     if let Ok(found) = fs::symlink_metadata(path)
         && found.is_file()
@@ -77,6 +80,9 @@ pub fn write(path: &Path, contents: &[u8], mode: u32) -> Result<bool, FileError>
 }
 
 /// Makes `path` a symbolic link to `target`, replacing a file or link there; tells whether it had to.
+///
+/// # Errors
+/// The folder is missing or not writable, or `path` is a directory.
 pub fn symlink(target: &Path, path: &Path) -> Result<bool, FileError> {
     if fs::read_link(path).is_ok_and(|old| old == target) {
         return Ok(false);
@@ -91,6 +97,9 @@ pub fn symlink(target: &Path, path: &Path) -> Result<bool, FileError> {
 }
 
 /// Removes a file if it is there; tells whether it was.
+///
+/// # Errors
+/// The folder is not writable, or `path` is a directory.
 pub fn remove(path: &Path) -> Result<bool, FileError> {
     match fs::remove_file(path) {
         Ok(()) => sync_directory_of(path).map(|()| true).map_err(failed("remove", path)),
@@ -100,6 +109,9 @@ pub fn remove(path: &Path) -> Result<bool, FileError> {
 }
 
 /// Creates a directory and its missing parents with these permission bits; one that exists stays as it is.
+///
+/// # Errors
+/// Something on the way there is no directory, or not writable.
 pub fn create_directory(path: &Path, mode: u32) -> Result<(), FileError> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("create directory", path))
 }

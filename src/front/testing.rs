@@ -561,6 +561,9 @@ impl Http2 {
     }
 
     /// Sends what has been given of the request; the answer comes when it comes.
+    ///
+    /// # Errors
+    /// The connection has ended.
     pub fn begin(&self, request: Request<Body>) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
         self.sender.clone().send_request(request)
     }

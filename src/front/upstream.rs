@@ -23,6 +23,9 @@ pub struct Upstream {
 
 impl Upstream {
     /// `server_ca` is a PEM bundle, every certificate of which is trusted.
+    ///
+    /// # Errors
+    /// It is no PEM, or holds a certificate that TLS does not take.
     pub fn new(
         address: SocketAddr,
         server_ca: &[u8],

@@ -19,6 +19,9 @@ struct Login {
 
 impl Logins {
     /// Hashes the passwords. Takes a tenth of a second for each: not for an async worker.
+    ///
+    /// # Errors
+    /// There is no randomness to salt them with.
     pub fn new(passwd: &Passwd) -> Result<Self, Error> {
         let login = |(user, password, groups): (&str, &str, _)| {
             Ok((user.to_owned(), Login { password: PasswordHash::new(password)?, groups }))

@@ -80,6 +80,9 @@ impl NodeFiles {
     }
 
     /// The suffix of the node's name under `--with-node-id`: 8 hexadecimal digits, drawn once.
+    ///
+    /// # Errors
+    /// It cannot be drawn, read or stored.
     pub fn id(&self) -> Result<String, Error> {
         self.read_or(&self.dir.join("id"), 0o644, random_hex::<4>)
     }

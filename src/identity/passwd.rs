@@ -44,6 +44,9 @@ impl Account {
 
 impl Passwd {
     /// The accounts in a file, none if it is missing or was torn by a power cut.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has a line that is no account.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = files::read(path)?.filter(|text| !files::is_torn(text)).unwrap_or_default();
         let refused = |line, why| Error::Passwd { path: path.to_owned(), line, why };
@@ -82,6 +85,9 @@ impl Passwd {
     }
 
     /// Writes the accounts, if they differ from what is there.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn store(&self, path: &Path) -> Result<(), Error> {
         files::write(path, self.to_csv().as_bytes(), PRIVATE)?;
         Ok(())

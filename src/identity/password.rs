@@ -38,6 +38,9 @@ struct Costs {
 
 impl PasswordHash {
     /// Hashes a password with a random salt. Takes a tenth of a second: not for an async worker.
+    ///
+    /// # Errors
+    /// There is no randomness for the salt.
     pub fn new(password: &str) -> Result<Self, Error> {
         let mut salt = vec![0; 8];
         rand::fill(&mut salt).map_err(|_| Error::Random)?;

@@ -86,6 +86,9 @@ impl Token {
     }
 
     /// The password of a token that is no bootstrap token.
+    ///
+    /// # Errors
+    /// It is a bootstrap token.
     pub fn password(&self) -> Result<&Password, TokenError> {
         match &self.credentials {
             Credentials::Basic { password, .. } => Ok(password),
@@ -153,6 +156,9 @@ impl Password {
     }
 
     /// 16 random bytes in hexadecimal, as k3s draws them for servers and nodes.
+    ///
+    /// # Errors
+    /// The kernel gives no randomness.
     pub fn random() -> Result<Self, Error> {
         Ok(Self(random_hex::<16>()?))
     }
@@ -182,6 +188,9 @@ impl fmt::Debug for Password {
 impl CaHash {
     /// What pins the authority of a bundle (`/cacerts`, `server-ca.crt`): the file itself if it is one certificate; its
     /// root if it is a chain.
+    ///
+    /// # Errors
+    /// It is no PEM, or holds no certificate.
     pub fn of(bundle: &[u8]) -> Result<Self, Unreadable> {
         let pinned = match root(bundle)? {
             Some(root) => digest::digest(&digest::SHA256, &root),

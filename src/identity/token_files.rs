@@ -32,6 +32,9 @@ pub struct TokenFiles {
 
 impl TokenFiles {
     /// The password that the server in `dir` (`<data>/server`) was set up with; `None` before its first start.
+    ///
+    /// # Errors
+    /// The files cannot be read, or hold no token.
     pub fn password(dir: &Path) -> Result<Option<Password>, Error> {
         stored(&dir.join("token"), &Passwd::load(&dir.join("cred/passwd"))?)
     }
@@ -40,6 +43,9 @@ impl TokenFiles {
     ///
     /// Without `given`, the stored password stays, or one is drawn at the first start. A `given` one must be the stored one: the
     /// cluster's data is encrypted by it. An `agent_token` may change at each start, and leaving it out withdraws it, as in k3s.
+    ///
+    /// # Errors
+    /// The `given` one is not the stored one, or can be no token; the bundle is no authority; or a file cannot be read or written.
     pub fn ensure(dir: &Path, given: Option<&str>, agent_token: Option<&str>, ca_bundle: &[u8]) -> Result<Self, Error> {
         let path = dir.join("token");
         let passwd_path = dir.join("cred/passwd");

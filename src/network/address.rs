@@ -64,16 +64,25 @@ pub struct Underlay {
 
 impl Underlay {
     /// Where the default route with the lowest metric leaves: what k3s takes for the node's address unless told otherwise.
+    ///
+    /// # Errors
+    /// There is no default route of this family, its interface has no usable address, or the kernel does not answer.
     pub async fn of_default_route(family: Family) -> Result<Self, AddressError> {
         Host::read(family).await?.default_route(family)
     }
 
     /// The first address of the interface called `name` (`--flannel-iface`).
+    ///
+    /// # Errors
+    /// There is no such interface, it has no usable address of this family, or the kernel does not answer.
     pub async fn of_interface(name: &str, family: Family) -> Result<Self, AddressError> {
         Host::read(family).await?.named(name, family)
     }
 
     /// The interface that has `address` (`--node-ip`).
+    ///
+    /// # Errors
+    /// No interface has it, or the kernel does not answer.
     pub async fn of_address(address: IpAddr) -> Result<Self, AddressError> {
         Host::read(Family::of(address)).await?.having(address)
     }

@@ -24,6 +24,9 @@ pub struct AddressChanges {
 
 impl AddressChanges {
     /// Begins to listen.
+    ///
+    /// # Errors
+    /// The kernel gives no netlink socket.
     pub fn listen() -> Result<Self, NetlinkError> {
         let groups = [
             MulticastGroup::Ipv4Ifaddr,

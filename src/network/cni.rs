@@ -53,6 +53,9 @@ pub enum CniError {
 
 impl CniConfig {
     /// Installs the list in `folder` (`<data>/agent/etc/cni/net.d`), whole or not at all; says whether it changed.
+    ///
+    /// # Errors
+    /// The user's list cannot be read or is none, or the folder is not writable.
     pub fn install(&self, folder: &Path) -> Result<bool, CniError> {
         let content = match self {
             Self::Flannel { subnet_file, packet_filter } => {

@@ -13,6 +13,9 @@ pub struct LostAddresses {
 
 impl LostAddresses {
     /// Begins to listen.
+    ///
+    /// # Errors
+    /// The kernel gives no netlink socket.
     pub async fn listen() -> Result<Self, NetlinkError> {
         let changes = AddressChanges::listen()?;
         Ok(Self { changes, known: address::all().await? })

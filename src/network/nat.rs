@@ -40,6 +40,9 @@ pub struct NatError {
 
 impl PodNat {
     /// Puts the rules in place of any former ones of ours, in one step: there is no moment without.
+    ///
+    /// # Errors
+    /// The program of the packet filter is missing, or refuses the rules.
     pub async fn apply(&self, mode: ProxyMode) -> Result<(), NatError> {
         let applied = match mode {
             ProxyMode::Nftables => command::run("nft", &["--file", "-"], &self.nftables()).await.map(drop),
@@ -49,6 +52,9 @@ impl PodNat {
     }
 
     /// Takes away whatever of ours is in either packet filter.
+    ///
+    /// # Errors
+    /// A program of a packet filter fails.
     pub async fn remove() -> Result<(), NatError> {
         let removed = async {
             // Naming the table first makes its removal succeed where it never was.

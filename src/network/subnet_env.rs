@@ -18,6 +18,9 @@ pub struct SubnetEnv {
 
 impl SubnetEnv {
     /// Writes the file at `path`, whole or not at all; says whether it changed.
+    ///
+    /// # Errors
+    /// The folder cannot be made or is not writable.
     pub fn write(&self, path: &Path) -> Result<bool, FileError> {
         if let Some(folder) = path.parent() {
             files::create_directory(folder, 0o755)?;

@@ -54,6 +54,9 @@ pub struct AgentPki {
 
 impl AgentPki {
     /// Makes everything in `dir` of a node whose server runs in this process: signed directly, not over HTTP.
+    ///
+    /// # Errors
+    /// A file cannot be read or written, or a key is one that is not known.
     pub fn ensure(dir: &Path, request: &AgentRequest, server: &ServerPki) -> Result<Self, Error> {
         files::create_directory(dir, 0o700)?;
         let pki = Self::at(dir);
@@ -89,6 +92,9 @@ impl AgentPki {
     }
 
     /// Points the components' kubeconfigs to `apiserver`.
+    ///
+    /// # Errors
+    /// One of them cannot be written.
     pub fn write_kubeconfigs(&self, apiserver: &str) -> Result<(), Error> {
         for (path, client) in [
             (&self.kubelet_kubeconfig, &self.client_kubelet),

@@ -50,6 +50,9 @@ impl CertificateAuthority {
     ///
     /// A key alone gets a certificate, as in k3s: that is where a power cut leaves a first start. Anything else that is not
     /// a usable authority is an error, and stays as it is.
+    ///
+    /// # Errors
+    /// The files cannot be read or written, or are no authority.
     pub fn ensure(files: CertificateFiles, prefix: &str, now: SystemTime) -> Result<Self, Error> {
         if !files.certificate.try_exists().map_err(failed("read", &files.certificate))? {
             Self::create(&files, prefix, now.into())?;
@@ -60,6 +63,9 @@ impl CertificateAuthority {
     }
 
     /// Adopts the authority in these files, whatever its validity.
+    ///
+    /// # Errors
+    /// The files are missing, cannot be read, or are no authority.
     pub fn load(files: CertificateFiles) -> Result<Self, Error> {
         let not_an_authority = |why| Error::NotAnAuthority { path: files.certificate.clone(), why };
         let text = fs::read(&files.certificate).map_err(failed("read", &files.certificate))?;
@@ -90,6 +96,9 @@ impl CertificateAuthority {
     /// authority's chain included.
     ///
     /// Beginning with the authority, it is valid even for those whose clock is behind.
+    ///
+    /// # Errors
+    /// The authority's key cannot sign, or the profile holds what no certificate can.
     pub fn issue(&self, profile: &Profile, key: &PublicKey, now: OffsetDateTime) -> Result<String, Error> {
         let leaf = Tbs {
             serial: random_serial()?,

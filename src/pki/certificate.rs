@@ -62,6 +62,9 @@ pub enum Unreadable {
 
 impl Certificate {
     /// Looks into a DER-encoded certificate.
+    ///
+    /// # Errors
+    /// It is no certificate, or one that is not understood.
     pub fn parse(der: &[u8]) -> Result<Self, Unreadable> {
         let (_, x509) = X509Certificate::from_der(der).map_err(|error| Unreadable::X509(error.to_string()))?;
         let mut certificate = Self {
@@ -94,6 +97,9 @@ impl Certificate {
     }
 
     /// Looks into the first certificate of a PEM text.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be parsed.
     pub fn first_of(pem: &[u8]) -> Result<Self, Unreadable> {
         Self::parse(&bundle(pem)?[0])
     }

@@ -10,6 +10,9 @@ use crate::certificate::{Certificate, Unreadable, bundle};
 ///
 /// This is what tokens pin of a bundle with a chain, so that authorities below the same root can change. A root is, as
 /// in k3s, whatever is not signed by another key. Unlike k3s we do not ask the clock: what is pinned never changes with it.
+///
+/// # Errors
+/// It is no PEM, or holds something that is no certificate.
 pub fn root(pem: &[u8]) -> Result<Option<CertificateDer<'static>>, Unreadable> {
     let ders = bundle(pem)?;
     let certificates = ders.iter().map(|der| Certificate::parse(der)).collect::<Result<Vec<_>, _>>()?;

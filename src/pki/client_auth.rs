@@ -142,6 +142,9 @@ impl ClientCertVerifier for AnyClientCertificate {
 
 impl ClientCa {
     /// Every certificate of the PEM text (`client-ca.crt`) is trusted, as kube-apiserver does.
+    ///
+    /// # Errors
+    /// It is no PEM, or holds no certificate.
     pub fn new(pem: &[u8]) -> Result<Self, Unreadable> {
         let mut roots = RootCertStore::empty();
         let mut end = UNIX_EPOCH;

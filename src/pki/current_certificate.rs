@@ -37,6 +37,9 @@ impl CurrentCertificate {
     }
 
     /// Starts with a certificate (followed by its chain) and its key, both PEM.
+    ///
+    /// # Errors
+    /// One of them is not there or cannot be parsed, or they do not belong together.
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<_, _>>()

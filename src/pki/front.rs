@@ -63,6 +63,9 @@ impl ServerPki {
     /// The front's certificate: what is stored, or a new one if that ends soon or lacks one of our names or of `further`.
     ///
     /// A file `tls/dynamic-cert-regenerate` (left by `k3s certificate rotate`) asks for a new key too.
+    ///
+    /// # Errors
+    /// The files cannot be read or written, or the authority cannot sign.
     pub fn front_certificate(&self, further: &[San], now: SystemTime) -> Result<FrontCertificate, Error> {
         let path = self.tls.join("dynamic-cert.json");
         let trigger = self.tls.join("dynamic-cert-regenerate");

@@ -50,6 +50,9 @@ pub enum RequestError {
 
 impl PrivateKey {
     /// A new ECDSA P-256 key, written as `EC PRIVATE KEY` (SEC 1).
+    ///
+    /// # Errors
+    /// The cryptographic library has no randomness.
     pub fn generate() -> Result<Self, Error> {
         let failed = |_| Error::Crypto("make an ECDSA key");
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(failed)?;
@@ -58,6 +61,9 @@ impl PrivateKey {
     }
 
     /// A new RSA key of 2048 bits, written as `RSA PRIVATE KEY` (PKCS #1): what service-account tokens are signed with.
+    ///
+    /// # Errors
+    /// The cryptographic library has no randomness.
     pub fn generate_rsa() -> Result<Self, Error> {
         const ACTION: &str = "make an RSA key";
         let key = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).map_err(|_| Error::Crypto(ACTION))?;
@@ -85,6 +91,9 @@ impl PrivateKey {
     }
 
     /// The first key of a file; `None` if there is no file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no key that is known.
     pub fn load(path: &Path) -> Result<Option<Self>, Error> {
         let Some(contents) = files::read(path)? else { return Ok(None) };
         Self::from_pem(&contents).map(Some).ok_or_else(|| Error::NotAKey { path: path.to_owned() })
@@ -93,6 +102,9 @@ impl PrivateKey {
     /// The key of a file, made and written there if the file is missing or was torn by a power cut.
     ///
     /// Only for keys whose certificate we can issue again.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or holds no key that is known.
     pub fn load_or_generate(path: &Path) -> Result<Self, Error> {
         match files::read(path)? {
             Some(contents) if !files::is_torn(&contents) => {
@@ -162,6 +174,9 @@ impl PublicKey {
     }
 
     /// The key of a DER-encoded PKCS #10 request whose signature proves that the sender holds it; its subject means nothing.
+    ///
+    /// # Errors
+    /// [`RequestError::Unreadable`] if it is no request, [`RequestError::Unproven`] if the signature is not the key's.
     pub fn from_request(der: &[u8]) -> Result<Self, RequestError> {
         match X509CertificationRequest::from_der(der) {
             Ok((b"", request)) => {

@@ -46,6 +46,9 @@ pub struct UserKubeconfig<'a> {
 
 impl ComponentKubeconfig<'_> {
     /// Writes it, if it differs from what is there.
+    ///
+    /// # Errors
+    /// It cannot be written, or what it embeds cannot be read.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         files::write(path, self.render().as_bytes(), PRIVATE)?;
         Ok(())
@@ -70,6 +73,9 @@ impl UserKubeconfig<'_> {
     /// Writes it, if it differs from what is there, with mode, group and link as asked for.
     ///
     /// A link that cannot be made is only warned about, as in k3s.
+    ///
+    /// # Errors
+    /// It cannot be written, its group is not known here, or what it embeds cannot be read.
     pub fn write(&self, pki: &ServerPki) -> Result<(), Error> {
         let group = self.group.map(group_id).transpose()?;
         let contents = self.render(pki)?;

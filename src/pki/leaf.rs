@@ -118,6 +118,9 @@ impl CertificateFiles {
     ///
     /// A key that is there stays, and a new one is written before its certificate: a power cut between the two is found as
     /// a mismatch at the next start.
+    ///
+    /// # Errors
+    /// The files cannot be read or written, or the authority cannot sign.
     pub fn ensure(
         &self,
         profile: &Profile,

@@ -58,12 +58,18 @@ impl ServerPki {
     /// Signs a node's certificate for its public key: PEM, the authority's chain included, as k3s agents expect it.
     ///
     /// Whether the asker is that node is for the caller to know.
+    ///
+    /// # Errors
+    /// The authority cannot sign.
     pub fn sign(&self, certificate: &NodeCertificate, key: &PublicKey, now: SystemTime) -> Result<String, Error> {
         self.authority_of(certificate).issue(&certificate.profile(), key, now.into())
     }
 
     /// The same for a node that sends no key: the one that this server shares with all such nodes, which follows the chain. Releases
     /// of k3s from before signing requests ask so.
+    ///
+    /// # Errors
+    /// The shared key cannot be read or made, or the authority cannot sign.
     pub fn sign_with_shared_key(&self, certificate: &NodeCertificate, now: SystemTime) -> Result<String, Error> {
         let key = PrivateKey::load_or_generate(match certificate {
             NodeCertificate::ServingKubelet { .. } => &self.serving_kubelet_key,

@@ -6,6 +6,9 @@ use crate::{error::Error, key::PrivateKey};
 
 impl PrivateKey {
     /// A DER-encoded PKCS #10 request for this key. Its subject is empty, as in k3s: who the certificate names is the signer's to say.
+    ///
+    /// # Errors
+    /// The cryptographic library fails to sign.
     pub fn request(&self) -> Result<Vec<u8>, Error> {
         const ACTION: Error = Error::Crypto("sign a certificate request");
         const V1: u8 = 0;

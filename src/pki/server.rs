@@ -130,6 +130,9 @@ pub struct Kubeconfigs {
 
 impl ServerPki {
     /// Adopts what is in `dir` (`<data>/server`), and makes or renews what is missing or no longer fits the request.
+    ///
+    /// # Errors
+    /// A file cannot be read or written, or holds what is no certificate or key; what can be used stays.
     pub fn ensure(dir: &Path, request: &ServerRequest) -> Result<Self, Error> {
         let (tls, cred) = (dir.join("tls"), dir.join("cred"));
         let [etcd, controller_manager, scheduler] =

@@ -47,6 +47,10 @@ use crate::{
 ///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
 /// drain:   front ─► children, in reverse ─► datastore
 /// ```
+///
+/// # Errors
+/// What has to be the server's own is taken or cannot be used, the datastore does not open or stops, or datastore and disk do not belong
+/// together.
 pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let front = bootstrap::listen(&config).await?;

@@ -5,6 +5,9 @@ pub use caps::{Capability, errors::CapsError};
 use nix::libc::c_ulong;
 
 /// Whether this process has `capability`: root in a container lacks some. An error means that the kernel does not tell.
+///
+/// # Errors
+/// The kernel does not tell.
 pub fn has(capability: Capability) -> Result<bool, CapsError> {
     caps::has_cap(None, CapSet::Effective, capability)
 }

@@ -38,6 +38,9 @@ pub struct NotifyError {
 
 impl Notifier {
     /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say.
+    ///
+    /// # Errors
+    /// A variable is not what systemd makes of it, or the socket cannot be used.
     pub fn from_env() -> Result<Self, NotifyError> {
         let address = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
         let watchdog = sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero());
@@ -45,6 +48,9 @@ impl Notifier {
     }
 
     /// With a path, or a name after `@` in the abstract namespace; `watchdog` is how long silence is tolerated.
+    ///
+    /// # Errors
+    /// The address is none, or no socket can be made.
     pub fn new(address: Option<&[u8]>, watchdog: Option<Duration>) -> Result<Self, NotifyError> {
         let open = |address: &[u8]| {
             let peer = match address {

@@ -101,6 +101,9 @@ pub struct StopReport {
 
 impl Supervisor {
     /// Starts the thread that forks and looks for cgroups. An error means that no thread can be started.
+    ///
+    /// # Errors
+    /// No thread can be started.
     pub fn new(options: Options) -> io::Result<Self> {
         let cgroups = Cgroups::open(&options.cgroups);
         match &cgroups {
@@ -125,6 +128,9 @@ impl Supervisor {
     }
 
     /// The gate of this name: declared now, or the one that is there.
+    ///
+    /// # Errors
+    /// A program has the name, or it can name nothing.
     pub fn gate(&self, name: &str) -> Result<Gate, GraphError> {
         self.registry(|registry| registry.graph.add_gate(name))?;
         self.store().add_gate(name);
@@ -133,6 +139,9 @@ impl Supervisor {
 
     /// Starts each of `programs` as soon as all that it is after has been ready once. What they are after has to be among them, or
     /// there already; on an error none is started. Needs a runtime with time and I/O.
+    ///
+    /// # Errors
+    /// Two have one name, one is after something that nothing makes, some are after each other, or the supervisor is stopping.
     pub fn start(&self, programs: impl IntoIterator<Item = Program>) -> Result<(), GraphError> {
         let programs: Vec<_> = programs.into_iter().collect();
         self.registry(|registry| {
@@ -151,6 +160,9 @@ impl Supervisor {
     }
 
     /// Waits until the program or gate `name` has been ready once.
+    ///
+    /// # Errors
+    /// It is not known, its condition cannot be met, or the supervisor is stopping.
     pub async fn ready(&self, name: &str) -> Result<(), NotReady> {
         self.until_ready(|facts| {
             if facts.contains(name) { Ok(vec![name.to_owned()]) } else { Err(NotReady::Unknown(name.to_owned())) }
@@ -159,11 +171,17 @@ impl Supervisor {
     }
 
     /// Waits until everything that is there by then has been ready once.
+    ///
+    /// # Errors
+    /// The condition of a gate cannot be met, or the supervisor is stopping.
     pub async fn all_ready(&self) -> Result<(), NotReady> {
         self.until_ready(|facts| Ok(facts.names().cloned().collect())).await
     }
 
     /// Ends the program and starts it anew, with nobody else touched. While it waits for something there is nothing to do.
+    ///
+    /// # Errors
+    /// There is no such program.
     pub async fn restart(&self, name: &str) -> Result<(), UnknownProgram> {
         let commands = self.registry(|registry| registry.commands.get(name).cloned());
         let commands = commands.ok_or_else(|| UnknownProgram(name.to_owned()))?;
@@ -173,6 +191,9 @@ impl Supervisor {
     }
 
     /// As [`Supervisor::restart`], as `program` from then on: the one of the same name, with other arguments. What it is after stays.
+    ///
+    /// # Errors
+    /// There is no program of its name.
     pub async fn replace(&self, program: Program) -> Result<(), UnknownProgram> {
         let commands = self.registry(|registry| registry.commands.get(&program.name).cloned());
         let commands = commands.ok_or_else(|| UnknownProgram(program.name.clone()))?;
@@ -182,6 +203,9 @@ impl Supervisor {
     }
 
     /// Stops the program for good, with nobody else touched, and comes back when it has ended.
+    ///
+    /// # Errors
+    /// There is no such program.
     pub async fn stop_program(&self, name: &str) -> Result<(), UnknownProgram> {
         let commands = self.registry(|registry| {
             let commands = registry.commands.get(name).cloned()?;

@@ -67,6 +67,9 @@ pub enum ConnectError {
 impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
     /// Asks the server at the other end of `io`, whose name is `server` (`host:port`), for a tunnel. `io` is a TLS connection with
     /// the kubelet's client certificate, by which the server knows the node.
+    ///
+    /// # Errors
+    /// The server refuses, is none that has tunnels, or breaks off.
     pub async fn connect(io: IO, server: &str) -> Result<Self, ConnectError> {
         let url = format!("wss://{server}{PATH}");
         let mut request = url.into_client_request().map_err(|_| ConnectError::Address(server.to_owned()))?;

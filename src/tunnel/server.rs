@@ -63,6 +63,9 @@ pub struct NoUpgrade {
 
 /// What agrees to make `request` a tunnel of `node`: the head of a `101 Switching Protocols`, after which the connection belongs to
 /// [`Tunnels::serve`]. It accepts what the request offers ([`Dialect::of`]).
+///
+/// # Errors
+/// It does not ask for a websocket.
 pub fn upgrade<B>(request: &Request<B>, node: &str) -> Result<Response<()>, NoUpgrade> {
     let mut response = create_response_with_body(request, || ())
         .map_err(|error| NoUpgrade { node: node.to_owned(), source: Box::new(error) })?;
@@ -73,6 +76,9 @@ pub fn upgrade<B>(request: &Request<B>, node: &str) -> Result<Response<()>, NoUp
 impl Tunnels {
     /// Serves a tunnel that `node` has opened, whose handshake agreed on `dialect`, until `shutdown`, until it ends, or until the node has
     /// opened eight newer ones.
+    ///
+    /// # Errors
+    /// Why it has ended, unless it was `shutdown`.
     pub async fn serve<IO>(
         &self,
         node: &str,
@@ -95,6 +101,9 @@ impl Tunnels {
     /// (remotedialer takes the oldest.)
     ///
     /// Nothing tells whether the node could connect: if not, reading and writing fail with what it said.
+    ///
+    /// # Errors
+    /// The node has no tunnel to this server.
     pub fn dial(&self, node: &str, target: Target) -> Result<TunnelStream, NoTunnel> {
         // One that has just ended is about to leave the list.
         let stream = self

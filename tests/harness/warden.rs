@@ -22,6 +22,9 @@ const PATH: &str = "/opt/k3s/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 /// The program `node-init`: `boot`, `init` and `enter`, each with its task as JSON. Returns the exit code.
 ///
 /// It has one thread, as entering another mount namespace demands.
+///
+/// # Errors
+/// The task is not understood, or a step of it fails.
 pub fn node_init(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
     let args: Vec<OsString> = args.into_iter().skip(1).collect();
     let text = |index: usize| args.get(index).and_then(|arg| arg.to_str()).unwrap_or_default();

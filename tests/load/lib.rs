@@ -23,6 +23,9 @@ struct Line<Phase: Subcommand> {
 }
 
 /// Runs the phases that standard input names, and tells what came of each.
+///
+/// # Errors
+/// Standard input or output fails, a phase is not understood, or it fails.
 pub fn phases<Phase: Subcommand>(mut run: impl FnMut(Phase) -> Result<Outcome>) -> Result<()> {
     for line in stdin().lines() {
         let line = line.context("cannot read standard input")?;
@@ -62,6 +65,9 @@ impl Size {
 }
 
 /// Lets clients work at once, each on a hand of its own, and returns what they did and the hands as they are then.
+///
+/// # Errors
+/// Work fails, for the first that does.
 pub async fn together<Client, Hand, Work>(
     clients: Vec<(Client, Hand)>,
     work: impl Fn(Client, Hand) -> Work,

@@ -28,6 +28,9 @@ pub struct Outcome {
 
 impl Log {
     /// Does an operation that reads.
+    ///
+    /// # Errors
+    /// That of the operation, which is counted.
     pub async fn read<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let started = Instant::now();
         let answer = operation.await?;
@@ -36,6 +39,9 @@ impl Log {
     }
 
     /// Does an operation that changes something.
+    ///
+    /// # Errors
+    /// That of the operation, which is counted.
     pub async fn write<T>(&mut self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let answer = self.read(operation).await?;
         self.writes += 1;

@@ -44,6 +44,9 @@ impl Values {
     }
 
     /// How long ago a value was made.
+    ///
+    /// # Errors
+    /// It is none of ours.
     pub fn age(&self, value: &[u8]) -> Result<Duration> {
         let stamp = value.first_chunk().context("a value lacks the moment at which it was made")?;
         Ok(self.epoch.elapsed().saturating_sub(Duration::from_nanos(u64::from_le_bytes(*stamp))))

@@ -32,6 +32,9 @@ pub struct Progress {
 }
 
 /// Sends `length` bytes and ends the stream.
+///
+/// # Errors
+/// The other end does not take them in time.
 pub fn send(mut stream: &TcpStream, length: u64, progress: &Progress) -> Result<()> {
     let mut sent = 0;
     while sent < length {
@@ -46,12 +49,18 @@ pub fn send(mut stream: &TcpStream, length: u64, progress: &Progress) -> Result<
 }
 
 /// Receives what [`send`] sends, and its end.
+///
+/// # Errors
+/// They are others, or do not come in time.
 pub fn receive(stream: &TcpStream, length: u64) -> Result<()> {
     receive_up_to(stream, 0, length)?;
     ensure_end(stream, length)
 }
 
 /// The same, but before each `burst` bytes it waits until the sender is stuck: until all that is between them is full.
+///
+/// # Errors
+/// They are others, or do not come in time.
 pub fn receive_in_bursts(stream: &TcpStream, length: u64, burst: u64, progress: &Progress) -> Result<()> {
     let mut received = 0;
     while received < length {

@@ -42,6 +42,9 @@ pub struct End {
 
 impl Tunnel {
     /// A tunnel with these ends that leads to us.
+    ///
+    /// # Errors
+    /// A program does not start, or the tunnel does not open.
     pub fn start(server: &Program, client: &Program) -> Result<Self> {
         let target = TcpListener::bind("127.0.0.1:0")?;
         let address = target.local_addr()?.to_string();
@@ -53,6 +56,9 @@ impl Tunnel {
     }
 
     /// A connection through the tunnel: its end at the server, and its end at the node.
+    ///
+    /// # Errors
+    /// It is not there in time.
     pub fn connect(&self) -> Result<(TcpStream, TcpStream)> {
         let here = TcpStream::connect(self.entry)?;
         let (there, _) = self.target.accept()?;
@@ -63,6 +69,9 @@ impl Tunnel {
     }
 
     /// From now on the node refuses connections. Returns one that is about to be refused.
+    ///
+    /// # Errors
+    /// The server does not take it.
     pub fn connect_to_nothing(self) -> Result<(TcpStream, [End; 2])> {
         drop(self.target);
         Ok((TcpStream::connect(self.entry)?, [self.server, self.client]))
@@ -94,6 +103,9 @@ impl End {
     }
 
     /// The most memory that it ever held, bytes.
+    ///
+    /// # Errors
+    /// The process has ended.
     pub fn peak_memory(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("It has ended")?;
@@ -102,6 +114,9 @@ impl End {
     }
 
     /// Processor time that it has taken.
+    ///
+    /// # Errors
+    /// The process has ended.
     pub fn cpu(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
         // The name, in parentheses, may hold anything.

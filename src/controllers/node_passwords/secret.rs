@@ -81,6 +81,9 @@ pub fn node_password_secret(node: &str) -> String {
 }
 
 /// Checks a node's password by its Secret, which is made if there is none: the first one to come has the name.
+///
+/// # Errors
+/// [`NodePasswordError::Mismatch`] if another machine has the name; otherwise the Secret could not be read or made.
 pub async fn ensure_node_password(client: &Client, node: &str, password: &Password) -> Result<(), NodePasswordError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
     let name = node_password_secret(node);
@@ -163,6 +166,9 @@ pub async fn tell_of_deferred(client: &Client, node: &str, checked: &Result<(), 
 }
 
 /// Whether the API still has this node.
+///
+/// # Errors
+/// The API does not answer.
 pub async fn node_exists(client: &Client, node: &str) -> kube::Result<bool> {
     Ok(Api::<Node>::all(client.clone()).get_metadata_opt(node).await?.is_some())
 }

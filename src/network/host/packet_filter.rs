@@ -66,6 +66,9 @@ table inet k3s-probe {
 ";
 
 /// Whether kube-proxy and our own rules can use nftables, found out by asking the kernel.
+///
+/// # Errors
+/// Why they cannot: the kernel or the program is missing or too old, or refuses what is asked for.
 pub async fn nftables_usable() -> Result<(), NftablesUnusable> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     if version(&kernel).is_some_and(|version| version < KERNEL) {

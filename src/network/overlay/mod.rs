@@ -112,6 +112,9 @@ pub enum OverlayError {
 impl Overlay {
     /// Puts the node on the overlay: makes its devices, makes right those that are there, and removes those of another backend or
     /// family. Devices that are right stay as they are, with all that goes through them.
+    ///
+    /// # Errors
+    /// The kernel has no such devices, or refuses or does not answer.
     pub async fn attach(&self) -> Result<Attachment, OverlayError> {
         let mut ends = Vec::new();
         for pods in &self.pod_cidrs {
@@ -150,6 +153,9 @@ impl Attachment {
 
     /// Makes the kernel's tables lead to the pods of `members`, all nodes of the cluster, and to nobody else's. Returns the nodes that
     /// cannot be reached, with the reasons; the others are. What is right already is not touched.
+    ///
+    /// # Errors
+    /// The kernel refuses a change, or does not answer.
     pub async fn reconcile(&self, members: &[Member]) -> Result<Vec<PeerError>, OverlayError> {
         let mut errors = Vec::new();
         for end in &self.ends {
@@ -164,6 +170,9 @@ impl Attachment {
 }
 
 /// Removes all that [`Overlay::attach`] and [`Attachment::reconcile`] leave on the host, for a cluster of these pod ranges.
+///
+/// # Errors
+/// The kernel refuses, or does not answer.
 pub async fn remove(cluster_cidrs: &[IpNet], underlays: &[Underlay]) -> Result<(), OverlayError> {
     vxlan::remove_but(&[]).await?;
     let devices: Vec<_> = underlays.iter().map(|underlay| underlay.index).collect();

@@ -56,6 +56,9 @@ pub enum StatusError {
 
 /// Takes the socket at `path` for root alone. One that a dead process left is replaced; one that somebody serves is an error of kind
 /// [`io::ErrorKind::AddrInUse`].
+///
+/// # Errors
+/// [`io::ErrorKind::AddrInUse`] if somebody serves it; else its folder cannot be made or is not writable.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -131,6 +134,9 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 }
 
 /// Asks the `k3s` that serves the socket at `path`.
+///
+/// # Errors
+/// Nobody listens there, not to this user, or not in time, or the answer is of another version.
 pub async fn fetch(path: &Path) -> Result<Status, StatusError> {
     let wrong = |why: String| StatusError::Answer { path: path.to_owned(), why };
     let stream =
