@@ -3,6 +3,7 @@
 //! A bench measures and tells: no figure makes it fail, only a broken promise does.
 
 mod api;
+mod attacks;
 mod contender;
 mod crash;
 mod datastore;
@@ -41,6 +42,8 @@ enum What {
     Growth(growth::Args),
     /// What the way through port 6443 costs, beside kube-apiserver asked directly.
     Front(front::Args),
+    /// What strangers and misbehaving clients of port 6443 do to everybody else.
+    Attacks(attacks::Args),
     /// What goes through a node's tunnel, beside remotedialer.
     Tunnel(tunnel::Args),
     /// What the datastore of an idle cluster does, beside etcd and kine under the same programs.
@@ -56,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Datastore(args) => datastore::run(args),
         What::Growth(args) => growth::run(args),
         What::Front(args) => front::run(args),
+        What::Attacks(args) => attacks::run(args),
         What::Tunnel(args) => tunnel::run(args),
         What::Idle(args) => idle::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true }),

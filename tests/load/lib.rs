@@ -1,8 +1,10 @@
-//! What the client programs of the benches have in common: `datastore-load` asks a store, `api-load` a Kubernetes API.
+//! What the client programs of the benches have in common: `datastore-load` asks a store, `api-load` a Kubernetes API, and
+//! `attack` does it harm.
 //!
-//! Each says `ready` once it was answered. From then on a line on standard input is a phase, such as
-//! `get --clients 32 --operations 4000`, and what came of it is a line of JSON on standard output. It ends with standard input.
+//! The first two say `ready` once they were answered. From then on a line on standard input is a phase, such as
+//! `get --clients 32 --operations 4000`, and what came of it is a line of JSON on standard output. They end with standard input.
 
+mod client;
 mod outcome;
 mod values;
 
@@ -12,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::task::JoinSet;
 
+pub use client::{Client, Identity};
 pub use outcome::{Log, Outcome};
 pub use values::Values;
 

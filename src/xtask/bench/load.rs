@@ -20,6 +20,8 @@ pub(super) enum Program {
     Datastore,
     /// A Kubernetes API.
     Api,
+    /// A Kubernetes API, which it harms as long as it runs.
+    Attack,
 }
 
 /// The running program. Killed on drop.
@@ -49,6 +51,7 @@ impl Program {
         match self {
             Self::Datastore => "datastore-load",
             Self::Api => "api-load",
+            Self::Attack => "attack",
         }
     }
 }
@@ -83,6 +86,12 @@ impl Load {
         writeln!(to, "{phase}").context("The client ended")?;
         let line = self.line()?;
         serde_json::from_str(&line).with_context(|| format!("The client said {line:?}"))
+    }
+
+    /// Ends it, and returns the last thing it says.
+    pub(super) fn end(mut self) -> Result<String> {
+        drop(self.child.stdin.take());
+        self.line()
     }
 
     /// What it has taken so far.

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use load::{Client, Identity};
 use tokio::runtime::Runtime;
 
-use connection::Endpoint;
 use objects::Objects;
 use phase::Phase;
 
@@ -37,8 +37,9 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let runtime = Runtime::new().context("cannot start threads")?;
-    let endpoint = Endpoint::new(args.address, &args.ca, &args.certificate, &args.key)?;
-    let mut objects = Objects::new(endpoint, args.value_bytes);
+    let identity = Identity { certificate: &args.certificate, key: &args.key };
+    let client = Client::new(args.address, &args.ca, Some(identity))?;
+    let mut objects = Objects::new(client, args.value_bytes);
     runtime.block_on(objects.discover())?;
     println!("ready");
     load::phases(|phase: Phase| runtime.block_on(phase.run(&mut objects)))

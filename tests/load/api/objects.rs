@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use http::Method;
-use load::{Log, Outcome, Values};
+use load::{Client, Log, Outcome, Values};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::connection::{Connection, Endpoint};
+use crate::connection::Connection;
 
 /// Where they are.
 pub(crate) const LIST: &str = "/api/v1/namespaces/default/configmaps";
@@ -15,7 +15,7 @@ const DATA: &str = "value";
 
 /// The state that phases hand on to each other.
 pub(crate) struct Objects {
-    endpoint: Endpoint,
+    client: Client,
     values: Values,
     /// How many there are: `load-0` and so on.
     made: usize,
@@ -48,9 +48,9 @@ struct ListMetadata {
 }
 
 impl Objects {
-    pub(crate) fn new(endpoint: Endpoint, value_bytes: usize) -> Self {
+    pub(crate) fn new(client: Client, value_bytes: usize) -> Self {
         // In hexadecimal it is twice as long.
-        Self { endpoint, values: Values::new(value_bytes / 2), made: 0 }
+        Self { client, values: Values::new(value_bytes / 2), made: 0 }
     }
 
     /// Learns how many objects an earlier run left.
@@ -70,7 +70,7 @@ impl Objects {
     }
 
     pub(crate) async fn connect(&self) -> Result<Connection> {
-        self.endpoint.connect().await
+        Connection::open(&self.client).await
     }
 
     pub(crate) fn values(&self) -> &Values {

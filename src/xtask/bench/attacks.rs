@@ -1,0 +1,149 @@
+//! `cargo xtask bench attacks`: what strangers and misbehaving clients of port 6443 do to everybody else.
+//!
+//! The attacker is another host. An administrator asks for objects before and during each attack, and watches; our process' memory is
+//! read before, at its highest, and a minute later.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::Result;
+use cluster_tests::{Network, Node, Wire};
+
+use super::api::pass;
+use super::contender::{Contender, stop};
+use super::load::{self, Load, Outcome, Program};
+use super::markdown::{Table, figure};
+use super::usage::Processes;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The attacks to try; all if none.
+    attacks: Vec<String>,
+    /// Measure target/dist as it is instead of building it first.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// An attack: its title in the table, and as the client spells it.
+struct Attack {
+    title: &'static str,
+    kind: &'static str,
+    count: usize,
+}
+
+const ATTACKS: [Attack; 6] = [
+    Attack { title: "20 000 silent connections", kind: "silent", count: 20_000 },
+    Attack { title: "20 000 silent connections with TLS", kind: "handshakes", count: 20_000 },
+    Attack { title: "20 000 streams that are not read", kind: "stalled", count: 20_000 },
+    Attack { title: "32 strangers at full speed", kind: "anonymous", count: 32 },
+    Attack { title: "32 guessers of tokens at full speed", kind: "tokens", count: 32 },
+    Attack { title: "32 clients with a certificate at full speed", kind: "certificate", count: 32 },
+];
+
+/// How long an attack goes on before the administrator asks.
+const BEGUN: Duration = Duration::from_secs(10);
+/// How long after an attack its memory has to be back.
+const RECOVERED: Duration = Duration::from_secs(60);
+/// What the administrator asks: single objects, one after the other.
+const PROBE: &str = "get --operations 1000";
+/// Every event has to reach every watch; one that ends is an error.
+const WATCHES: &str = "watch --watchers 10 --operations 50";
+
+/// What an attack did.
+struct Measured {
+    before: Outcome,
+    during: Outcome,
+    /// Whether the watches saw everything.
+    watches: bool,
+    /// MiB of our process: before, at the most, later.
+    memory: [f64; 3],
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    super::build(args.no_build)?;
+    load::build()?;
+    let network = Network::new();
+    let (server, stranger) = (Node::boot(&network, "server"), Node::boot(&network, "stranger"));
+    let contender = Contender::K3s { flags: "--disable=coredns".into() };
+    let job = contender.start(&server);
+    server.wait_until_ready();
+    let measured = measure(&server, &stranger, &args.attacks);
+    stop(&server, &job);
+    print!("{}", measured?);
+    Ok(())
+}
+
+fn measure(server: &Node, stranger: &Node, chosen: &[String]) -> Result<Table> {
+    let mut administrator = client(Program::Api, server, &server.wire(), "client-admin", &[])?;
+    administrator.wait_until_answered()?;
+    administrator.run("create --clients 8 --operations 1000")?;
+    let columns = [
+        "an administrator's p50 / p99 in ms, before",
+        "during",
+        "p99, during : before",
+        "10 watches",
+        "MiB before, at most, after a minute",
+    ];
+    let mut table = Table::new("attack", columns.map(str::to_owned));
+    for attack in ATTACKS.iter().filter(|attack| chosen.is_empty() || chosen.iter().any(|name| name == attack.kind)) {
+        let Measured { before, during, watches, memory } = attack.measure(server, stranger, &mut administrator)?;
+        let latencies = |outcome: Outcome| format!("{} / {}", figure(outcome.p50_ms), figure(outcome.p99_ms));
+        table.row(
+            attack.title,
+            [
+                latencies(before),
+                latencies(during),
+                figure(during.p99_ms / before.p99_ms),
+                if watches { "whole" } else { "broken" }.to_owned(),
+                memory.map(figure).join(", "),
+            ],
+        );
+    }
+    Ok(table)
+}
+
+impl Attack {
+    fn measure(&self, server: &Node, stranger: &Node, administrator: &mut Load) -> Result<Measured> {
+        let memory = || {
+            Ok::<_, anyhow::Error>(Processes::below(&server.path("/proc"))?.of("k3s", &Processes::default())?.memory)
+        };
+        let (at_rest, before) = (memory()?, administrator.run(PROBE)?);
+        let more = ["--kind".into(), self.kind.into(), "--count".into(), self.count.to_string().into()];
+        let mut attacker = client(Program::Attack, server, &stranger.wire(), "client-controller", &more)?;
+        attacker.wait_until_answered()?;
+        let mut most = at_rest;
+        for _ in 0..BEGUN.as_secs() {
+            pass(Duration::from_secs(1));
+            most = most.max(memory()?);
+        }
+        let during = administrator.run(PROBE)?;
+        let mut watcher = client(Program::Api, server, &server.wire(), "client-admin", &[])?;
+        let watches = watcher.wait_until_answered().and_then(|()| watcher.run(WATCHES)).is_ok();
+        most = most.max(memory()?);
+        let met = attacker.end()?;
+        pass(RECOVERED);
+        let memory = [at_rest, most, memory()?];
+        eprintln!(
+            "{}: p99 {} ms before, {} during; {} MiB; the attacker met {met}",
+            self.title,
+            figure(before.p99_ms),
+            figure(during.p99_ms),
+            memory.map(figure).join(", "),
+        );
+        Ok(Measured { before, during, watches, memory })
+    }
+}
+
+/// A client of the server's port 6443 at its address, from where `wire` is, who may show one of the server's certificates.
+fn client(program: Program, server: &Node, wire: &Wire, certificate: &str, more: &[OsString]) -> Result<Load> {
+    let tls = server.path("/var/lib/rancher/k3s/server/tls");
+    let file = |name: String| OsString::from(tls.join(name));
+    let files = [
+        ("--ca", file("server-ca.crt".to_owned())),
+        ("--certificate", file(format!("{certificate}.crt"))),
+        ("--key", file(format!("{certificate}.key"))),
+    ];
+    let files = files.into_iter().flat_map(|(option, file)| [OsString::from(option), file]);
+    let address = OsString::from(format!("{}:6443", server.address()));
+    Load::start(program, wire, [address].into_iter().chain(files).chain(more.iter().cloned()))
+}

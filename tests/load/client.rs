@@ -1,0 +1,105 @@
+//! Connections to a Kubernetes API.
+
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
+
+use anyhow::{Context, Result};
+use hyper::{
+    body::Body,
+    client::conn::http2::{self, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// What a client may hold of answers that it has not read, in bytes: on a stream, and on a connection.
+const WINDOWS: (u32, u32) = (256 << 10, 16 << 20);
+
+/// The files by which a client proves who it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    /// Its certificate.
+    pub certificate: &'a Path,
+    /// The certificate's key.
+    pub key: &'a Path,
+}
+
+/// Where the API is, and as whom to reach it.
+#[derive(Clone)]
+pub struct Client {
+    address: SocketAddr,
+    tls: TlsConnector,
+}
+
+impl Client {
+    /// A client of the API whose certificate is signed by `ca`; without an identity nobody in particular.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not what it should be.
+    pub fn new(address: SocketAddr, ca: &Path, identity: Option<Identity<'_>>) -> Result<Self> {
+        let certificates = |path: &Path| -> Result<Vec<_>> {
+            let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+            all.with_context(|| format!("cannot read {}", path.display()))
+        };
+        let mut roots = RootCertStore::empty();
+        for ca in certificates(ca)? {
+            roots.add(ca)?;
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let mut tls = match identity {
+            Some(Identity { certificate, key }) => {
+                let signs = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()));
+                builder.with_client_auth_cert(certificates(certificate)?, signs?)?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self { address, tls: TlsConnector::from(Arc::new(tls)) })
+    }
+
+    /// Where the API is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.address)
+    }
+
+    /// TLS on a connection to the API.
+    ///
+    /// # Errors
+    /// The handshake fails.
+    pub async fn handshake(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.tls.connect(ServerName::IpAddress(self.address.ip().into()), tcp).await
+    }
+
+    /// An HTTP/2 connection of its own. It ends with the last sender; what goes wrong, requests tell.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn http2<B>(&self) -> Result<SendRequest<B>>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin + Send + 'static,
+    {
+        let connect = async {
+            let tcp = TcpStream::connect(self.address).await?;
+            tcp.set_nodelay(true)?;
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .initial_stream_window_size(WINDOWS.0)
+                .initial_connection_window_size(WINDOWS.1)
+                .handshake(TokioIo::new(self.handshake(tcp).await?))
+                .await?;
+            tokio::spawn(connection);
+            anyhow::Ok(sender)
+        };
+        connect.await.with_context(|| format!("cannot connect to {}", self.address))
+    }
+}
