@@ -14,8 +14,8 @@ use crate::Met;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Streams on a connection.
 const SHARED: usize = 100;
-/// A megabyte and more, once the bench has made its objects.
-const LIST: &str = "/api/v1/namespaces/default/configmaps?limit=500&resourceVersion=0";
+/// A megabyte and more, once the bench has made its objects. A watch that nobody reads takes no seat of kube-apiserver's fair queues.
+const WATCH: &str = "/api/v1/namespaces/default/configmaps?watch=1&resourceVersion=0";
 
 /// So many connections at once, each made again when it ends.
 pub(crate) fn connections(client: &Client, count: usize, tls: bool, met: &Met) {
@@ -61,7 +61,7 @@ pub(crate) fn streams(client: &Client, count: usize, met: &Met) {
 async fn stall(client: &Client, mut sender: SendRequest<Empty<Bytes>>, met: &Met) {
     let mut unread = Vec::new();
     for _ in 0..SHARED {
-        let request = Request::get(client.url(LIST)).body(Empty::new()).expect("the path is one of a URL");
+        let request = Request::get(client.url(WATCH)).body(Empty::new()).expect("the path is one of a URL");
         if sender.ready().await.is_err() {
             break;
         }

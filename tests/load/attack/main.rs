@@ -16,11 +16,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use load::{Client, Identity};
-use nix::sys::resource::{Resource, setrlimit};
 use tokio::runtime::Runtime;
-
-/// Open files beside connections.
-const FILES: u64 = 100;
 
 /// Attack a Kubernetes API.
 #[derive(Parser)]
@@ -71,8 +67,6 @@ impl Met {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let files = u64::try_from(args.count)? + FILES;
-    setrlimit(Resource::RLIMIT_NOFILE, files, files).context("cannot open so many connections")?;
     let identity = Identity { certificate: &args.certificate, key: &args.key };
     let shown = matches!(args.kind, Kind::Stalled | Kind::Certificate).then_some(identity);
     let client = Client::new(args.address, &args.ca, shown)?;
