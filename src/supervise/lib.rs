@@ -30,4 +30,4 @@ pub use gate::Gate;
 pub use graph::GraphError;
 pub use state::State;
 pub use supervisor::{NotReady, Options, StopReport, Supervisor, UnknownProgram};
-pub use task::{Problem, StatusLine, Task, TaskError, TaskFailure, TaskState, TaskStatus};
+pub use task::{ObjectStatus, Problem, StatusLine, Task, TaskError, TaskFailure, TaskState, TaskStatus};

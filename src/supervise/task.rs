@@ -32,6 +32,8 @@ pub type TaskError = Box<dyn Error + Send + Sync>;
 
 /// Objects with a problem that one task tells of at most; with more of them the first ones are enough.
 const PROBLEMS: usize = 100;
+/// Objects that a task lists at most.
+const LISTED: usize = 500;
 /// Objects that a warning names.
 const NAMED: usize = 3;
 
@@ -52,6 +54,9 @@ pub struct TaskStatus {
     pub line: Option<String>,
     /// The objects that it cannot bring to where they should be.
     pub problems: Vec<Problem>,
+    /// The objects that it works on, where it lists them.
+    #[serde(default)]
+    pub objects: Vec<ObjectStatus>,
 }
 
 /// Where a task is in its life.
@@ -86,6 +91,17 @@ pub struct Problem {
     pub why: String,
 }
 
+/// An object that a task works on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectStatus {
+    /// The object.
+    pub object: String,
+    /// Where it is, in a word: `applied`.
+    pub state: String,
+    /// What it waits for.
+    pub why: Option<String>,
+}
+
 impl TaskState {
     /// As people read it.
     pub fn as_str(self) -> &'static str {
@@ -110,6 +126,7 @@ struct Facts {
     last_failure: Option<TaskFailure>,
     line: Option<String>,
     problems: BTreeMap<String, String>,
+    objects: Vec<ObjectStatus>,
 }
 
 impl Tasks {
@@ -127,6 +144,7 @@ impl Tasks {
                 .iter()
                 .map(|(object, why)| Problem { object: object.clone(), why: why.clone() })
                 .collect(),
+            objects: facts.objects.clone(),
         };
         self.lock().iter().map(status).collect()
     }
@@ -140,6 +158,7 @@ impl Tasks {
             last_failure: None,
             line: None,
             problems: BTreeMap::new(),
+            objects: Vec::new(),
         });
         change(facts)
     }
@@ -280,6 +299,12 @@ impl StatusLine {
         self.supervisor.tasks().change(&self.name, |facts| facts.line = Some(line.into()));
     }
 
+    /// Lists the objects that it works on, in the order in which people read them; the first five hundred of them.
+    pub fn list(&self, objects: impl IntoIterator<Item = ObjectStatus>) {
+        let objects = objects.into_iter().take(LISTED).collect();
+        self.supervisor.tasks().change(&self.name, |facts| facts.objects = objects);
+    }
+
     /// Says that `object` cannot be brought to where it should be, and why. The log has it once for each reason.
     pub fn problem(&self, object: &str, why: impl Into<String>) {
         let why = why.into();
@@ -309,6 +334,7 @@ impl StatusLine {
         self.supervisor.tasks().change(&self.name, |facts| {
             facts.line = None;
             facts.problems.clear();
+            facts.objects.clear();
         });
         self.warn();
     }

@@ -19,7 +19,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
-use k3s_supervise::{Backoff, TaskError};
+use k3s_supervise::{Backoff, ObjectStatus, TaskError};
 use tokio::{select, task::spawn_blocking, time::Instant};
 use tracing::{debug, info};
 
@@ -175,12 +175,36 @@ impl Run<'_> {
             self.settle(file, result).await;
         }
         self.forget(found).await;
+        self.list(found);
         let (done, all) = (found.wanted.iter().filter(|file| self.is_done(file)).count(), found.wanted.len());
         self.context.status.set(if done == all {
             format!("{all} manifests are applied")
         } else {
             format!("{done} of {all} manifests are applied")
         });
+    }
+
+    /// Lists what became of each file.
+    fn list(&self, found: &Scan) {
+        let listed = |file: &ManifestFile, done: &str| {
+            let (state, why) = match self.files.get(&file.path).map(|state| &state.outcome) {
+                Some(Outcome::Done) => (done, None),
+                Some(Outcome::Failed(retry)) => ("waits", Some(retry.why.clone())),
+                None => ("waits", None),
+            };
+            ObjectStatus { object: file.name.clone(), state: state.to_owned(), why }
+        };
+        let skipped = found.skipped.iter().map(|path| ObjectStatus {
+            object: path.strip_prefix(&self.deploy.folder).unwrap_or(path).display().to_string(),
+            state: "skipped".to_owned(),
+            why: None,
+        });
+        let wanted = found.wanted.iter().map(|file| listed(file, "applied"));
+        let mut all: Vec<_> =
+            wanted.chain(found.disabled.iter().map(|file| listed(file, "disabled"))).chain(skipped).collect();
+        // What waits comes first, then by name.
+        all.sort_by(|a, b| (a.state != "waits", &a.object).cmp(&(b.state != "waits", &b.object)));
+        self.context.status.list(all);
     }
 
     /// Whether a file has changed, or failed and is to be tried again.

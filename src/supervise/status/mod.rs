@@ -143,7 +143,7 @@ impl std::fmt::Display for LastExit {
 impl Status {
     /// A server that starts.
     pub(crate) fn example() -> Self {
-        use crate::{TaskFailure, TaskState};
+        use crate::{ObjectStatus, TaskFailure, TaskState};
         let component = |name: &str, state| Component {
             name: name.to_owned(),
             state,
@@ -164,6 +164,7 @@ impl Status {
             last_failure: None,
             line: None,
             problems: Vec::new(),
+            objects: Vec::new(),
         };
         Self {
             health: Health::Degraded,
@@ -202,7 +203,14 @@ impl Status {
             tasks: vec![
                 TaskStatus {
                     in_state_ms: 750_000,
-                    line: Some("12 of 13 manifests are applied".into()),
+                    line: Some("1 of 2 manifests is applied".into()),
+                    objects: [("coredns.yaml", "applied", None), ("mine.yaml", "waits", Some("it is not YAML"))]
+                        .map(|(object, state, why)| ObjectStatus {
+                            object: object.into(),
+                            state: state.into(),
+                            why: why.map(str::to_owned),
+                        })
+                        .into(),
                     ..task("addons", TaskState::Running)
                 },
                 TaskStatus {

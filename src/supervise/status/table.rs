@@ -3,10 +3,11 @@
 use std::fmt;
 
 use super::{Component, Status};
-use crate::{State, TaskState, TaskStatus};
+use crate::{ObjectStatus, State, TaskState, TaskStatus};
 
 const COMPONENTS: [&str; 6] = ["COMPONENT", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"];
 const TASKS: [&str; 4] = ["TASK", "STATE", "FOR", "RESTARTS"];
+const OBJECTS: [&str; 3] = ["OBJECT", "TASK", "STATE"];
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,6 +19,11 @@ impl fmt::Display for Status {
         write_table(f, COMPONENTS, components.collect())?;
         if !self.tasks.is_empty() {
             write_table(f, TASKS, self.tasks.iter().map(|task| (task_row(task), task_remark(task))).collect())?;
+        }
+        let objects = self.tasks.iter().flat_map(|task| task.objects.iter().map(|object| object_row(task, object)));
+        let objects: Vec<_> = objects.collect();
+        if !objects.is_empty() {
+            write_table(f, OBJECTS, objects)?;
         }
         let closed: Vec<_> = self.gates.iter().filter(|gate| !gate.open).collect();
         if !closed.is_empty() {
@@ -60,6 +66,11 @@ fn remark(component: &Component) -> String {
 
 fn task_row(task: &TaskStatus) -> [String; TASKS.len()] {
     [task.name.clone(), task.state.as_str().to_owned(), age(task.in_state_ms), task.restarts.to_string()]
+}
+
+fn object_row(task: &TaskStatus, object: &ObjectStatus) -> ([String; OBJECTS.len()], String) {
+    let row = [object.object.clone(), task.name.clone(), object.state.clone()];
+    (row, object.why.clone().unwrap_or_default())
 }
 
 fn task_remark(task: &TaskStatus) -> String {
@@ -116,8 +127,12 @@ kube-scheduler  backoff  0s      -    0         -        exited with 1: E1121 no
 kubelet         waiting  12m34s  -    0         -        after images
 
 TASK        STATE    FOR     RESTARTS  REMARK
-addons      running  12m30s  0         12 of 13 manifests are applied
+addons      running  12m30s  0         1 of 2 manifests is applied
 node-hosts  backoff  1s      3         it panicked: index out of bounds
+
+OBJECT        TASK    STATE    REMARK
+coredns.yaml  addons  applied
+mine.yaml     addons  waits    it is not YAML
 
 Not yet: images (importing coredns.tar)
 ";
