@@ -132,7 +132,13 @@ impl Entry {
                     let term = shutdown.child_token();
                     let mut lost = shared.leads.clone();
                     let until_lost = async {
-                        let _ = shutdown.run_until_cancelled(lost.wait_for(|leads| !leads)).await;
+                        let told = async {
+                            // A server alone leads for good, and nobody is there to tell.
+                            if lost.wait_for(|leads| !leads).await.is_err() {
+                                std::future::pending::<()>().await;
+                            }
+                        };
+                        shutdown.run_until_cancelled(told).await;
                         term.cancel();
                     };
                     tokio::join!(self.run_until(&task, shared, &term), until_lost);
@@ -270,6 +276,8 @@ mod tests {
             until("losing", &|| running(&on_leader) == 0).await;
             leads.send_replace(true);
             until("leading again", &|| running(&on_leader) == 1).await;
+            // One that leads alone leads on.
+            drop(leads);
             tokio::time::sleep(Duration::from_secs(60)).await;
 
             let status = supervisor.status().await;
