@@ -144,6 +144,8 @@ impl FakeApi {
             method => {
                 let sent: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let path = match method {
+                    // A status is changed with its object.
+                    Method::PATCH if path.ends_with("/status") => path.trim_end_matches("/status").to_owned(),
                     Method::POST => format!("{path}/{}", sent["metadata"]["name"].as_str().unwrap_or_default()),
                     _ => path,
                 };
@@ -178,6 +180,7 @@ const COLLECTIONS: &[&str] = &[
     "events",
     "clusterroles",
     "serviceaccounts",
+    "daemonsets",
 ];
 
 impl State {

@@ -32,6 +32,7 @@ mod node_passwords;
 mod own_kubelet;
 mod own_pods;
 mod queue;
+mod service_lb;
 mod view;
 
 pub use addons::{Deploy, Variables};
@@ -51,4 +52,5 @@ pub use node_passwords::{
     node_password_secret, replace_node_password, tell_of_deferred,
 };
 pub use own_pods::OwnPods;
+pub use service_lb::{RetiredServiceLb, ServiceLb};
 pub use view::{ClusterView, Derived, NodeScope};

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use k3s_components::Paths;
-use k3s_config::server::{Addon, EgressMode, ServerConfig};
+use k3s_config::{
+    network::Overlay,
+    server::{Addon, EgressMode, ServerConfig},
+};
 use k3s_controllers::{
     ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
-    Registry, Shared, Variables, migrate_node_passwords,
+    Registry, RetiredServiceLb, ServiceLb, Shared, Variables, migrate_node_passwords,
 };
 use k3s_supervise::Supervisor;
 use k3s_tunnel::Egress;
@@ -23,6 +26,11 @@ use crate::{
 
 /// Cluster DNS, packed with us.
 const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
+
+/// Where kubelets listen.
+const KUBELET: u16 = 10250;
+/// Where nodes' overlay devices do.
+const VXLAN: u16 = 8472;
 
 /// What they work with.
 pub(crate) struct Controllers<'a> {
@@ -73,6 +81,8 @@ impl Controllers<'_> {
         let config = self.config;
         let front = (self.host.advertised(config), config.advertise_port).into();
         let has_coredns = !config.disabled_addons.contains(&Addon::Coredns);
+        let balances = !config.disabled_addons.contains(&Addon::Servicelb);
+        let lb_namespace = || config.service_lb_namespace.clone();
         let has_egress = config.egress_mode != EgressMode::Disabled;
         let egress = || EgressController { egress: self.egress.clone(), pods: config.egress_mode.includes_pods() };
         let own_node = config.node.is_some().then(|| self.host.name.clone());
@@ -86,10 +96,18 @@ impl Controllers<'_> {
             .add(has_egress.then(egress))
             .add((self.is_shared() && config.node.is_some()).then(|| self.peer_tunnels(front)))
             .add(has_coredns.then_some(NodeHosts))
+            .add(balances.then(|| ServiceLb { namespace: lb_namespace(), reserved: self.reserved_ports() }))
+            .add((!balances).then(|| RetiredServiceLb { namespace: lb_namespace() }))
             .add(Some(self.deploy()));
         #[cfg(debug_assertions)]
         k3s_controllers::add_faults(&mut registry);
         registry
+    }
+
+    /// Where nodes listen themselves: a Service there would take what they tell each other.
+    fn reserved_ports(&self) -> Vec<(u16, &'static str)> {
+        let overlay = (self.config.network.overlay == Overlay::Vxlan).then_some((VXLAN, "UDP"));
+        [(self.config.https_listen_port, "TCP"), (KUBELET, "TCP")].into_iter().chain(overlay).collect()
     }
 
     /// Whether other servers work on the same cluster.
