@@ -20,6 +20,10 @@ pub(crate) struct ClusterConfig {
     pub(crate) kube_proxy: bool,
     /// Whether the servers' node controller sets nodes' addresses.
     pub(crate) cloud_controller: bool,
+    /// Whether Services are served at nodes' addresses.
+    pub(crate) service_lb: bool,
+    /// The registry of packaged images.
+    pub(crate) system_default_registry: Option<String>,
     /// Where the node shows what it counts, if anywhere.
     pub(crate) metrics: Option<MetricsConfig>,
 }
@@ -73,6 +77,8 @@ impl ClusterConfig {
             egress_selector_mode,
             disable_kube_proxy,
             disable_ccm,
+            disable_service_lb,
+            system_default_registry,
             supervisor_metrics,
             min_tls_version,
             cipher_suites,
@@ -103,6 +109,8 @@ impl ClusterConfig {
             },
             kube_proxy: !disable_kube_proxy,
             cloud_controller: !disable_ccm,
+            service_lb: !disable_service_lb,
+            system_default_registry: system_default_registry.filter(|registry| !registry.is_empty()),
             metrics: supervisor_metrics.then(|| MetricsConfig {
                 port: supervisor_port,
                 min_tls_version,

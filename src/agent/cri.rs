@@ -1,4 +1,4 @@
-//! The part of CRI by which pods are ended (`runtime.v1.RuntimeService` of k8s.io/cri-api, with its field numbers).
+//! The part of CRI by which pods are ended and listed images pulled (`runtime.v1.RuntimeService` and `ImageService` of k8s.io/cri-api, with its field numbers).
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -53,6 +53,13 @@ impl Runtime {
     pub(crate) async fn stop_pod_sandbox(&self, sandbox: &str) -> Result<(), Status> {
         let request = StopPodSandbox { pod_sandbox_id: sandbox.to_owned() };
         let Nothing {} = self.call("/runtime.v1.RuntimeService/StopPodSandbox", request).await?;
+        Ok(())
+    }
+
+    /// Pulls an image, as a pod without a pull secret would have it pulled.
+    pub(crate) async fn pull(&self, image: &str) -> Result<(), Status> {
+        let request = PullImage { image: Some(ImageSpec { image: image.to_owned() }) };
+        let Nothing {} = self.call("/runtime.v1.ImageService/PullImage", request).await?;
         Ok(())
     }
 
@@ -157,6 +164,18 @@ struct StopPodSandbox {
 }
 
 /// A request for everything, and an answer that only says that it is done.
+#[derive(Clone, PartialEq, Message)]
+struct PullImage {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageSpec {
+    #[prost(string, tag = "1")]
+    image: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct Nothing {}
 

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use k3s_components::{TemplateError, UserConfigError};
+use k3s_components::{RegistriesError, TemplateError, UserConfigError};
 use k3s_supervise::GraphError;
 
 use crate::join::JoinError;
@@ -32,6 +32,9 @@ pub enum Error {
     /// A user's configuration file for kubelet or kube-proxy.
     #[error(transparent)]
     UserConfig(#[from] UserConfigError),
+    /// The settings of registries.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
     /// The node's name, id or password.
     #[error(transparent)]
     Identity(#[from] k3s_identity::Error),
@@ -95,6 +98,7 @@ impl Error {
             Self::Graph(_) => 70,
             Self::Template { .. }
             | Self::UserConfig(_)
+            | Self::Registries(_)
             | Self::Identity(_)
             | Self::Address(_)
             | Self::Cni(_)

@@ -22,12 +22,18 @@ use tracing::{info, warn};
 use crate::{
     Error, annotations,
     api::{self, Renewed},
-    cgroup, images, network, pod_network,
+    cgroup,
+    error::chain,
+    images::{self, Images},
+    network, pod_network,
+    registries::{self, RegistriesFile},
     resolv_conf::{self, NO_RESOLV_CONF, resolv_conf_for_pods},
 };
 
 /// Between looks at what of the host stands in pods' way, where something does.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+const IPVS: &str = "kube-proxy's mode ipvs takes the addresses of Services with a load balancer, which are other nodes' own, to this node: use --kube-proxy-arg=proxy-mode=nftables, or --disable=servicelb on the servers.";
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -44,6 +50,10 @@ pub struct Request {
     pub components: Components,
     /// The folder of images that come with the package.
     pub packaged_images: Option<PathBuf>,
+    /// The registry that takes the place of packaged images' own (`--system-default-registry` of the servers).
+    pub system_default_registry: Option<String>,
+    /// Whether Services are served at nodes' addresses (`--disable=servicelb` not given).
+    pub service_lb: bool,
     /// Whether kube-proxy runs (`--disable-kube-proxy` not given).
     pub kube_proxy: bool,
     /// Whether our node controller sets its addresses (`--disable-cloud-controller` not given).
@@ -66,7 +76,8 @@ pub struct NodeRole {
     node: Node,
     paths: Paths,
     launches: Vec<Launch>,
-    image_folders: Vec<PathBuf>,
+    images: Images,
+    registries: RegistriesFile,
     warnings: Vec<Warning>,
     obstacles: Vec<Warning>,
     pod_egress: bool,
@@ -89,6 +100,10 @@ impl NodeRole {
         .await;
         let cgroup_v2 = cgroup::is_unified().map_err(Error::file("/sys/fs/cgroup"))?;
         let mut warnings = host.warnings;
+        let has_ipvs = config.kube_proxy_args.value_of("proxy-mode") == Some("ipvs");
+        if with_proxy && has_ipvs && request.service_lb {
+            warnings.push(Warning { key: "ipvs", sentence: IPVS.to_owned() });
+        }
         let resolv_conf = match resolv_conf_for_pods(config.resolv_conf.as_deref()) {
             Some(path) => path,
             None => {
@@ -127,10 +142,16 @@ impl NodeRole {
             files::create_directory(&dir, 0o700)?;
         }
         network::install_cni(&node, &paths)?;
-        let image_folders = packaged_images.into_iter().chain([paths.images()]).collect();
+        let registries = RegistriesFile::of(&node.config, &paths);
+        if let Err(error) = registries.apply() {
+            warnings.push(Warning { key: registries::WARNING, sentence: chain(&error) });
+        }
+        let mut registries_of_images = request.system_default_registry.into_iter().collect::<Vec<_>>();
+        registries_of_images.extend(node.config.airgap_registries.iter().cloned());
+        let images = Images::of(packaged_images, registries_of_images, &paths);
         let (pod_egress, view, renewed) = (request.pod_egress, request.view, request.renewed);
         let obstacles = host.obstacles;
-        Ok(Self { node, paths, launches, image_folders, warnings, obstacles, pod_egress, view, renewed })
+        Ok(Self { node, paths, launches, images, registries, warnings, obstacles, pod_egress, view, renewed })
     }
 
     /// Hands the programs to the supervisor.
@@ -174,9 +195,7 @@ impl NodeRole {
     pub async fn run(&self, supervisor: &Supervisor, shutdown: CancellationToken) -> Result<(), Error> {
         let gate = supervisor.gate("images").ok();
         let import = async {
-            if let Some(gate) = &gate {
-                images::import(&self.image_folders, &self.paths, supervisor, gate).await;
-            }
+            self.images.run(supervisor, gate.as_ref()).await;
             Ok(())
         };
         let network = pod_network::run(&self.node, &self.paths, &self.view, &self.renewed, supervisor);
@@ -184,7 +203,12 @@ impl NodeRole {
             self.follow_obstacles(supervisor).await;
             Ok(())
         };
-        let work = async { tokio::try_join!(import, self.introduce(supervisor), network, obstacles).map(drop) };
+        let registries = async {
+            self.registries.follow(supervisor).await;
+            Ok(())
+        };
+        let work =
+            async { tokio::try_join!(import, registries, self.introduce(supervisor), network, obstacles).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 

@@ -30,6 +30,7 @@ use crate::{
     node::{NodeRole, Request},
     pod_shutdown::end_pods_with_host,
     reach::{self, Reachable},
+    registries::check_registries,
     servers,
     tunnels::{self, Tunnels},
 };
@@ -80,6 +81,7 @@ struct Agent {
 
 impl Agent {
     async fn prepare(mut config: AgentConfig, paths: Paths, package: Package, daemon: &Daemon) -> Result<Self, Error> {
+        check_registries(&config.node)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.balancer_port));
         let ips = watch::Sender::new(network::own_addresses(&config.node.ips).await?);
         let (name, password) = (identity::node_name(&config.node)?, identity::password(&paths)?);
@@ -289,6 +291,8 @@ impl Agent {
             paths: self.paths.clone(),
             components: self.package.components.clone(),
             packaged_images: self.package.images.clone(),
+            service_lb: known.config.service_lb,
+            system_default_registry: known.config.system_default_registry.clone(),
             kube_proxy: known.config.kube_proxy,
             cloud_controller: known.config.cloud_controller,
             pod_egress: known.config.egress.includes_pods(),

@@ -13,6 +13,7 @@ use crate::{
     CgroupDriver, InheritedEnvironment, Node, Paths,
     launch::{File, Launch},
     libexec::Components,
+    registries::CERTS_D,
     template::{self, TemplateError},
     user_config::{self, UserConfigError},
 };
@@ -133,7 +134,7 @@ fn base_config(
         nonroot_devices: node.config.nonroot_devices,
         restrict_oom: !node.may_lower_oom_score,
         pause: quoted(pause_image),
-        certs: string(&paths.agent_etc("containerd/certs.d")),
+        certs: string(&paths.agent_etc(CERTS_D)),
         cni_bin: string(&found.folder_of("cni/bridge")),
         cni_conf: string(&paths.agent_etc("cni/net.d")),
         default_runtime: quoted(node.config.default_runtime.as_deref().unwrap_or("runc")),

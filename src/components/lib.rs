@@ -19,6 +19,7 @@ mod launch;
 mod libexec;
 mod node;
 mod paths;
+pub mod registries;
 mod template;
 #[cfg(test)]
 mod testing;
@@ -36,5 +37,6 @@ pub use launch::{File, Launch};
 pub use libexec::{Components, Libexec, MissingComponents, Need, Package};
 pub use node::{CgroupDriver, Node};
 pub use paths::Paths;
+pub use registries::{DefaultEndpoint, Registries, RegistriesError};
 pub use template::TemplateError;
 pub use user_config::{UserConfigError, UserConfigs};

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Origin, Place},
     flags::{Flag, Role, SELINUX},
     grammar::{is_dns_subdomain, is_forbidden_to_kubelet, is_label_value, is_qualified_name},
-    network::{address, host_address},
+    network::{address, host_address, port},
     provenance::Provenance,
     values::{Given, Values},
 };
@@ -58,6 +58,10 @@ pub struct NodeConfig {
     pub nonroot_devices: bool,
     /// Mirrors and credentials (`--private-registry`).
     pub registries: PathBuf,
+    /// Registries that have mirrors are also asked themselves (`--disable-default-registry-endpoint` not given).
+    pub default_registry_endpoint: bool,
+    /// Registries as whose images imported ones are known too (`--airgap-extra-registry`).
+    pub airgap_registries: Vec<String>,
     /// Users' arguments for kubelet (`--kubelet-arg`), without those of the next two.
     pub kubelet_args: ComponentArgs,
     /// A user's configuration file for kubelet (`--kubelet-arg=config=FILE`).
@@ -163,6 +167,8 @@ impl NodeConfig {
             protect_kernel_defaults: values.is_on("protect-kernel-defaults"),
             nonroot_devices: values.is_on("nonroot-devices"),
             registries: registries(values, environment)?,
+            default_registry_endpoint: !values.is_on("disable-default-registry-endpoint"),
+            airgap_registries: values.each("airgap-extra-registry", registry)?,
             kubelet_args,
             kubelet_config,
             kubelet_config_dir,
@@ -307,6 +313,19 @@ fn readable(values: &Values, name: &'static str, environment: &Environment) -> R
     let path = given.path(environment)?;
     try_to_read(&path).map_err(|error| given.unreadable(&path, error))?;
     Ok(Some(path))
+}
+
+/// A host, perhaps with a port or a path, that stands before the names of images.
+pub(crate) fn registry(text: &str) -> Result<String, String> {
+    let host = text.trim_end_matches('/');
+    let (name, port_text) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let path = name.split_once('/').map_or("", |(_, path)| path);
+    let valid = is_dns_subdomain(&name.split('/').next().unwrap_or_default().to_lowercase())
+        && !path.contains(char::is_whitespace)
+        && port_text.is_none_or(|text| port(text.split('/').next().unwrap_or_default()).is_ok());
+    valid
+        .then(|| host.to_owned())
+        .ok_or_else(|| format!("`{text}` is not a registry; write it as registry.example.com:5000"))
 }
 
 /// The default file may be missing, as in k3s, also where somebody writes its name out.

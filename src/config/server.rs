@@ -15,7 +15,7 @@ use crate::{
     flags::nearest,
     grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
     network::{ClusterNetwork, NodeMasks, address, host_address, port},
-    node::NodeConfig,
+    node::{NodeConfig, registry},
     secret::Secret,
     snapshots::SnapshotConfig,
     token,
@@ -57,6 +57,8 @@ pub struct ServerConfig {
     pub supervisor_metrics: bool,
     /// Packaged add-ons left out (`--disable`).
     pub disabled_addons: BTreeSet<Addon>,
+    /// Where k3s' load balancer has its pods (`--servicelb-namespace`). Ours has none; those that k3s left there go.
+    pub service_lb_namespace: String,
     /// Control-plane parts left out (`--disable-scheduler` and its like).
     pub disabled: DisabledParts,
     /// Users' arguments for the control plane (`--kube-apiserver-arg` and its like).
@@ -144,6 +146,7 @@ impl ServerConfig {
             kubeconfig: KubeconfigOutput::from_values(values, environment)?,
             supervisor_metrics: values.is_on("supervisor-metrics"),
             disabled_addons,
+            service_lb_namespace: values.text("servicelb-namespace").parse(namespace)?,
             disabled: DisabledParts {
                 scheduler: values.is_on("disable-scheduler"),
                 cloud_controller: values.is_on("disable-cloud-controller"),
@@ -376,11 +379,6 @@ fn listen_port(values: &Values) -> Result<u16, Error> {
 /// Refuses wrong values of flags that change nothing yet.
 fn check_accepted(values: &Values) -> Result<(), Error> {
     values.text("lb-server-port").parse(port)?;
-    values.text("servicelb-namespace").parse(|text| {
-        is_dns_label(text)
-            .then_some(())
-            .ok_or_else(|| format!("`{text}` is not a namespace; write one such as kube-system"))
-    })?;
     values.text("servicelb-priority-class").parse(|text| {
         is_dns_subdomain(text)
             .then_some(())
@@ -388,23 +386,16 @@ fn check_accepted(values: &Values) -> Result<(), Error> {
     })
 }
 
+fn namespace(text: &str) -> Result<String, String> {
+    let problem = || format!("`{text}` is not a namespace; write one such as kube-system");
+    is_dns_label(text).then(|| text.to_owned()).ok_or_else(problem)
+}
+
 fn certificate_name(text: &str) -> Result<String, String> {
     let valid = text.parse::<IpAddr>().is_ok() || is_certificate_name(text);
     valid
         .then(|| text.to_owned())
         .ok_or_else(|| format!("`{text}` is neither a DNS name nor an address; write one without scheme and port"))
-}
-
-fn registry(text: &str) -> Result<String, String> {
-    let host = text.trim_end_matches('/');
-    let (name, port_text) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
-    let path = name.split_once('/').map_or("", |(_, path)| path);
-    let valid = is_dns_subdomain(&name.split('/').next().unwrap_or_default().to_lowercase())
-        && !path.contains(char::is_whitespace)
-        && port_text.is_none_or(|text| port(text.split('/').next().unwrap_or_default()).is_ok());
-    valid
-        .then(|| host.to_owned())
-        .ok_or_else(|| format!("`{text}` is not a registry; write it as registry.example.com:5000"))
 }
 
 /// Where Kubernetes' components listen on every node.
@@ -533,7 +524,7 @@ mod tests {
         let accepted = [
             "--disable-network-policy",
             "--disable-helm-controller",
-            "--servicelb-namespace=lb",
+            "--servicelb-priority-class=system-cluster-critical",
             "--default-local-storage-path=/srv",
             "--prefer-bundled-bin",
             "--etcd-disable-snapshots",

@@ -23,6 +23,8 @@ use crate::{Digest, ImageName, InvalidName};
 const ENDINGS: [&str; 10] =
     [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz", ".tar.lz4", ".tar.xz", LIST_ENDING];
 const LIST_ENDING: &str = ".txt";
+/// Folders within folders: links may lead in circles.
+const DEPTH: usize = 4;
 /// Bytes of a list: some ten thousand names.
 const LONGEST_LIST: u64 = 1 << 20;
 
@@ -109,30 +111,48 @@ pub async fn import_dir(socket: &Path, folder: &Path) -> Result<Report, Error> {
     Ok(Importer::connect(socket).await?.import(&sources).await)
 }
 
-/// The archives and lists in `folder`, sorted by name; none if it does not exist.
+/// The archives and lists in `folder` and in folders in it, which may be links, sorted by path; none if it does not exist. Hidden files do
+/// not count.
 ///
 /// # Errors
-/// If the folder cannot be listed.
+/// If a folder cannot be listed.
 pub fn sources(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Folder { path: folder.to_owned(), source };
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        if path.is_file() && ENDINGS.iter().any(|ending| ends_with(&path, ending)) {
-            found.push(path);
-        }
-    }
+    list(folder, DEPTH, &mut found)?;
     found.sort();
     Ok(found)
 }
 
+fn list(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let failed = |source| Error::Folder { path: folder.to_owned(), source };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if is_hidden {
+            continue;
+        }
+        if path.is_dir() {
+            if depth > 0 {
+                list(&path, depth - 1, found)?;
+            }
+        } else if path.is_file() && ENDINGS.iter().any(|ending| ends_with(&path, ending)) {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
 /// Imports through one connection to containerd.
 #[derive(Clone, Debug)]
-pub struct Importer(Containerd);
+pub struct Importer {
+    containerd: Containerd,
+    /// Each image is named as one of these registries' too.
+    registries: Vec<String>,
+}
 
 impl Importer {
     /// Connects to containerd's gRPC socket.
@@ -141,7 +161,15 @@ impl Importer {
     /// If nothing answers there.
     pub async fn connect(socket: &Path) -> Result<Self, Error> {
         let containerd = Containerd::connect(socket).await;
-        containerd.map(Self).map_err(|source| Error::Connect { socket: socket.to_owned(), source })
+        let connected = containerd.map(|containerd| Self { containerd, registries: Vec::new() });
+        connected.map_err(|source| Error::Connect { socket: socket.to_owned(), source })
+    }
+
+    /// The same, which names each image as one of these registries' too: `registry.example:5000/k3s-rs/pause:1` beside
+    /// `docker.io/k3s-rs/pause:1`.
+    #[must_use]
+    pub fn with_registries(self, registries: Vec<String>) -> Self {
+        Self { registries, ..self }
     }
 
     /// Imports archives and reads lists, one after the other. A source that fails does not stop the others.
@@ -165,8 +193,8 @@ impl Importer {
     /// # Errors
     /// If containerd fails.
     pub async fn pin(&self, name: &ImageName) -> Result<bool, RpcError> {
-        let Some(image) = self.0.image(name).await? else { return Ok(false) };
-        if self.0.pin(image).await? {
+        let Some(image) = self.containerd.image(name).await? else { return Ok(false) };
+        if self.containerd.pin(image).await? {
             info!(image = %name, "Pinned an image.");
         }
         Ok(true)
@@ -193,7 +221,7 @@ impl Importer {
         .await
         .map_err(broken)?;
         let mut incomplete = Vec::new();
-        for image in images {
+        for image in images.into_iter().flat_map(|image| self.named(image)) {
             if self.is_present(&image).await.map_err(refused)? {
                 report.present.push(image.name);
             } else {
@@ -203,10 +231,10 @@ impl Importer {
         if incomplete.is_empty() {
             return Ok(());
         }
-        let lease = self.0.lease().await.map_err(refused)?;
+        let lease = self.containerd.lease().await.map_err(refused)?;
         let outcome = self.write(path, &incomplete, &lease).await;
         // After a failure, this lets containerd collect what was written.
-        if let Err(error) = self.0.release(lease).await {
+        if let Err(error) = self.containerd.release(lease).await {
             warn!(%error, "A lease of the image import stays until it expires.");
         }
         outcome?;
@@ -217,9 +245,17 @@ impl Importer {
         Ok(())
     }
 
+    /// An image under each of its names.
+    fn named(&self, image: Image) -> Vec<Image> {
+        let others = self.registries.iter().map(|registry| image.name.in_registry(registry));
+        let mut names: Vec<_> = [image.name.clone()].into_iter().chain(others).collect();
+        names.dedup();
+        names.into_iter().map(|name| Image { name, ..image.clone() }).collect()
+    }
+
     /// Whether the image and all its content are there; repairs labels, without which kubelet or containerd collect it.
     async fn is_present(&self, image: &Image) -> Result<bool, RpcError> {
-        let Some(found) = self.0.image(&image.name).await? else { return Ok(false) };
+        let Some(found) = self.containerd.image(&image.name).await? else { return Ok(false) };
         if found.target.as_ref().is_none_or(|target| target.digest != image.target.digest().to_string()) {
             return Ok(false);
         }
@@ -228,7 +264,7 @@ impl Importer {
                 return Ok(false);
             }
         }
-        if self.0.pin(found).await? {
+        if self.containerd.pin(found).await? {
             warn!(image = %image.name, "An imported image had lost its pin; pinned it again.");
         }
         Ok(true)
@@ -236,11 +272,11 @@ impl Importer {
 
     /// Whether the blob is there; if so, sees to it that it keeps its children.
     async fn is_held(&self, blob: &Blob) -> Result<bool, RpcError> {
-        let Some(labels) = self.0.content_labels(&blob.digest).await? else { return Ok(false) };
+        let Some(labels) = self.containerd.content_labels(&blob.digest).await? else { return Ok(false) };
         let held: HashSet<_> =
             labels.iter().filter(|(key, _)| key.starts_with(REFERENCE)).map(|(_, child)| child.as_str()).collect();
         if !blob.children.iter().all(|child| held.contains(child.to_string().as_str())) {
-            self.0.set_content_labels(&blob.digest, references(&blob.children)).await?;
+            self.containerd.set_content_labels(&blob.digest, references(&blob.children)).await?;
         }
         Ok(true)
     }
@@ -250,13 +286,15 @@ impl Importer {
         let mut from_archive = HashMap::new();
         for blob in images.iter().flat_map(|image| &image.blobs) {
             if self.is_held(blob).await.map_err(refused)? {
-                self.0.hold(lease, &blob.digest).await.map_err(refused)?;
+                self.containerd.hold(lease, &blob.digest).await.map_err(refused)?;
                 continue;
             }
             match &blob.source {
                 Source::Entry(entry) => drop(from_archive.insert(entry.to_string(), blob)),
                 Source::Made(content) => {
-                    if let Some(mut writer) = self.0.write(lease, blob.digest, blob.size).await.map_err(refused)? {
+                    if let Some(mut writer) =
+                        self.containerd.write(lease, blob.digest, blob.size).await.map_err(refused)?
+                    {
                         writer.write(content.clone()).await.map_err(refused)?;
                         writer.commit(references(&blob.children)).await.map_err(refused)?;
                     }
@@ -265,7 +303,7 @@ impl Importer {
         }
         self.write_entries(path, from_archive, lease).await?;
         for image in images {
-            self.0.set_image(&image.name, &image.target, lease).await.map_err(refused)?;
+            self.containerd.set_image(&image.name, &image.target, lease).await.map_err(refused)?;
         }
         Ok(())
     }
@@ -300,7 +338,7 @@ impl Importer {
                 (Piece::Start(entry), _) => {
                     commit(current.take()).await?;
                     let blob = blobs[&entry];
-                    current = self.0.write(lease, blob.digest, blob.size).await?.map(|writer| (writer, blob));
+                    current = self.containerd.write(lease, blob.digest, blob.size).await?.map(|writer| (writer, blob));
                 }
             }
         }
@@ -375,8 +413,12 @@ mod tests {
             fs::write(folder.path().join(name), "").unwrap();
         }
         fs::create_dir(folder.path().join("folder.tar")).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(elsewhere.path().join("d.tar"), "").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("nixos")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), folder.path().join(".circle")).unwrap();
         let found = sources(folder.path()).unwrap();
-        assert_eq!(found, ["a.tgz", "b.tar.zst", "c.txt"].map(|name| folder.path().join(name)));
+        assert_eq!(found, ["a.tgz", "b.tar.zst", "c.txt", "nixos/d.tar"].map(|name| folder.path().join(name)));
         assert!(sources(&folder.path().join("absent")).unwrap().is_empty());
     }
 
@@ -479,7 +521,7 @@ mod tests {
         assert_eq!(path, &sources[1]);
 
         // Nothing is collected: neither what a tag refers to, nor what only a manifest refers to.
-        importer.0.collect_garbage().await;
+        importer.containerd.collect_garbage().await;
         let again = importer.import(&sources[..1]).await;
         assert_eq!((texts(&again.present), again.imported.len()), (vec![all[0]], 0));
     }
@@ -493,14 +535,14 @@ mod tests {
         assert_eq!(importer.import(&sources).await.imported.len(), 1);
         let name: ImageName = "a".parse().unwrap();
 
-        let image = importer.0.image(&name).await.unwrap().unwrap();
-        importer.0.strip_labels(&image).await;
+        let image = importer.containerd.image(&name).await.unwrap().unwrap();
+        importer.containerd.strip_labels(&image).await;
         assert_eq!(texts(&importer.import(&sources).await.present), [name.as_str()]);
-        assert_eq!(importer.0.image(&name).await.unwrap().unwrap().labels, image.labels);
+        assert_eq!(importer.containerd.image(&name).await.unwrap().unwrap().labels, image.labels);
 
         let layer = contents::images(&sources[0]).unwrap().swap_remove(0).blobs[1].digest;
-        importer.0.remove_content(&layer).await;
+        importer.containerd.remove_content(&layer).await;
         assert_eq!(importer.import(&sources).await.imported, [name]);
-        assert!(importer.0.content_labels(&layer).await.unwrap().is_some());
+        assert!(importer.containerd.content_labels(&layer).await.unwrap().is_some());
     }
 }

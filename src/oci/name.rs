@@ -21,6 +21,13 @@ impl ImageName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The same image in another registry, `HOST` or `HOST:PORT`.
+    #[must_use]
+    pub fn in_registry(&self, registry: &str) -> Self {
+        let path = self.0.split_once('/').map_or(&*self.0, |(_, path)| path);
+        Self(format!("{registry}/{path}"))
+    }
 }
 
 impl FromStr for ImageName {
@@ -86,6 +93,17 @@ mod tests {
             (&format!("ghcr.io/a/b:1@{digest}"), &format!("ghcr.io/a/b:1@{digest}")),
         ] {
             assert_eq!(text.parse::<ImageName>().unwrap().as_str(), full);
+        }
+    }
+
+    #[test]
+    fn an_image_has_the_same_path_in_another_registry() {
+        for (text, moved) in [
+            ("docker.io/k3s-rs/pause:1", "registry.example:5000/k3s-rs/pause:1"),
+            ("busybox", "registry.example:5000/library/busybox:latest"),
+        ] {
+            let name: ImageName = text.parse().unwrap();
+            assert_eq!(name.in_registry("registry.example:5000").as_str(), moved);
         }
     }
 

@@ -6,7 +6,10 @@ use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::{agent::NodeConfig, server::ServerConfig};
+use k3s_config::{
+    agent::NodeConfig,
+    server::{Addon, ServerConfig},
+};
 use k3s_controllers::ClusterView;
 use k3s_daemon::{Daemon, Role, STOP};
 use k3s_datastore::{BoundEndpoint, ClientError};
@@ -147,6 +150,7 @@ impl Server {
         front: TcpListener,
         shutdown: &CancellationToken,
     ) -> Result<Option<(Self, Listeners)>, Error> {
+        config.node.as_ref().map_or(Ok(()), k3s_agent::check_registries)?;
         let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
         lost_datastore::check_file(&config.datastore, &paths)?;
         let host = Host::of(&mut config).await?;
@@ -401,6 +405,8 @@ impl Server {
             paths: self.paths.clone(),
             components: self.package.components.clone(),
             packaged_images: self.package.images.clone(),
+            service_lb: !self.config.disabled_addons.contains(&Addon::Servicelb),
+            system_default_registry: self.config.system_default_registry.clone(),
             kube_proxy: !self.config.disabled.kube_proxy,
             cloud_controller: !self.config.disabled.cloud_controller,
             // This server dials its own pods; others reach them through its tunnels.

@@ -50,6 +50,11 @@ pub struct ClusterDocument {
     /// Whether somebody else than the servers sets nodes' addresses.
     #[serde(default, rename = "DisableCCM")]
     pub disable_ccm: bool,
+    /// Whether Services are not served at nodes' addresses.
+    #[serde(default, rename = "DisableServiceLB")]
+    pub disable_service_lb: bool,
+    /// The registry that packaged images are taken from; theirs if empty.
+    pub system_default_registry: Option<String>,
     /// Whether nodes show what they count.
     #[serde(default)]
     pub supervisor_metrics: bool,

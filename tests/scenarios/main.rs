@@ -2,6 +2,7 @@
 
 mod api;
 mod refusal;
+mod registry;
 mod worker;
 
 mod agent_autonomy;
@@ -14,9 +15,12 @@ mod authorities;
 mod bad_input;
 mod controllers;
 mod database;
+mod images;
 mod manifests;
 mod pod_network;
+mod registries;
 mod restarts;
+mod service_lb;
 mod single_node;
 mod slow_readers;
 mod snapshot;

@@ -64,7 +64,6 @@ fn what_a_user_brings_along_counts() {
     let network = Network::new();
     let server = Node::boot(&network, "server");
     server.write("/etc/rancher/k3s/config.yaml", CONFIG);
-    server.write("/etc/rancher/k3s/registries.yaml", "mirrors: {}\n");
     server.write("/var/kubelet.yaml", KUBELET);
     server.write("/var/kubelet.d/10-more.conf", KUBELET_MORE);
     server.write("/var/proxy.yaml", PROXY);
@@ -72,14 +71,9 @@ fn what_a_user_brings_along_counts() {
     server.succeed(&format!("mkdir -p {DATA}/agent/images && cp /opt/k3s-test/images/demo.tar {DATA}/agent/images/"));
     let proxies = "HTTPS_PROXY=http://127.0.0.1:9 CONTAINERD_HTTPS_PROXY=http://127.0.0.1:8";
     let start = || server.start_k3s_with(proxies, "");
-    step("check-config names what is not read", || {
-        let told = server.succeed("k3s check-config");
-        assert!(told.contains("note     /etc/rancher/k3s/registries.yaml is not read by this version"), "{told}");
-    });
     let k3s = step("the node gets Ready beside a proxy that nobody answers at", || {
         let k3s = start();
         server.wait_until_ready();
-        server.wait_for_log("registries.yaml is not read by this version");
         k3s
     });
     step("verbs find the node, and go by no proxy", || {

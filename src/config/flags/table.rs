@@ -93,14 +93,13 @@ pub(super) const SECTIONS: &[Section] = &[
             )
             .default("agent")
             .server(),
-            text("servicelb-namespace", "NAME", "Namespace of the load balancer's pods")
+            text("servicelb-namespace", "NAME", "Namespace in which k3s had its load balancer's pods, which are deleted there")
                 .default("kube-system")
-                .server()
-                .accepted("there is no load balancer for Services yet"),
+                .server(),
             text("servicelb-priority-class", "NAME", "Priority class of the load balancer's pods")
                 .default("system-node-critical")
                 .server()
-                .accepted("there is no load balancer for Services yet"),
+                .accepted("the load balancer for Services has no pods"),
         ],
     },
     Section {
@@ -336,12 +335,8 @@ pub(super) const SECTIONS: &[Section] = &[
             text("pause-image", "IMAGE", "Image of pods' sandboxes; the built-in one if not given"),
             text("default-runtime", "NAME", "Runtime of pods that name none"),
             switch("nonroot-devices", "Devices of pods that run as another user belong to that user"),
-            switch("disable-default-registry-endpoint", "Pull from mirrors only").unserved(refusal(
-                "pulling from mirrors only",
-                "name the mirrors in registries.yaml, which are tried first",
-            )),
-            list("airgap-extra-registry", "HOST", "Registry to name imported images for too")
-                .unserved(refusal("a second name for imported images", "name them in the archive")),
+            switch("disable-default-registry-endpoint", "Pull from mirrors alone where a registry has some"),
+            list("airgap-extra-registry", "HOST", "Registry as whose images imported ones are known too"),
             switch("docker", "Run containers with Docker").unserved(RUNTIME),
             text("container-runtime-endpoint", "SOCKET", "Another container runtime").unserved(RUNTIME),
             text("image-service-endpoint", "SOCKET", "Another image service").unserved(RUNTIME),

@@ -103,6 +103,7 @@ fn users_files(node: &NodeConfig, data_dir: &Path) -> Result<(), Failure> {
     let paths = Paths::new(data_dir, Paths::RUN);
     let unusable = |error| Failure::from_error(CONFIGURATION, &error);
     UserConfigs::read(node, &paths.agent_etc("kubelet.conf.d")).map_err(unusable)?;
+    k3s_agent::check_registries(node).map_err(|error| Failure::from_error(CONFIGURATION, &error))?;
     match UserTemplate::find(&paths.agent_etc("containerd")).map_err(unusable)? {
         Some((path, template)) => template
             .check(node, &paths)

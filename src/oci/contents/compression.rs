@@ -6,8 +6,10 @@ pub(super) enum Compression {
     None,
     Gzip,
     Zstd,
-    /// bzip2, xz or lz4.
-    Other,
+    Bzip2,
+    /// In frames, as the program `lz4` writes it.
+    Lz4,
+    Xz,
 }
 
 impl Compression {
@@ -15,7 +17,9 @@ impl Compression {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..] | [0x04, 0x22, 0x4d, 0x18, ..] => Self::Other,
+            [b'B', b'Z', b'h', ..] => Self::Bzip2,
+            [0x04, 0x22, 0x4d, 0x18, ..] => Self::Lz4,
+            [0xfd, b'7', b'z', ..] => Self::Xz,
             _ => Self::None,
         }
     }

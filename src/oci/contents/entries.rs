@@ -6,7 +6,9 @@ use std::{
     path::{Component, Path},
 };
 
+use bzip2::bufread::MultiBzDecoder;
 use flate2::read::MultiGzDecoder;
+use lz4_flex::frame::FrameDecoder;
 
 use super::{
     compression::Compression,
@@ -50,7 +52,10 @@ pub(super) fn visit(
         }
         Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(file))),
         Compression::Zstd => Box::new(zstd::Decoder::new(file)?),
-        Compression::Other => return Err(ArchiveError::Compression),
+        Compression::Bzip2 => Box::new(MultiBzDecoder::new(BufReader::new(file))),
+        Compression::Lz4 => Box::new(FrameDecoder::new(BufReader::new(file))),
+        // Its dictionary may be gigabytes.
+        Compression::Xz => return Err(ArchiveError::Compression),
     };
     let (compressed, header) = HeaderReader::new(compressed);
     let mut archive = tar::Archive::new(compressed);

@@ -7,7 +7,7 @@ use oci_spec::image::Descriptor;
 use crate::{Digest, ImageName};
 
 /// An image in an archive.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Image {
     pub(crate) name: ImageName,
     pub(crate) target: Descriptor,
@@ -15,7 +15,7 @@ pub(crate) struct Image {
     pub(crate) blobs: Vec<Blob>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Blob {
     pub(crate) digest: Digest,
     pub(crate) size: u64,

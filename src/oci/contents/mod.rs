@@ -1,4 +1,4 @@
-//! Reading image archives: OCI layouts and what `docker save` writes, as tar, tar.gz or tar.zst.
+//! Reading image archives: OCI layouts and what `docker save` writes, as tar, or compressed by gzip, zstd, bzip2 or lz4.
 //!
 //! An archive is read at most twice, never into memory: once to learn which images it holds (only small documents are kept;
 //! in an uncompressed archive all else is seeked over), and again to stream the blobs that are missing in containerd.

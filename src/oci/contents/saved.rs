@@ -78,7 +78,7 @@ fn image(contents: &Contents, name: ImageName, saved: &Saved) -> Result<Image, A
             Compression::None => MediaType::ImageLayer,
             Compression::Gzip => MediaType::ImageLayerGzip,
             Compression::Zstd => MediaType::ImageLayerZstd,
-            Compression::Other => return Err(ArchiveError::Compression),
+            Compression::Bzip2 | Compression::Lz4 | Compression::Xz => return Err(ArchiveError::Compression),
         };
         let digest = entry.digest.map_or_else(|| diff_id.parse().map_err(|_| not_a_config()), Ok)?;
         layers.push(blob(media_type, digest, entry.size, path));

@@ -52,14 +52,14 @@ mod tests {
         Digest,
         contents::{
             Source, images,
-            testing::{gzip, packed},
+            testing::{bzip2, gzip, lz4, packed},
         },
     };
 
     #[test]
     fn wanted_entries_are_streamed_and_only_those() {
         let archive = packed("a");
-        for archive in [gzip(&archive), archive] {
+        for archive in [gzip(&archive), bzip2(&archive), lz4(&archive), archive] {
             let file = tempfile::NamedTempFile::new().unwrap();
             fs::write(file.path(), archive).unwrap();
             let layer = images(file.path()).unwrap().swap_remove(0).blobs.swap_remove(1);

@@ -71,3 +71,15 @@ pub(super) fn gzip(content: &[u8]) -> Vec<u8> {
     gzip.write_all(content).unwrap();
     gzip.finish().unwrap()
 }
+
+pub(crate) fn bzip2(content: &[u8]) -> Vec<u8> {
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(content).unwrap();
+    bzip2.finish().unwrap()
+}
+
+pub(crate) fn lz4(content: &[u8]) -> Vec<u8> {
+    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    lz4.write_all(content).unwrap();
+    lz4.finish().unwrap()
+}

@@ -118,7 +118,7 @@ fn broken_archives_are_refused_with_the_reason() {
         (&tar(&[("manifest.json", br#"[{"Config":"a","RepoTags":["a"],"Layers":[]}]"#)]), "a is missing in it"),
         (&tar(&[("a", b"b")]), "neither index.json"),
         (nameless.as_bytes(), "none of its images has a name"),
-        (b"BZh91AY", "compress it with zstd or gzip"),
+        (&[0xfd, b'7', b'z', b'X', b'Z', 0], "compress it with zstd or gzip"),
     ] {
         let refusal = refusal(archive);
         assert!(refusal.contains(reason), "{refusal}; expected: {reason}");

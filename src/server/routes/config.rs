@@ -43,6 +43,8 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         egress_selector_mode: Some(config.egress_mode.name().to_owned()),
         disable_kube_proxy: config.disabled.kube_proxy,
         disable_ccm: config.disabled.cloud_controller,
+        disable_service_lb: disabled.contains_key("servicelb"),
+        system_default_registry: Some(config.system_default_registry.clone().unwrap_or_default()),
         supervisor_metrics: config.supervisor_metrics,
         min_tls_version: apiserver_arg("tls-min-version").unwrap_or_default().to_owned(),
         cipher_suites: Some(suites.into_iter().map(str::to_owned).collect()),
@@ -52,7 +54,6 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
     let agreed = json!({
         "DisableHelmController": config.disabled.helm_controller,
         "DisableNPC": config.disabled.network_policy,
-        "DisableServiceLB": disabled.contains_key("servicelb"),
         "EmbeddedRegistry": false,
         "EncryptSecrets": false,
     });
@@ -68,7 +69,6 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "SANSecurity": true,
         "SANs": Vec::from_iter(sans),
         "ServerNodeName": node_name,
-        "SystemDefaultRegistry": config.system_default_registry.as_deref().unwrap_or_default(),
     });
     let run = json!({
         "ClusterInit": false,
@@ -95,7 +95,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "KubeConfigOutput": config.kubeconfig.path,
         "NoLeaderElect": !config.datastore.is_shared(),
         "Rootless": false,
-        "ServiceLBNamespace": "kube-system",
+        "ServiceLBNamespace": config.service_lb_namespace,
         "Skips": disabled,
         "VLevel": config.verbosity,
         "VModule": "",
