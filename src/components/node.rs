@@ -12,9 +12,9 @@ pub struct Node {
     pub config: NodeConfig,
     /// The address plan it joins.
     pub network: ClusterNetwork,
-    /// Its own addresses, the primary first; never empty.
+    /// Its own addresses, the primary first; never empty: `--node-ip`, or those of the default route's device (`src/agent/network.rs`).
     pub ips: Vec<IpAddr>,
-    /// The resolv.conf that pods inherit.
+    /// The resolv.conf that pods inherit: `--resolv-conf`, or what `src/agent/resolv_conf.rs` finds.
     pub resolv_conf: PathBuf,
     /// How Services reach pods.
     pub proxy_mode: ProxyMode,

@@ -301,7 +301,8 @@ async fn until_notified(socket: &NotifySocket, name: &str, store: &StatusStore) 
     }
 }
 
-/// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long.
+/// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long. There is no deadline: a child that
+/// lives and does not answer is waited for until it ends or is stopped.
 async fn until_answered(program: &Program, store: &StatusStore) -> Event {
     let began = Instant::now();
     let mut prober = Prober::new(&program.readiness);

@@ -3,6 +3,9 @@
 //! ```text
 //! kube-apiserver ──CONNECT──▶ server: Egress says where ──▶ Tunnels ══websocket══ Tunnel ──▶ node: Rules say whether ──▶ kubelet
 //! ```
+//!
+//! kube-apiserver is told to in `src/components/kube_apiserver.rs`, and answered in `src/server/routes/connect.rs`; a node opens its tunnels in
+//! `src/agent/tunnels.rs`.
 
 mod client;
 mod connection;

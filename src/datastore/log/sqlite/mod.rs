@@ -164,7 +164,7 @@ impl SqliteLog {
         statement.query_row([revision.0], key).optional()
     }
 
-    /// Makes the transaction at hand durable. Returns whether there was one. `newest` is the largest row id by now.
+    /// Makes the transaction at hand durable, since `open.rs` sets `synchronous=FULL`. Returns whether there was one. `newest` is the largest row id by now.
     pub(crate) fn commit(&mut self, newest: Revision) -> Result<bool, Error> {
         if !self.in_transaction {
             return Ok(false);
