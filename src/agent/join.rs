@@ -25,7 +25,7 @@ use crate::{
     cluster_config::{ClusterConfig, UnusableConfig},
     https::Patience,
     server_api::{ServerApi, node_headers},
-    trust::{self, Identity},
+    trust::{self, Identity, Trust},
 };
 
 /// A node that wants in.
@@ -170,6 +170,7 @@ struct Issued {
 
 impl NodeRegistration {
     /// Asks a server for everything, once, and puts it in place.
+    #[tracing::instrument(skip_all, fields(server = %self.server, node = self.name))]
     pub(crate) async fn join(&self) -> Result<Joined, JoinError> {
         let pki = AgentPki::at(&self.dir);
         let joined_before = match &self.token {
@@ -181,13 +182,7 @@ impl NodeRegistration {
         };
         let pinned = self.token.as_ref().and_then(|token| token.ca_hash.as_ref());
         let trust = trust::establish(&self.balancer, &self.patience, pinned, joined_before, &self.trust_told).await?;
-        let api = ServerApi::new(
-            &self.balancer,
-            &self.patience,
-            &trust,
-            Identity::load(&pki.client_kubelet),
-            self.token.as_ref(),
-        )?;
+        let api = self.api(&trust, &pki)?;
 
         let answer = api.config().await.map_err(|error| self.refused(error))?;
         let config = ClusterConfig::parse(&answer)?;
@@ -208,14 +203,8 @@ impl NodeRegistration {
         }
         pki.write_kubeconfigs(&self.apiserver)?;
         self.cache().store(&self.name, &answer)?;
-        info!(server = %self.server, node = self.name, "Joined the cluster.");
-        let api = ServerApi::new(
-            &self.balancer,
-            &self.patience,
-            &trust,
-            Identity::load(&pki.client_kubelet),
-            self.token.as_ref(),
-        )?;
+        info!("Joined the cluster.");
+        let api = self.api(&trust, &pki)?;
         Ok(Joined { config, api })
     }
 
@@ -244,6 +233,12 @@ impl NodeRegistration {
         // Another load balancer port, perhaps.
         pki.write_kubeconfigs(&self.apiserver)?;
         Ok(Some(config))
+    }
+
+    /// With the certificate that is there at this moment.
+    fn api(&self, trust: &Trust, pki: &AgentPki) -> Result<ServerApi, JoinError> {
+        let identity = Identity::load(&pki.client_kubelet);
+        ServerApi::new(&self.balancer, &self.patience, trust, identity, self.token.as_ref())
     }
 
     fn cache(&self) -> ClusterCache {

@@ -17,7 +17,7 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use tracing::debug;
+use tracing::{Instrument as _, debug, info_span};
 
 use crate::{backoff::Failure, view::Reflector};
 
@@ -43,7 +43,8 @@ pub(crate) async fn reconcile_each<K, F>(
     let also = also.map_or_else(|| stream::pending().boxed(), |also| also.boxed());
     let reconcile = move |object: Arc<K>, failures: Arc<Failures<K>>| {
         let reference = ObjectRef::from_obj(&*object);
-        let work = reconcile(object);
+        let span = info_span!("object", name = name(&reference));
+        let work = reconcile(object).instrument(span);
         async move {
             let result = work.await;
             if result.is_ok() {

@@ -13,7 +13,7 @@ use k3s_listener::Peer;
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{Instrument as _, debug, debug_span};
 
 use super::{
     Front,
@@ -80,7 +80,10 @@ impl Gateway {
         if metrics.is_some() {
             metrics::ask_for_text(request.headers_mut());
         }
-        let answer = self.forward(request, peer, tasks).await;
+        // What is logged of these, which are many, is for debugging.
+        let path = request.uri().path();
+        let span = debug_span!("request", client = %peer.address, method = %request.method(), path);
+        let answer = self.forward(request, peer, tasks).instrument(span).await;
         match metrics {
             Some(registry) => answer.and_then(|page| metrics::append(page, registry)),
             None => answer,

@@ -34,7 +34,7 @@ use k3s_pki::ServerPki;
 use k3s_supervisor_api::{BootstrapData, Replacement, TokenRotation};
 use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::timeout};
-use tracing::{error, info, warn};
+use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::{
     Error,
@@ -107,14 +107,23 @@ impl Service for Routes {
         request: &'a mut Request<Incoming>,
         connection: Connection<'a>,
     ) -> Option<BoxFuture<'a, Response<Body>>> {
+        let span = |request: &Request<Incoming>| {
+            let path = request.uri().path();
+            info_span!("request", client = %connection.peer.address, method = %request.method(), path)
+        };
         if request.method() == Method::CONNECT {
-            return Some(self.connect(request, connection).map(|answer| answer.unwrap_or_else(Into::into)).boxed());
+            let span = span(request);
+            let connected = self.connect(request, connection).map(|answer| answer.unwrap_or_else(Into::into));
+            return Some(connected.instrument(span).boxed());
         }
         if request.uri().path() == k3s_tunnel::PATH {
-            return Some(self.open_tunnel(request, connection).map(|answer| answer.unwrap_or_else(Into::into)).boxed());
+            let span = span(request);
+            let opened = self.open_tunnel(request, connection).map(|answer| answer.unwrap_or_else(Into::into));
+            return Some(opened.instrument(span).boxed());
         }
         let route = Route::find(request.uri().path())?;
-        Some(self.answer_route(route, request, connection.peer).boxed())
+        let span = span(request);
+        Some(self.answer_route(route, request, connection.peer).instrument(span).boxed())
     }
 }
 
