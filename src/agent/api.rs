@@ -21,6 +21,15 @@ use tracing::{debug, warn};
 
 use crate::{Error, error::chain};
 
+/// What a client does with a request to an API that is not ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhileNotReady {
+    /// kube-rs' own retries.
+    Retry,
+    /// The caller has no time for that.
+    Fail,
+}
+
 /// Told whenever certificates that this machine's clients show have been renewed, and their files replaced.
 pub type Renewed = watch::Receiver<()>;
 
@@ -32,12 +41,12 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// # Errors
 /// The kubeconfig, or a file that it names, is missing or cannot be used, or it wants a proxy.
 pub async fn client(kubeconfig: &Path) -> Result<Client, Error> {
-    connect(kubeconfig, true).await
+    connect(kubeconfig, WhileNotReady::Retry).await
 }
 
 /// The same, for questions on which others wait: an API that is not ready is not asked again.
 pub(crate) async fn hasty_client(kubeconfig: &Path) -> Result<Client, Error> {
-    connect(kubeconfig, false).await
+    connect(kubeconfig, WhileNotReady::Fail).await
 }
 
 /// A client that goes by a kubeconfig of ours and the files that it names for as long as it lives: from the first request after `renewed`
@@ -91,12 +100,12 @@ pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
     }
 }
 
-async fn connect(kubeconfig: &Path, default_retry: bool) -> Result<Client, Error> {
+async fn connect(kubeconfig: &Path, while_not_ready: WhileNotReady) -> Result<Client, Error> {
     let connect = async || -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
         let kubeconfig = without_proxy(Kubeconfig::read_from(kubeconfig)?)?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.proxy_url = None;
-        config.default_retry = default_retry;
+        config.default_retry = while_not_ready == WhileNotReady::Retry;
         Ok(Client::try_from(config)?)
     };
     connect().await.map_err(|source| Error::Kubeconfig { path: kubeconfig.to_path_buf(), source })

@@ -7,8 +7,6 @@ use k3s_config::{
 };
 use k3s_supervisor_api::{ClusterDocument, IpNetDocument, NotARange, PortRangeDocument};
 
-use crate::metrics::MetricsConfig;
-
 /// What a node needs to know of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClusterConfig {
@@ -26,6 +24,17 @@ pub(crate) struct ClusterConfig {
     pub(crate) system_default_registry: Option<String>,
     /// Where the node shows what it counts, if anywhere.
     pub(crate) metrics: Option<MetricsConfig>,
+}
+
+/// How the cluster wants its nodes to show what they count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MetricsConfig {
+    /// Where: the servers' own port.
+    pub(crate) port: u16,
+    /// The least version of TLS, by Go's name; empty for 1.2.
+    pub(crate) min_tls_version: String,
+    /// The suites of TLS 1.2, by Go's names; empty for all.
+    pub(crate) cipher_suites: Vec<String>,
 }
 
 /// Why an answer is no configuration that this node can follow.

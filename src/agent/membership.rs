@@ -29,10 +29,9 @@ use tracing::{info, warn};
 
 use crate::{
     api::Renewed,
-    cluster_config::ClusterConfig,
+    cluster_config::{ClusterConfig, MetricsConfig},
     error::chain,
     join::{JoinError, Joined, NodeRegistration},
-    metrics::MetricsConfig,
     server_api::ServerApi,
 };
 
@@ -47,7 +46,7 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// What is effective for the node at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct EffectiveState {
     /// As the server told last.
     pub(crate) config: ClusterConfig,
     /// What servers are checked by; programs that read it at their start have to be started anew when it changes.
@@ -56,15 +55,24 @@ pub(crate) struct Known {
     pub(crate) ips: Vec<IpAddr>,
 }
 
+/// What becomes of an attempt to join that nothing but another configuration can mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnFinalError {
+    /// It is the agent's end.
+    Return,
+    /// It is tried again, since the node runs by what it remembers.
+    Retry,
+}
+
 /// What is known of the cluster, and who is asked for more.
 pub(crate) struct Membership {
     registration: NodeRegistration,
-    known: watch::Sender<Option<Known>>,
+    known: watch::Sender<Option<EffectiveState>>,
     api: watch::Sender<Option<ServerApi>>,
     renewed: watch::Sender<()>,
 }
 
-impl Known {
+impl EffectiveState {
     /// How the cluster wants this node's metrics shown, if it does.
     pub(crate) fn metrics(&self) -> Option<&MetricsConfig> {
         self.config.metrics.as_ref()
@@ -78,7 +86,7 @@ impl Membership {
     }
 
     /// What the node is to use, as it changes; none until [`Self::run`] has something.
-    pub(crate) fn known(&self) -> watch::Receiver<Option<Known>> {
+    pub(crate) fn known(&self) -> watch::Receiver<Option<EffectiveState>> {
         self.known.subscribe()
     }
 
@@ -101,7 +109,7 @@ impl Membership {
         let remembered = self.registration.remembered()?;
         match remembered {
             Some(config) => self.remember(config, gate).await?,
-            None => self.accept(self.until_joined(gate, false).await?)?,
+            None => self.accept(self.until_joined(gate, OnFinalError::Return).await?)?,
         }
         gate.open();
         let mut pause = Duration::ZERO;
@@ -119,7 +127,7 @@ impl Membership {
                 Some(config) => {
                     info!("This node has moved to another address.");
                     self.know(config)?;
-                    self.accept(self.until_joined(gate, true).await?)?;
+                    self.accept(self.until_joined(gate, OnFinalError::Retry).await?)?;
                 }
             }
             pause = RENEWAL_PAUSE;
@@ -154,17 +162,17 @@ impl Membership {
                 self.know(config)?;
             }
         }
-        self.accept(self.until_joined(gate, true).await?)
+        self.accept(self.until_joined(gate, OnFinalError::Retry).await?)
     }
 
     /// Tries until a server lets this node in. What it waits for is logged when it changes, and always in the status.
-    async fn until_joined(&self, gate: &Gate, has_memory: bool) -> Result<Joined, JoinError> {
+    async fn until_joined(&self, gate: &Gate, on_final: OnFinalError) -> Result<Joined, JoinError> {
         let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
         let mut told = String::new();
         loop {
             let error = match self.registration.join().await {
                 Ok(joined) => return Ok(joined),
-                Err(error) if error.is_final() && !has_memory => return Err(error),
+                Err(error) if error.is_final() && on_final == OnFinalError::Return => return Err(error),
                 Err(error) => chain(&error),
             };
             gate.waiting(error.clone());
@@ -185,7 +193,7 @@ impl Membership {
     fn know(&self, config: ClusterConfig) -> Result<(), JoinError> {
         let authority = files::read(&self.pki().server_ca)?.map(Bytes::from).unwrap_or_default();
         let ips = self.registration.ips.borrow().clone();
-        let known = Some(Known { config, authority, ips });
+        let known = Some(EffectiveState { config, authority, ips });
         self.known.send_if_modified(|old| {
             let differs = *old != known;
             *old = known;
@@ -291,7 +299,7 @@ mod tests {
             let (before, mut renewed) = (certificate(), membership.renewed());
             let moved = vec![IpAddr::from([192, 0, 2, 8])];
             ips.send_replace(moved.clone());
-            let goes_by_it = |now: &Option<Known>| now.as_ref().is_some_and(|now| now.ips == moved);
+            let goes_by_it = |now: &Option<EffectiveState>| now.as_ref().is_some_and(|now| now.ips == moved);
             membership.known().wait_for(goes_by_it).await.unwrap();
             renewed.changed().await.unwrap();
             assert_ne!(certificate(), before);

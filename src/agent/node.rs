@@ -85,6 +85,15 @@ pub struct NodeRole {
     renewed: Renewed,
 }
 
+/// What servers are checked by, after the cluster was heard of again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ServerAuthority {
+    /// The one of before.
+    Same,
+    /// Another one.
+    Another,
+}
+
 impl NodeRole {
     /// Prepares the host and writes what the programs read.
     ///
@@ -166,17 +175,17 @@ impl NodeRole {
         supervisor.start(self.launches.iter().map(|launch| launch.program.clone()))
     }
 
-    /// Takes the place of `before`, which runs: of its programs, those that change are started anew, and with a `new_authority` those
-    /// that check servers by it. Pods stay.
+    /// Takes the place of `before`, which runs: of its programs, those that change are started anew, and with another `authority`
+    /// those that check servers by it. Pods stay.
     pub(crate) async fn take_over(
         &self,
         before: &Self,
-        new_authority: bool,
+        authority: ServerAuthority,
         supervisor: &Supervisor,
     ) -> Result<(), GraphError> {
         for launch in &self.launches {
             let checks_servers = launch.program.name != "containerd";
-            if before.launches.contains(launch) && !(new_authority && checks_servers) {
+            if before.launches.contains(launch) && !(authority == ServerAuthority::Another && checks_servers) {
                 continue;
             }
             // One that did not run before is started.

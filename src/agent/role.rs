@@ -24,10 +24,10 @@ use crate::{
     https::Patience,
     identity,
     join::NodeRegistration,
-    membership::{Known, Membership},
+    membership::{EffectiveState, Membership},
     metrics::Metrics,
     network,
-    node::{NodeRole, Request},
+    node::{NodeRole, Request, ServerAuthority},
     pod_shutdown::end_pods_with_host,
     reach::{self, Reachable},
     registries::check_registries,
@@ -190,7 +190,7 @@ impl Agent {
     async fn run_node(
         &self,
         mut node: NodeRole,
-        mut known: Known,
+        mut known: EffectiveState,
         view: &ClusterView,
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
@@ -206,7 +206,9 @@ impl Agent {
                 info!("What the servers tell of the cluster has changed.");
             }
             let successor = NodeRole::prepare(self.request(&now, view)).await?;
-            successor.take_over(&node, now.authority != known.authority, &self.supervisor).await?;
+            let authority =
+                if now.authority == known.authority { ServerAuthority::Same } else { ServerAuthority::Another };
+            successor.take_over(&node, authority, &self.supervisor).await?;
             (node, known) = (successor, now);
         }
     }
@@ -275,7 +277,7 @@ impl Agent {
     }
 
     /// What this process sees of the cluster, by the certificates that it has from now on.
-    async fn view(&self, known: &Known) -> Result<ClusterView, Error> {
+    async fn view(&self, known: &EffectiveState) -> Result<ClusterView, Error> {
         let nodes = match known.config.network.overlay {
             Overlay::None => NodeScope::Own,
             Overlay::Vxlan | Overlay::HostGw => NodeScope::All,
@@ -283,7 +285,7 @@ impl Agent {
         api::view_of_node(&self.config.node.name, &self.paths, nodes, &self.membership.renewed()).await
     }
 
-    fn request(&self, known: &Known, view: &ClusterView) -> Request {
+    fn request(&self, known: &EffectiveState, view: &ClusterView) -> Request {
         Request {
             config: self.config.node.clone(),
             network: known.config.network.clone(),
@@ -305,7 +307,7 @@ impl Agent {
 }
 
 /// What is known, as soon as something is.
-async fn next(known: &mut watch::Receiver<Option<Known>>) -> Known {
+async fn next(known: &mut watch::Receiver<Option<EffectiveState>>) -> EffectiveState {
     match known.wait_for(Option::is_some).await.map(|known| known.clone()) {
         Ok(Some(known)) => known,
         // The membership lives as long as the agent.

@@ -83,7 +83,7 @@ pub(crate) struct Spawner {
 #[derive(Debug)]
 struct Order {
     launch: SpawnRequest,
-    reply: oneshot::Sender<io::Result<Held>>,
+    reply: oneshot::Sender<io::Result<ChildHandle>>,
 }
 
 impl Spawner {
@@ -105,7 +105,7 @@ impl Spawner {
         let gone = || io::Error::other("the forking thread has ended");
         self.orders.send(Order { launch, reply }).map_err(|_| gone())?;
         let held = held.await.map_err(|_| gone())??;
-        // SAFETY: `Held` owns one descriptor, always gives that one, and is not taken out again.
+        // SAFETY: `ChildHandle` owns one descriptor, always gives that one, and is not taken out again.
         let pidfd = unsafe { AsyncFd::register_with_interest(held, Interest::READABLE)? };
         Ok(Process { pidfd, _forker: self.clone() })
     }
@@ -114,7 +114,7 @@ impl Spawner {
 /// A child process. Dropping it before its end kills it.
 #[derive(Debug)]
 pub(crate) struct Process {
-    pidfd: AsyncFd<Held>,
+    pidfd: AsyncFd<ChildHandle>,
     /// Its end would be the child's.
     _forker: Spawner,
 }
@@ -142,25 +142,25 @@ impl Process {
 }
 
 #[derive(Debug)]
-struct Held {
+struct ChildHandle {
     pid: u32,
     pidfd: OwnedFd,
     reaped: bool,
 }
 
-impl AsRawFd for Held {
+impl AsRawFd for ChildHandle {
     fn as_raw_fd(&self) -> RawFd {
         self.pidfd.as_raw_fd()
     }
 }
 
-impl AsFd for Held {
+impl AsFd for ChildHandle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 }
 
-impl Held {
+impl ChildHandle {
     fn signal(&self, signal: Signal) -> io::Result<()> {
         let no_info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: the descriptor is a pidfd that we own, a null siginfo is allowed, and the call writes no memory.
@@ -185,7 +185,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ChildHandle {
     fn drop(&mut self) {
         if !self.reaped {
             // It has ended already, or it will: SIGKILL cannot be refused to a parent.
@@ -195,7 +195,7 @@ impl Drop for Held {
     }
 }
 
-fn fork(launch: SpawnRequest) -> io::Result<Held> {
+fn fork(launch: SpawnRequest) -> io::Result<ChildHandle> {
     let program = &launch.program;
     let mut command = Command::new(&program.executable);
     command
@@ -230,7 +230,7 @@ fn fork(launch: SpawnRequest) -> io::Result<Held> {
         Errno::result(opened).map_err(io::Error::from).and_then(|fd| RawFd::try_from(fd).map_err(io::Error::other));
     match opened {
         // SAFETY: the kernel has just given this descriptor (close-on-exec, as pidfds are), and nobody else knows it.
-        Ok(fd) => Ok(Held { pid, pidfd: unsafe { OwnedFd::from_raw_fd(fd) }, reaped: false }),
+        Ok(fd) => Ok(ChildHandle { pid, pidfd: unsafe { OwnedFd::from_raw_fd(fd) }, reaped: false }),
         Err(error) => {
             child.kill()?;
             child.wait()?;
@@ -331,7 +331,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_gets_its_own_session_environment_and_nothing_else_of_ours() {
-        // Held open across the exec, and not close-on-exec: what a careless parent might have left us.
+        // ChildHandle open across the exec, and not close-on-exec: what a careless parent might have left us.
         let stray = File::open("/dev/null").unwrap();
         nix::fcntl::fcntl(&stray, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
         let (mut shows, output) = launch("ls /proc/self/fd | tr '\\n' ' '; cut -d' ' -f6 /proc/$$/stat; echo $$; env");
@@ -439,7 +439,7 @@ mod tests {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.parse::<i32>().unwrap(), 0) };
         // SAFETY: fresh from the kernel, and owned by nobody else.
         let pidfd = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap()) };
-        let held = Held { pid: pid.parse().unwrap(), pidfd, reaped: true };
+        let held = ChildHandle { pid: pid.parse().unwrap(), pidfd, reaped: true };
         // SAFETY: as in `Spawner::spawn`.
         let child = unsafe { AsyncFd::register(held).unwrap() };
         supervisor.kill().unwrap();

@@ -35,8 +35,9 @@ use tracing::warn;
 use crate::{
     Error,
     api::{self, Renewed},
+    cluster_config::MetricsConfig,
     error::chain,
-    membership::Known,
+    membership::EffectiveState,
 };
 use access::Access;
 use listener::Page;
@@ -45,17 +46,6 @@ use listener::Page;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// The warning in the status.
 const KEY: &str = "metrics";
-
-/// How the cluster wants its nodes to show what they count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MetricsConfig {
-    /// Where: the servers' own port.
-    pub(crate) port: u16,
-    /// The least version of TLS, by Go's name; empty for 1.2.
-    pub(crate) min_tls_version: String,
-    /// The suites of TLS 1.2, by Go's names; empty for all.
-    pub(crate) cipher_suites: Vec<String>,
-}
 
 /// The page and what it needs.
 #[derive(Debug)]
@@ -90,14 +80,15 @@ impl Metrics {
     /// from that is told, and tried again.
     pub(crate) async fn run(
         &self,
-        mut known: watch::Receiver<Option<Known>>,
+        mut known: watch::Receiver<Option<EffectiveState>>,
         renewed: Renewed,
         shutdown: CancellationToken,
     ) {
         while let Some(Some(wanted)) = shutdown.run_until_cancelled(until_wanted(&mut known)).await {
             let end = shutdown.child_token();
             let changed = async {
-                let differs = |now: &Option<Known>| now.as_ref().and_then(Known::metrics) != Some(&wanted);
+                let differs =
+                    |now: &Option<EffectiveState>| now.as_ref().and_then(EffectiveState::metrics) != Some(&wanted);
                 let mut known = known.clone();
                 // The membership may end first: what is wanted stays as it is then.
                 if end.run_until_cancelled(known.wait_for(differs)).await.is_some_and(|seen| seen.is_ok()) {
@@ -195,7 +186,7 @@ impl Metrics {
 }
 
 /// Waits until the page is wanted; `None` if that cannot come about any more.
-async fn until_wanted(known: &mut watch::Receiver<Option<Known>>) -> Option<MetricsConfig> {
-    let wants = |known: &Option<Known>| known.as_ref().and_then(Known::metrics).is_some();
-    known.wait_for(wants).await.ok()?.as_ref().and_then(Known::metrics).cloned()
+async fn until_wanted(known: &mut watch::Receiver<Option<EffectiveState>>) -> Option<MetricsConfig> {
+    let wants = |known: &Option<EffectiveState>| known.as_ref().and_then(EffectiveState::metrics).is_some();
+    known.wait_for(wants).await.ok()?.as_ref().and_then(EffectiveState::metrics).cloned()
 }

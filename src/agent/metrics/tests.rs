@@ -29,7 +29,7 @@ const REVIEWS: [&str; 2] =
 struct TestNode {
     server: TestServer,
     metrics: Arc<Metrics>,
-    known: watch::Sender<Option<Known>>,
+    known: watch::Sender<Option<EffectiveState>>,
     renewed: watch::Sender<()>,
     end: CancellationToken,
 }
@@ -71,7 +71,7 @@ impl TestNode {
 
     fn know(&self, metrics: Option<MetricsConfig>) {
         let config = ClusterConfig { metrics, ..ClusterConfig::parse(CONFIG.as_bytes()).unwrap() };
-        let known = Known { config, authority: Bytes::new(), ips: Vec::new() };
+        let known = EffectiveState { config, authority: Bytes::new(), ips: Vec::new() };
         self.known.send_replace(Some(known));
     }
 

@@ -27,7 +27,7 @@ use super::{
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
 /// What a configuration asks of the machine.
-struct Asked {
+struct Checked {
     needs: Vec<Need>,
     node: Option<NodeConfig>,
     data_dir: PathBuf,
@@ -37,7 +37,7 @@ struct Asked {
 }
 
 pub(super) fn run(args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Failure> {
-    let asked = match Asked::parse(args, globals)? {
+    let asked = match Checked::parse(args, globals)? {
         Ok(asked) => asked,
         Err(ConfigError::Help(text)) => {
             show(text)?;
@@ -62,7 +62,7 @@ pub(super) fn run(args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Fai
     report.end()
 }
 
-impl Asked {
+impl Checked {
     fn parse(mut args: Vec<OsString>, globals: Globals) -> Result<Result<Self, ConfigError>, Failure> {
         let is_agent = args.first().is_some_and(|word| word == "agent");
         if is_agent || args.first().is_some_and(|word| word == "server") {

@@ -81,7 +81,10 @@ pub(crate) async fn save(
             client.update(&key, seal(password.expose(), &data.to_json())?, found.modified).await?;
             tell_stored(password);
         }
-        found => write(client, password, &data, found.is_some()).await?,
+        found => {
+            let existing = if found.is_some() { Existing::Replaced } else { Existing::Stays };
+            write(client, password, &data, existing).await?;
+        }
     }
     let Some(found) = found else { return Ok(()) };
     if found.key != key {
@@ -102,7 +105,7 @@ pub(crate) async fn save_beside(
     data: BootstrapData,
     found: Option<Found>,
 ) -> Result<(), BootstrapError> {
-    write(client, password, &completed(data, found.as_ref()), true).await
+    write(client, password, &completed(data, found.as_ref()), Existing::Replaced).await
 }
 
 /// Removes what other tokens than `password` sealed.
@@ -137,12 +140,27 @@ fn completed(mut data: BootstrapData, found: Option<&Found>) -> BootstrapData {
     data
 }
 
-/// `over`: whether there may be data already.
-async fn write(client: &Client, password: &Password, data: &BootstrapData, over: bool) -> Result<(), BootstrapError> {
+/// What becomes of data that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// It is another server's, and stays.
+    Stays,
+    /// It is what was found, and is replaced.
+    Replaced,
+}
+
+async fn write(
+    client: &Client,
+    password: &Password,
+    data: &BootstrapData,
+    existing: Existing,
+) -> Result<(), BootstrapError> {
     let key = storage_key(password.expose());
     let sealed = seal(password.expose(), &data.to_json())?;
     match client.get(&key).await? {
-        Some(before) if !over && !before.value.is_empty() => return Err(BootstrapError::SetUpElsewhere),
+        Some(before) if existing == Existing::Stays && !before.value.is_empty() => {
+            return Err(BootstrapError::SetUpElsewhere);
+        }
         Some(before) => client.update(&key, sealed, before.modified).await?,
         None => client.create(&key, sealed).await?,
     };
