@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use k3s_components::{RegistriesError, TemplateError, UserConfigError};
 use k3s_supervise::GraphError;
+use sysexits::ExitCode;
 
 use crate::join::JoinError;
 
@@ -87,15 +88,15 @@ pub enum Error {
 
 impl Error {
     /// The process's exit code, after sysexits.h.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Listen { .. } => 69,
-            Self::File { .. } | Self::Replace(_) | Self::Identity(k3s_identity::Error::File(_)) => 73,
-            Self::Join(JoinError::File(_) | JoinError::Pki(k3s_pki::Error::File(_))) => 73,
+            Self::Listen { .. } => ExitCode::Unavailable,
+            Self::File { .. } | Self::Replace(_) | Self::Identity(k3s_identity::Error::File(_)) => ExitCode::CantCreat,
+            Self::Join(JoinError::File(_) | JoinError::Pki(k3s_pki::Error::File(_))) => ExitCode::CantCreat,
             Self::Daemon(error) => error.exit_code(),
-            Self::Netlink(_) => 71,
-            Self::Announce(_) => 75,
-            Self::Graph(_) => 70,
+            Self::Netlink(_) => ExitCode::OsErr,
+            Self::Announce(_) => ExitCode::TempFail,
+            Self::Graph(_) => ExitCode::Software,
             Self::Template { .. }
             | Self::UserConfig(_)
             | Self::Registries(_)
@@ -105,7 +106,7 @@ impl Error {
             | Self::Overlay(_)
             | Self::Nat(_)
             | Self::Join(_)
-            | Self::Kubeconfig { .. } => 78,
+            | Self::Kubeconfig { .. } => ExitCode::Config,
         }
     }
 

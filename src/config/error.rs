@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use sysexits::ExitCode;
+
 use crate::{
     flags::{Refusal, Role},
     network::PortRange,
@@ -99,20 +101,20 @@ pub enum Error {
 
 impl Error {
     /// The process's exit code, after sysexits.h: 64 where the command line is wrong, 78 where a file or the environment is.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Help(_) | Self::Version => 0,
+            Self::Help(_) | Self::Version => ExitCode::Ok,
             Self::UnknownFlag { .. }
             | Self::FlagOfOtherRole { .. }
             | Self::StrayArgument { .. }
-            | Self::MissingValue { .. } => USAGE,
+            | Self::MissingValue { .. } => ExitCode::Usage,
             Self::NotServed { place, .. } | Self::Invalid { place, .. } | Self::Unreadable { place, .. } => {
                 match place.origin {
-                    Origin::CommandLine => USAGE,
-                    Origin::Variable(_) | Origin::File { .. } | Origin::Hostname | Origin::Default => CONFIGURATION,
+                    Origin::CommandLine => ExitCode::Usage,
+                    Origin::Variable(_) | Origin::File { .. } | Origin::Hostname | Origin::Default => ExitCode::Config,
                 }
             }
-            Self::UnknownKey(_) | Self::Malformed { .. } => CONFIGURATION,
+            Self::UnknownKey(_) | Self::Malformed { .. } => ExitCode::Config,
         }
     }
 }
@@ -225,6 +227,3 @@ fn suggestion(nearest: Option<&str>, dashes: &str, otherwise: &str) -> String {
 }
 
 const KEYS: &str = "keys are the names of flags without dashes";
-
-const USAGE: u8 = 64;
-const CONFIGURATION: u8 = 78;

@@ -3,7 +3,7 @@
 use crate::{Error, check, test_host::Host};
 
 fn told(host: &Host, error: &Error) -> (u8, String) {
-    (error.exit_code(), host.anonymous(error))
+    (error.exit_code().into(), host.anonymous(error))
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn unknown_keys_warn_and_only_a_check_refuses_them() {
         ]
     );
     let error = Error::from(check(&warnings).expect_err("a check refuses"));
-    assert_eq!(error.exit_code(), 78);
+    assert_eq!(u8::from(error.exit_code()), 78);
     assert_eq!(
         host.anonymous(error),
         "DIR/config.yaml line 2: `node_name` is not a key; use node-name if that is meant"

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use k3s_supervise::{GraphError, notify::NotifyError};
+use sysexits::ExitCode;
 
 use crate::Role;
 
@@ -38,12 +39,12 @@ pub enum Error {
 
 impl Error {
     /// The process's exit code, after sysexits.h.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Locked { .. } => 75,
-            Self::File { .. } => 73,
-            Self::Notify(_) | Self::Thread(_) => 71,
-            Self::Graph(_) => 70,
+            Self::Locked { .. } => ExitCode::TempFail,
+            Self::File { .. } => ExitCode::CantCreat,
+            Self::Notify(_) | Self::Thread(_) => ExitCode::OsErr,
+            Self::Graph(_) => ExitCode::Software,
         }
     }
 

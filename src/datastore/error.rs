@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::ErrorCode;
+use sysexits::ExitCode;
 
 /// Why the store cannot be opened, or has stopped. Each is one sentence that names the file and what to do; nothing in
 /// the files was changed by an open that ends like this.
@@ -151,7 +152,7 @@ pub enum Error {
 
 impl Error {
     /// The exit code of a process that ends with this, from sysexits.h.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotAFile { .. }
             | Self::NotADatabase(_)
@@ -161,12 +162,12 @@ impl Error {
             | Self::MissingLog(_)
             | Self::LostCommits { .. }
             | Self::Newer { .. }
-            | Self::DuplicateRow { .. } => DATA_ERROR,
-            Self::InUse { .. } | Self::ForeignWriter(_) => TEMPORARY,
-            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => NO_PERMISSION,
-            Self::File { .. } | Self::Sqlite { .. } => IO_ERROR,
-            Self::Address { .. } | Self::Tls { .. } => CONFIGURATION,
-            Self::Crashed(_) | Self::Closed => SOFTWARE,
+            | Self::DuplicateRow { .. } => ExitCode::DataErr,
+            Self::InUse { .. } | Self::ForeignWriter(_) => ExitCode::TempFail,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => ExitCode::NoPerm,
+            Self::File { .. } | Self::Sqlite { .. } => ExitCode::IoErr,
+            Self::Address { .. } | Self::Tls { .. } => ExitCode::Config,
+            Self::Crashed(_) | Self::Closed => ExitCode::Software,
         }
     }
 
@@ -183,14 +184,6 @@ impl Error {
         move |source| Self::File { action, path, source: Arc::new(source) }
     }
 }
-
-// From sysexits.h.
-const DATA_ERROR: u8 = 65;
-const SOFTWARE: u8 = 70;
-const IO_ERROR: u8 = 74;
-const TEMPORARY: u8 = 75;
-const NO_PERMISSION: u8 = 77;
-const CONFIGURATION: u8 = 78;
 
 const READ_ONLY: &str = "; it has to be writable: remount the file system, or see to owner and mode";
 const FULL: &str = "; make room on its file system";

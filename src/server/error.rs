@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use k3s_datastore::snapshot::SnapshotError;
 use k3s_files::FileError;
 use k3s_supervise::GraphError;
+use sysexits::ExitCode;
 
 use crate::BootstrapError;
 
@@ -116,14 +117,14 @@ pub enum Error {
 
 impl Error {
     /// The process's exit code, after sysexits.h.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Listen { .. } | Self::NoServer { .. } | Self::Refused(_) => 69,
+            Self::Listen { .. } | Self::NoServer { .. } | Self::Refused(_) => ExitCode::Unavailable,
             Self::Snapshot(
                 SnapshotError::NotASnapshot(_) | SnapshotError::Damaged { .. } | SnapshotError::Newer { .. },
             )
-            | Self::LostDatastore { .. } => 65,
-            Self::NoDatastore { .. } => 66,
+            | Self::LostDatastore { .. } => ExitCode::DataErr,
+            Self::NoDatastore { .. } => ExitCode::NoInput,
             Self::File { .. }
             | Self::Replace(_)
             | Self::NoRoom { .. }
@@ -133,19 +134,19 @@ impl Error {
             | Self::Snapshot(
                 SnapshotError::File { .. } | SnapshotError::NoRoom { .. } | SnapshotError::NoRoomToRestore { .. },
             )
-            | Self::Node(k3s_agent::Error::Replace(_)) => 73,
-            Self::Snapshot(SnapshotError::UnderWay) => 75,
-            Self::Snapshot(SnapshotError::Name(_)) | Self::KeptElsewhere => 64,
+            | Self::Node(k3s_agent::Error::Replace(_)) => ExitCode::CantCreat,
+            Self::Snapshot(SnapshotError::UnderWay) => ExitCode::TempFail,
+            Self::Snapshot(SnapshotError::Name(_)) | Self::KeptElsewhere => ExitCode::Usage,
             Self::Datastore(error) | Self::Snapshot(SnapshotError::Store(error)) => error.exit_code(),
-            Self::Bootstrap(BootstrapError::Datastore(_) | BootstrapError::Damaged { .. }) => 74,
+            Self::Bootstrap(BootstrapError::Datastore(_) | BootstrapError::Damaged { .. }) => ExitCode::IoErr,
             Self::Name { .. }
             | Self::Pki(_)
             | Self::Identity(_)
             | Self::Bootstrap(_)
             | Self::Certificate { .. }
-            | Self::Node(_) => 78,
+            | Self::Node(_) => ExitCode::Config,
             Self::Daemon(error) => error.exit_code(),
-            Self::Graph(_) => 70,
+            Self::Graph(_) => ExitCode::Software,
         }
     }
 

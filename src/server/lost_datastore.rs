@@ -76,7 +76,7 @@ mod tests {
         fs::write(trace(&paths), "{}").unwrap();
         check_file(&config, &paths).unwrap();
         let refused = check_content(&config, &store.client(), &paths).await.unwrap_err();
-        assert_eq!(refused.exit_code(), 65);
+        assert_eq!(u8::from(refused.exit_code()), 65);
         let text = refused.to_string();
         assert!(
             text.contains("state.db") && text.contains("k3s snapshot restore") && text.contains("dynamic-cert.json")

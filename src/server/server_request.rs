@@ -19,6 +19,7 @@ use rustls::{
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
 };
+use sysexits::ExitCode;
 use tokio::net::TcpStream;
 
 use crate::bootstrap_data;
@@ -90,18 +91,18 @@ pub enum ServerRequestError {
 
 impl ServerRequestError {
     /// The process's exit code, after sysexits.h.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::NotAServer { .. } | Self::NoAuthorities { .. } => 66,
-            Self::Token(_) | Self::OtherCluster | Self::Name(_) => 64,
-            Self::Authority { .. } | Self::Identity(_) => 78,
-            Self::File(_) => 74,
+            Self::NotAServer { .. } | Self::NoAuthorities { .. } => ExitCode::NoInput,
+            Self::Token(_) | Self::OtherCluster | Self::Name(_) => ExitCode::Usage,
+            Self::Authority { .. } | Self::Identity(_) => ExitCode::Config,
+            Self::File(_) => ExitCode::IoErr,
             Self::Refused { status, .. } => match *status {
-                StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => 65,
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 77,
-                _ => 69,
+                StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => ExitCode::DataErr,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ExitCode::NoPerm,
+                _ => ExitCode::Unavailable,
             },
-            Self::Unreachable { .. } => 69,
+            Self::Unreachable { .. } => ExitCode::Unavailable,
         }
     }
 }

@@ -2,37 +2,39 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
+use sysexits::ExitCode as Sysexit;
+
 /// The command line was wrong.
-pub(crate) const USAGE: u8 = 64;
+pub(crate) const USAGE: Sysexit = Sysexit::Usage;
 /// What was named is not there.
-pub(crate) const NO_INPUT: u8 = 66;
+pub(crate) const NO_INPUT: Sysexit = Sysexit::NoInput;
 /// A service or program that is needed is not there.
-pub(crate) const UNAVAILABLE: u8 = 69;
+pub(crate) const UNAVAILABLE: Sysexit = Sysexit::Unavailable;
 /// Something that should not happen did.
-pub(crate) const SOFTWARE: u8 = 70;
+pub(crate) const SOFTWARE: Sysexit = Sysexit::Software;
 /// The operating system said no.
-pub(crate) const OS_ERROR: u8 = 71;
+pub(crate) const OS_ERROR: Sysexit = Sysexit::OsErr;
 /// What should be made is there already.
-pub(crate) const CANNOT_CREATE: u8 = 73;
+pub(crate) const CANNOT_CREATE: Sysexit = Sysexit::CantCreat;
 /// Reading or writing failed.
-pub(crate) const IO_ERROR: u8 = 74;
+pub(crate) const IO_ERROR: Sysexit = Sysexit::IoErr;
 /// A configuration file does not say what it has to.
-pub(crate) const CONFIGURATION: u8 = 78;
+pub(crate) const CONFIGURATION: Sysexit = Sysexit::Config;
 
 /// What went wrong and what to do, for a person, and a number for scripts.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    code: u8,
+    code: Sysexit,
     sentence: String,
 }
 
 impl Failure {
-    pub(crate) fn new(code: u8, sentence: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Sysexit, sentence: impl Into<String>) -> Self {
         Self { code, sentence: sentence.into() }
     }
 
     /// An error with its causes, each once: a cause that its parent's text already tells is left out.
-    pub(crate) fn from_error(code: u8, error: &dyn Error) -> Self {
+    pub(crate) fn from_error(code: Sysexit, error: &dyn Error) -> Self {
         let mut sentence = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {

@@ -100,7 +100,7 @@ fn each_damage_is_named_and_left_alone() {
             assert!(sentence.contains(part), "{what}: \"{part}\" is not in \"{sentence}\"");
         }
         assert!(!sentence.ends_with('.') && !sentence.contains('\n'), "{what}: \"{sentence}\" is not one sentence");
-        assert_eq!(refusal.exit_code(), 65, "{what}");
+        assert_eq!(u8::from(refusal.exit_code()), 65, "{what}");
         assert!(contents(directory.path()) == before, "{what}: a file was changed");
         assert_eq!(refused(&path).to_string(), sentence, "{what}: it is something else the second time");
     }
@@ -163,7 +163,7 @@ fn a_link_has_to_lead_somewhere() {
     std::os::unix::fs::symlink("nowhere", &link).unwrap();
     let refusal = refused(&link);
     assert!(refusal.to_string().starts_with(&format!("cannot follow the link {}: No such file", link.display())));
-    assert_eq!(refusal.exit_code(), 74);
+    assert_eq!(u8::from(refusal.exit_code()), 74);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_database_that_is_being_written_is_refused() {
     writer.execute_batch("BEGIN IMMEDIATE; UPDATE kine SET lease = 0 WHERE id = 9").unwrap();
     let refusal = refused(&path);
     assert!(refusal.to_string().ends_with("in use by another process: stop that one first"), "{refusal}");
-    assert_eq!(refusal.exit_code(), 75);
+    assert_eq!(u8::from(refusal.exit_code()), 75);
 }
 
 #[test]
