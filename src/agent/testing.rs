@@ -107,17 +107,8 @@ impl TestServer {
     async fn start_on(disk: tempfile::TempDir) -> Self {
         let now = SystemTime::now();
         let ensure = |now| {
-            let request = ServerRequest {
-                tls_sans: Vec::new(),
-                node_name: "server".parse().unwrap(),
-                node_ips: vec![[192, 0, 2, 1].into()],
-                advertise_address: None,
-                service_ip: [10, 43, 0, 1].into(),
-                cluster_domain: "cluster.local".parse().unwrap(),
-                apiserver_port: 6444,
-                lifetime: Lifetime::of_days(1.try_into().unwrap()),
-                now,
-            };
+            let request =
+                ServerRequest { lifetime: Lifetime::of_days(1.try_into().unwrap()), ..ServerRequest::example(now) };
             ServerPki::ensure(&disk.path().join("server"), &request).unwrap()
         };
         // Authorities older than what they may have to sign.

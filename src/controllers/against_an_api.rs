@@ -188,19 +188,7 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     running.wait().await;
 }
 
-const APP: &str = "\
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: app}
-data: {first: one, second: two}
----
-apiVersion: v1
-kind: Service
-metadata: {name: app}
-spec:
-  selector: {app: app}
-  ports: [{name: http, port: 80}, {name: metrics, port: 9090}]
-";
+const APP: &str = include_str!("../../tests/manifests/app.yaml");
 
 const WIDGETS: &str = "\
 apiVersion: example.com/v1

@@ -269,6 +269,24 @@ impl ServerPki {
     }
 }
 
+#[cfg(any(test, feature = "testing"))]
+impl ServerRequest {
+    /// For tests: of a server called `server` at 192.0.2.1, with the addresses of a cluster that was configured by nobody.
+    pub fn example(now: SystemTime) -> Self {
+        Self {
+            tls_sans: Vec::new(),
+            node_name: "server".parse().expect("this is a name"),
+            node_ips: vec![[192, 0, 2, 1].into()],
+            advertise_address: None,
+            service_ip: [10, 43, 0, 1].into(),
+            cluster_domain: "cluster.local".parse().expect("this is a name"),
+            apiserver_port: 6444,
+            lifetime: Lifetime::default(),
+            now,
+        }
+    }
+}
+
 impl ServerRequest {
     /// Loopback in the family of the service range: a cluster of IPv6 alone may have no 127.0.0.1.
     fn apiserver(&self) -> SocketAddr {
@@ -344,12 +362,7 @@ pub(crate) mod tests {
             tls_sans: vec!["edge.example.com".parse().unwrap()],
             node_name: "edge-1".parse().unwrap(),
             node_ips: vec![[192, 0, 2, 10].into()],
-            advertise_address: None,
-            service_ip: [10, 43, 0, 1].into(),
-            cluster_domain: "cluster.local".parse().unwrap(),
-            apiserver_port: 6444,
-            lifetime: Lifetime::default(),
-            now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            ..ServerRequest::example(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
         }
     }
 

@@ -41,7 +41,7 @@ pub(crate) struct Renewal {
     /// What it shows kube-apiserver.
     proxy: Arc<CurrentCertificate>,
     /// What the others began with.
-    held: Held,
+    held: ClientCertificates,
     /// Changes whenever our own clients of the API have new certificates.
     renewed: watch::Sender<()>,
     interval: Duration,
@@ -58,7 +58,7 @@ pub(crate) struct RenewalScope {
 
 /// The certificates whose holders do not look for new ones, as they were last told of them.
 #[derive(Clone, PartialEq, Eq)]
-struct Held {
+struct ClientCertificates {
     /// `client-supervisor`, and the node's `client-kubelet` and `client-k3s-controller`: our own clients'.
     clients: [Option<Vec<u8>>; 3],
     /// `client-kube-apiserver`: kube-apiserver's for the tunnels.
@@ -73,7 +73,7 @@ impl Renewal {
         Ok(Self {
             front: tls.certificate.clone(),
             proxy: tls.upstream.proxy_certificate.clone(),
-            held: Held::read(paths)?,
+            held: ClientCertificates::read(paths)?,
             renewed: watch::Sender::new(()),
             interval: INTERVAL.min(due / 2),
         })
@@ -115,7 +115,7 @@ impl Renewal {
         config: &ServerConfig,
         paths: &Paths,
         host: &Host,
-        held: &mut Held,
+        held: &mut ClientCertificates,
         supervisor: &Supervisor,
         now: SystemTime,
     ) -> Result<ServerPki, Error> {
@@ -123,7 +123,7 @@ impl Renewal {
         let FrontTls { certificate, upstream, .. } = bootstrap::front_tls(config, &pki, now)?;
         self.front.take_over(&certificate);
         self.proxy.take_over(&upstream.proxy_certificate);
-        let before = std::mem::replace(held, Held::read(paths)?);
+        let before = std::mem::replace(held, ClientCertificates::read(paths)?);
         if before.clients != held.clients {
             self.renewed.send_replace(());
         }
@@ -136,7 +136,7 @@ impl Renewal {
     }
 }
 
-impl Held {
+impl ClientCertificates {
     fn read(paths: &Paths) -> Result<Self, FileError> {
         let node = AgentPki::at(&paths.agent());
         let [supervisor, kube_apiserver] =
@@ -195,14 +195,14 @@ mod tests {
             bootstrap::certificates(&self.config, &self.paths, &self.host, now).unwrap()
         }
 
-        fn renewal(&self, pki: &ServerPki, now: SystemTime) -> (Renewal, FrontTls, Held) {
+        fn renewal(&self, pki: &ServerPki, now: SystemTime) -> (Renewal, FrontTls, ClientCertificates) {
             let tls = bootstrap::front_tls(&self.config, pki, now).unwrap();
             let renewal = Renewal::new(&tls, pki, &self.paths).unwrap();
             let held = renewal.held.clone();
             (renewal, tls, held)
         }
 
-        async fn renew(&self, renewal: &Renewal, held: &mut Held, now: SystemTime) {
+        async fn renew(&self, renewal: &Renewal, held: &mut ClientCertificates, now: SystemTime) {
             let Self { config, paths, host, supervisor, .. } = self;
             renewal.renew(config, paths, host, held, supervisor, now).await.unwrap();
         }
@@ -296,15 +296,11 @@ mod tests {
         // Certificates of a day, which has passed.
         let begin = now - 30 * HOUR;
         let request = ServerRequest {
-            tls_sans: Vec::new(),
             node_name: "edge".parse().unwrap(),
             node_ips: vec![ADDRESS],
-            advertise_address: None,
-            service_ip: server.config.network.kubernetes_service_ip(),
-            cluster_domain: "cluster.local".parse().unwrap(),
             apiserver_port: port,
             lifetime: Lifetime::of_days(1.try_into().unwrap()),
-            now: begin,
+            ..ServerRequest::example(begin)
         };
         let pki = ServerPki::ensure(&server.paths.server(), &request).unwrap();
         let node = AgentRequest {

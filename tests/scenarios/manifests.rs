@@ -4,19 +4,7 @@ use cluster_tests::{Network, Node, PATIENCE, step};
 
 const FOLDER: &str = "/var/lib/rancher/k3s/server/manifests";
 
-const APP: &str = "\
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: app}
-data: {first: one, second: two}
----
-apiVersion: v1
-kind: Service
-metadata: {name: app}
-spec:
-  selector: {app: app}
-  ports: [{name: http, port: 80}, {name: metrics, port: 9090}]
-";
+const APP: &str = include_str!("../manifests/app.yaml");
 
 const WIDGETS: &str = "\
 apiVersion: example.com/v1

@@ -5,7 +5,7 @@ use std::{ops::Deref, path::Path, sync::Arc, time::SystemTime};
 use k3s_datastore::{Datastore, Options};
 use k3s_front::testing::{Ca, Settings, Setup as Front};
 use k3s_identity::{Password, TokenFiles};
-use k3s_pki::{Lifetime, ServerPki, ServerRequest};
+use k3s_pki::{ServerPki, ServerRequest};
 use k3s_tunnel::{Egress, Tunnels};
 use serde_json::json;
 use tokio::sync::watch;
@@ -41,7 +41,7 @@ impl Setup {
         let server_dir = tempfile::tempdir().unwrap();
         store(&client_ca, server_dir.path(), "client-ca");
         store(&server_ca, server_dir.path(), "server-ca");
-        let pki = Arc::new(ServerPki::ensure(server_dir.path(), &server_request()).unwrap());
+        let pki = Arc::new(ServerPki::ensure(server_dir.path(), &ServerRequest::example(SystemTime::now())).unwrap());
         TokenFiles::ensure(server_dir.path(), Some(TOKEN), Some(AGENT_TOKEN), pki.server_ca.bundle()).unwrap();
         let datastore = Datastore::open(Options::new(server_dir.path().join("state.db"))).await.unwrap();
         let (admin_client_sender, admin_client) = AdminClient::pending();
@@ -86,18 +86,4 @@ fn store(ca: &Ca, server_dir: &Path, stem: &str) {
     std::fs::create_dir_all(server_dir.join("tls")).unwrap();
     std::fs::write(server_dir.join(format!("tls/{stem}.crt")), &ca.pem).unwrap();
     std::fs::write(server_dir.join(format!("tls/{stem}.key")), &ca.key).unwrap();
-}
-
-fn server_request() -> ServerRequest {
-    ServerRequest {
-        tls_sans: Vec::new(),
-        node_name: "server".parse().unwrap(),
-        node_ips: vec![[192, 0, 2, 1].into()],
-        advertise_address: None,
-        service_ip: [10, 43, 0, 1].into(),
-        cluster_domain: "cluster.local".parse().unwrap(),
-        apiserver_port: 6444,
-        lifetime: Lifetime::default(),
-        now: SystemTime::now(),
-    }
 }

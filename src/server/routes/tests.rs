@@ -430,7 +430,7 @@ async fn a_server_is_asked_by_its_neighbour() {
             .contains("did not replace its certificate authorities (400 Bad Request): tls/server-ca.crt:"),
         "{refused}"
     );
-    assert_eq!(refused.exit_code(), 65);
+    assert_eq!(u8::from(refused.exit_code()), 65);
     std::fs::write(tls.join("server-ca.key"), new.key).unwrap();
     std::fs::write(tls.join("client-ca.crt"), "").unwrap();
     let tokens = access(Some(TOKEN)).unwrap().replace_authorities(folder.path(), Replacement::Vouched).await.unwrap();
@@ -438,7 +438,7 @@ async fn a_server_is_asked_by_its_neighbour() {
 
     let wrong =
         access(Some("guess")).unwrap().replace_authorities(folder.path(), Replacement::Vouched).await.unwrap_err();
-    assert_eq!(wrong.exit_code(), 77, "{wrong}");
+    assert_eq!(u8::from(wrong.exit_code()), 77, "{wrong}");
     let elsewhere = access(Some(&format!("K10{}::server:{TOKEN}", "0".repeat(64)))).unwrap_err();
     assert!(matches!(elsewhere, ServerRequestError::OtherCluster));
     access(None).unwrap().rotate_token(Some("new")).await.unwrap();
