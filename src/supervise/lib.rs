@@ -2,7 +2,8 @@
 //!
 //! A [`Program`](program::Program) says what a child is. A [`Supervisor`] runs many: it starts one when the programs and
 //! [`Gate`]s it is after have been ready once, and from then on one child's failure is that child's restart and nobody else's.
-//! Work of our own process runs beside them as a [`Task`] each, whose panic or error is likewise its own restart.
+//! Work of our own process runs beside them as a [`Task`] each, whose panic or error is likewise its own restart. What does one thing
+//! and ends is run by [`Supervisor::run_once`].
 //! What all of them do is told to systemd by [`notify`], to people and programs by [`status`].
 //!
 //! No child outlives this process: see `spawn.rs`. What children leave behind on purpose (containers and their shims) is not touched.
@@ -17,6 +18,7 @@ pub mod status;
 mod backoff;
 mod gate;
 mod graph;
+mod one_shot;
 mod probe;
 mod runner;
 mod spawn;

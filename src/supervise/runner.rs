@@ -224,12 +224,7 @@ impl Runner {
         let Some(child) = self.child.take() else { return };
         let pid = child.process.pid();
         self.healthy = self.ready_since.take().map(|since| since.elapsed()).unwrap_or_default();
-        let how = match exit {
-            Ok(Exit::Code(code)) => ExitKind::Code(code),
-            Ok(Exit::Signal(signal)) => ExitKind::Signal(signal.to_string()),
-            // Dropping the process below ends it, should it be there after all.
-            Ok(Exit::Unknown) | Err(_) => ExitKind::Unknown(()),
-        };
+        let how = exit.into();
         drop(child.process);
         let last_words = child.follower.finish().await;
         // Whoever ends because it was asked to has said nothing about it.
@@ -269,6 +264,17 @@ impl Drop for Runner {
     fn drop(&mut self) {
         // Also where a bug ends it: whoever waits for the stop must not wait for ever.
         self.context.store.set_state(&self.program.name, State::Stopped);
+    }
+}
+
+impl From<io::Result<Exit>> for ExitKind {
+    fn from(exit: io::Result<Exit>) -> Self {
+        match exit {
+            Ok(Exit::Code(code)) => Self::Code(code),
+            Ok(Exit::Signal(signal)) => Self::Signal(signal.to_string()),
+            // Dropping the process ends it, should it be there after all.
+            Ok(Exit::Unknown) | Err(_) => Self::Unknown(()),
+        }
     }
 }
 

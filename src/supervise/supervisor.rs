@@ -340,6 +340,10 @@ impl Supervisor {
         }
     }
 
+    pub(crate) fn context(&self) -> &RunnerContext {
+        &self.inner.context
+    }
+
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.inner.tasks
     }
