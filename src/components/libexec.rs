@@ -11,6 +11,9 @@ use k3s_config::{datastore::Runner, server::ServerConfig};
 
 use crate::kine::KINE;
 
+/// What Helm is called among the components.
+pub const HELM: &str = "helm";
+
 /// What a role needs before it may write anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
@@ -20,6 +23,8 @@ pub enum Need {
     Node,
     /// A server whose state is in a database elsewhere.
     Kine,
+    /// A server that installs Helm charts.
+    Helm,
 }
 
 impl Need {
@@ -28,6 +33,7 @@ impl Need {
         let mut needs = vec![Self::ControlPlane];
         needs.extend(config.node.is_some().then_some(Self::Node));
         needs.extend((config.datastore.runner() == Runner::Child).then_some(Self::Kine));
+        needs.extend((!config.disabled.helm_controller).then_some(Self::Helm));
         needs
     }
 
@@ -36,6 +42,7 @@ impl Need {
         match self {
             Self::ControlPlane => &["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
             Self::Kine => &[KINE],
+            Self::Helm => &[HELM],
             Self::Node => &[
                 "containerd",
                 "containerd-shim-runc-v2",
@@ -145,7 +152,8 @@ pub struct Components {
 }
 
 impl Components {
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// The program of this name.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.found.get(name).cloned().unwrap_or_else(|| PathBuf::from(name))
     }
 

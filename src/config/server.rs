@@ -523,7 +523,7 @@ mod tests {
     fn what_asks_for_the_state_of_things_is_accepted() {
         let accepted = [
             "--disable-network-policy",
-            "--disable-helm-controller",
+            "--helm-job-image=registry.lan/klipper-helm",
             "--servicelb-priority-class=system-cluster-critical",
             "--default-local-storage-path=/srv",
             "--prefer-bundled-bin",

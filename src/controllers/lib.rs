@@ -52,5 +52,6 @@ pub use node_passwords::{
     node_password_secret, replace_node_password, tell_of_deferred,
 };
 pub use own_pods::OwnPods;
+pub use queue::reconcile_each;
 pub use service_lb::{RetiredServiceLb, ServiceLb};
-pub use view::{ClusterView, Derived, NodeScope};
+pub use view::{ClusterView, Derived, NodeScope, Reflector};

@@ -30,7 +30,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// object that fails is tried again after pauses of its own; one that the API refuses is named in `status` until it works.
 ///
 /// Lives until dropped.
-pub(crate) async fn reconcile_each<K, F>(
+pub async fn reconcile_each<K, F>(
     objects: &Reflector<K>,
     also: Option<impl Stream<Item = ObjectRef<K>> + Send + 'static>,
     status: StatusLine,

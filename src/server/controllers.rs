@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k3s_components::Paths;
+use k3s_components::{Components, HELM, Paths};
 use k3s_config::{
     network::Overlay,
     server::{Addon, EgressMode, ServerConfig},
@@ -11,6 +11,7 @@ use k3s_controllers::{
     ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
     Registry, RetiredServiceLb, ServiceLb, Shared, Variables, migrate_node_passwords,
 };
+use k3s_helm::{Helm, HelmController};
 use k3s_supervise::Supervisor;
 use k3s_tunnel::Egress;
 use kube::Client;
@@ -38,6 +39,7 @@ pub(crate) struct Controllers<'a> {
     pub(crate) paths: &'a Paths,
     pub(crate) host: &'a Host,
     pub(crate) supervisor: &'a Supervisor,
+    pub(crate) components: &'a Components,
     /// The API, and what is seen of it.
     pub(crate) client: Client,
     pub(crate) view: &'a ClusterView,
@@ -98,7 +100,8 @@ impl Controllers<'_> {
             .add(has_coredns.then_some(NodeHosts))
             .add(balances.then(|| ServiceLb { namespace: lb_namespace(), reserved: self.reserved_ports() }))
             .add((!balances).then(|| RetiredServiceLb { namespace: lb_namespace() }))
-            .add(Some(self.deploy()));
+            .add(Some(self.deploy()))
+            .add((!config.disabled.helm_controller).then(|| self.helm_controller()));
         #[cfg(debug_assertions)]
         k3s_controllers::add_faults(&mut registry);
         registry
@@ -137,6 +140,18 @@ impl Controllers<'_> {
             paths: self.paths.clone(),
         };
         PeerTunnels { own, node, supervisor: self.supervisor.clone() }
+    }
+
+    fn helm_controller(&self) -> HelmController {
+        let helm = Helm::new(
+            self.components.path(HELM),
+            self.paths.run().join("helm"),
+            self.paths.cred("supervisor.kubeconfig"),
+            self.paths.tls("server-ca.crt"),
+            self.supervisor.clone(),
+        );
+        let api = (self.config.reached_at(), self.config.https_listen_port).into();
+        HelmController { helm: Arc::new(helm), api }
     }
 
     fn deploy(&self) -> Deploy {

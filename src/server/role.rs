@@ -329,6 +329,7 @@ impl Server {
             paths: &self.paths,
             host: &self.host,
             supervisor: &self.supervisor,
+            components: &self.package.components,
             client,
             view,
             admin_client: &self.admin_client,

@@ -13,6 +13,8 @@ mod agents;
 mod aggregated_apis;
 mod authorities;
 mod bad_input;
+mod chart_registry;
+mod charts;
 mod controllers;
 mod database;
 mod images;

@@ -242,9 +242,7 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("disable-network-policy", "Enforce no network policies")
                 .server()
                 .accepted("network policies are not enforced yet"),
-            switch("disable-helm-controller", "Install no Helm charts")
-                .server()
-                .accepted("Helm charts are not installed yet"),
+            switch("disable-helm-controller", "Install no Helm charts").server(),
             switch("disable-controller-manager", "Run no kube-controller-manager").server().hidden(),
             switch("disable-agent", "Run no node beside the control plane").server(),
             switch("disable-apiserver", "Run no kube-apiserver")
@@ -255,7 +253,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 .unserved(refusal("a server that has its etcd elsewhere", LEAVE_OUT)),
             text("helm-job-image", "IMAGE", "Image of Helm jobs")
                 .server()
-                .unserved(refusal("a Helm job, and an image for it,", LEAVE_OUT)),
+                .accepted("Helm runs in the server itself and needs no image"),
             switch("embedded-registry", "Share images between nodes")
                 .server()
                 .unserved(refusal("the embedded registry", "leave it out and configure mirrors in registries.yaml")),

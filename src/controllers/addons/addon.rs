@@ -20,8 +20,12 @@ const SERVER: &str = "addon.k3s.io/authoritative";
 /// Characters of an event's note that the API takes.
 const LONGEST_NOTE: usize = 1000;
 
-/// The definition of AddOns, as k3s has it.
-pub(super) const DEFINITION: &str = include_str!("../../../manifests/crds/addons.yaml");
+/// The definitions of k3s' own kinds: they are there before any manifest that has one of them, whoever looks after its objects.
+pub(super) const DEFINITIONS: [&str; 3] = [
+    include_str!("../../../manifests/crds/addons.yaml"),
+    include_str!("../../../manifests/crds/helmcharts.yaml"),
+    include_str!("../../../manifests/crds/helmchartconfigs.yaml"),
+];
 
 /// AddOns, by name.
 pub(super) struct Addons {

@@ -25,7 +25,7 @@ use tracing::{debug, info};
 
 use super::{
     Deploy,
-    addon::{AddonObject, Addons, DEFINITION, Step},
+    addon::{AddonObject, Addons, DEFINITIONS, Step},
     changes::Changes,
     cluster::{Cluster, kinds_of},
     folder::{ManifestFile, Scan, addon_name, scan},
@@ -124,13 +124,15 @@ impl DeployError {
 }
 
 impl Run<'_> {
-    /// Makes the API know AddOns.
+    /// Makes the API know AddOns and Helm charts.
     async fn define(&mut self) -> Result<(), TaskError> {
-        let objects = manifest::parse(DEFINITION.as_bytes())?;
-        let mut backoff = backoff::of_api();
-        while let Err(error) = self.cluster.define(&objects).await {
-            debug!(%error, "AddOns cannot be defined yet.");
-            backoff.wait().await;
+        for definition in DEFINITIONS {
+            let objects = manifest::parse(definition.as_bytes())?;
+            let mut backoff = backoff::of_api();
+            while let Err(error) = self.cluster.define(&objects).await {
+                debug!(%error, "AddOns and Helm charts cannot be defined yet.");
+                backoff.wait().await;
+            }
         }
         Ok(())
     }

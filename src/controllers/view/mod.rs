@@ -39,7 +39,7 @@ use tokio_util::{
 };
 
 pub use derived::Derived;
-pub(crate) use reflector::Reflector;
+pub use reflector::Reflector;
 
 /// The cluster as one process sees it. Clones see the same.
 #[derive(Clone)]
@@ -147,7 +147,7 @@ impl ClusterView {
     }
 
     /// The objects of `api` that `config` selects, each as `strip` leaves it. `what` names them in the log.
-    pub(crate) fn reflect<K>(
+    pub fn reflect<K>(
         &self,
         what: &'static str,
         api: Api<K>,

@@ -27,10 +27,7 @@ use super::{
 use crate::backoff::{self, Failure, WatchBackoff};
 
 /// Objects that are watched.
-pub(crate) trait Object:
-    Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + Debug + Send + Sync + 'static
-{
-}
+pub trait Object: Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + Debug + Send + Sync + 'static {}
 
 impl<K> Object for K where K: Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + Debug + Send + Sync + 'static {}
 
@@ -40,7 +37,7 @@ pub(super) type Events<K> = BoxStream<'static, watcher::Result<Event<K>>>;
 const REFUSALS: u32 = 5;
 
 /// The objects of one resource, kept true by one watch. Clones are handles to the same.
-pub(crate) struct Reflector<K: Object> {
+pub struct Reflector<K: Object> {
     store: Store<K>,
     shared: Arc<Mutex<Shared<K>>>,
 }
@@ -72,13 +69,13 @@ impl<K: Object> Reflector<K> {
     }
 
     /// The objects as they were last seen.
-    pub(crate) fn store(&self) -> Store<K> {
+    pub fn store(&self) -> Store<K> {
         self.store.clone()
     }
 
     /// The value that `fold` makes of what `read` makes of each object, by `namespace/name` or name. Folded anew only when what was read
     /// of an object differs from before; objects of which `read` makes nothing do not count.
-    pub(crate) fn derive<T, V>(
+    pub fn derive<T, V>(
         &self,
         read: impl Fn(&K) -> Option<T> + Send + 'static,
         fold: impl Fn(&BTreeMap<String, T>) -> V + Send + 'static,
@@ -100,7 +97,7 @@ impl<K: Object> Reflector<K> {
     }
 
     /// Each object that is there, and from then on each that changed or went since it was last told: once, however often it did.
-    pub(crate) fn touched(&self) -> impl Stream<Item = ObjectRef<K>> + Send + use<K> {
+    pub fn touched(&self) -> impl Stream<Item = ObjectRef<K>> + Send + use<K> {
         let mut shared = self.lock();
         let (changes, stream) = Changes::new();
         changes.add(&shared.references());
@@ -109,7 +106,7 @@ impl<K: Object> Reflector<K> {
     }
 
     /// As [`Self::touched`], without those that went.
-    pub(crate) fn changed(&self) -> impl Stream<Item = Arc<K>> + Send + use<K> {
+    pub fn changed(&self) -> impl Stream<Item = Arc<K>> + Send + use<K> {
         let store = self.store();
         self.touched().filter_map(move |reference| std::future::ready(store.get(&reference)))
     }
