@@ -19,7 +19,10 @@ use std::{
 };
 
 use k3s_supervise::{GraphError, Supervisor};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -105,7 +108,7 @@ impl LastKnownTime {
             if told {
                 info!("The clock is taken as it is now.");
             }
-            self.remember();
+            self.remember().await;
             gate.open();
         }
         Ok(in_time)
@@ -117,10 +120,10 @@ impl LastKnownTime {
         let ended = loop {
             match timeout(REMEMBER, &mut work).await {
                 Ok(ended) => break ended,
-                Err(_) => self.remember(),
+                Err(_) => self.remember().await,
             }
         };
-        self.remember();
+        self.remember().await;
         ended
     }
 
@@ -129,13 +132,15 @@ impl LastKnownTime {
     }
 
     /// What cannot be remembered is no reason to stop: the next start knows less.
-    fn remember(&self) {
-        let touch = || -> io::Result<()> {
-            let file = File::options().create(true).append(true).open(&self.path)?;
+    async fn remember(&self) {
+        let path = self.path.clone();
+        let touch = move || -> io::Result<()> {
+            let file = File::options().create(true).append(true).open(&path)?;
             file.set_modified(SystemTime::now())?;
             file.sync_all()
         };
-        if let Err(error) = touch() {
+        // Nobody waits for the disk on a thread of the runtime.
+        if let Err(error) = spawn_blocking(touch).await.unwrap_or_else(|ended| Err(ended.into())) {
             debug!(%error, path = %self.path.display(), "The time cannot be remembered.");
         }
     }

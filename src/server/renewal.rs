@@ -11,7 +11,9 @@
 //! ```
 
 use std::{
+    future::pending,
     net::IpAddr,
+    panic::resume_unwind,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,7 +24,7 @@ use k3s_config::server::{EgressMode, ServerConfig};
 use k3s_files::FileError;
 use k3s_pki::{AgentPki, CurrentCertificate, ServerPki, renewal::renew_before};
 use k3s_supervise::Supervisor;
-use tokio::{sync::watch, time::sleep};
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tracing::{error, info};
 
 use crate::{
@@ -86,21 +88,25 @@ impl Renewal {
 
     /// Renews what is due and what lacks one of `ips`, the machine's addresses, for as long as it is polled. What fails is told, and tried
     /// again the next time.
-    pub(crate) async fn run(&self, scope: &RenewalScope, mut ips: watch::Receiver<Vec<IpAddr>>) {
-        let RenewalScope { config, paths, host: start, supervisor } = scope;
+    pub(crate) async fn run(&self, scope: &Arc<RenewalScope>, mut ips: watch::Receiver<Vec<IpAddr>>) {
+        let supervisor = &scope.supervisor;
         let mut held = self.held.clone();
-        let mut host = start.moved_to(&ips.borrow_and_update());
+        let mut host = scope.host.moved_to(&ips.borrow_and_update());
         loop {
             tokio::select! {
                 () = sleep(self.interval) => {}
                 Ok(()) = ips.changed() => {
                     let now = ips.borrow_and_update().clone();
                     info!(addresses = ?now, "This server has moved to another address, for which it takes certificates.");
-                    host = start.moved_to(&now);
+                    host = scope.host.moved_to(&now);
                 }
             }
-            let renewed = self.renew(config, paths, &host, &mut held, supervisor, SystemTime::now()).await;
-            match renewed.and_then(|pki| bootstrap::administrator(config, &pki)) {
+            let renewed = async {
+                let pki = self.renew(scope, &host, &mut held, SystemTime::now()).await?;
+                let scope = scope.clone();
+                on_disk(move || bootstrap::administrator(&scope.config, &pki)).await
+            };
+            match renewed.await {
                 Ok(()) => supervisor.clear("certificates"),
                 Err(error) => {
                     error!(%error, again_in = ?self.interval, "The certificates cannot be renewed.");
@@ -112,27 +118,44 @@ impl Renewal {
 
     async fn renew(
         &self,
-        config: &ServerConfig,
-        paths: &Paths,
+        scope: &Arc<RenewalScope>,
         host: &Host,
         held: &mut ClientCertificates,
-        supervisor: &Supervisor,
         now: SystemTime,
     ) -> Result<ServerPki, Error> {
-        let pki = bootstrap::certificates(config, paths, host, now)?;
-        let FrontTls { certificate, upstream, .. } = bootstrap::front_tls(config, &pki, now)?;
+        let (pki, FrontTls { certificate, upstream, .. }, clients) = {
+            let (scope, host) = (scope.clone(), host.clone());
+            on_disk(move || {
+                let pki = bootstrap::certificates(&scope.config, &scope.paths, &host, now)?;
+                let tls = bootstrap::front_tls(&scope.config, &pki, now)?;
+                Ok((pki, tls, ClientCertificates::read(&scope.paths)?))
+            })
+            .await?
+        };
         self.front.take_over(&certificate);
         self.proxy.take_over(&upstream.proxy_certificate);
-        let before = std::mem::replace(held, ClientCertificates::read(paths)?);
+        let before = std::mem::replace(held, clients);
         if before.clients != held.clients {
             self.renewed.send_replace(());
         }
-        if before.kube_apiserver != held.kube_apiserver && config.egress_mode != EgressMode::Disabled {
+        if before.kube_apiserver != held.kube_apiserver && scope.config.egress_mode != EgressMode::Disabled {
             info!("kube-apiserver reads its certificate for the tunnels at its start only, and is started again.");
             // It is not there only if the server stops.
-            let _ = supervisor.restart("kube-apiserver").await;
+            let _ = scope.supervisor.restart("kube-apiserver").await;
         }
         Ok(pki)
+    }
+}
+
+/// Signing takes the processor, and writing waits for the disk: on a thread where nobody else waits for them.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => pending().await,
+        },
     }
 }
 
@@ -203,8 +226,13 @@ mod tests {
         }
 
         async fn renew(&self, renewal: &Renewal, held: &mut ClientCertificates, now: SystemTime) {
-            let Self { config, paths, host, supervisor, .. } = self;
-            renewal.renew(config, paths, host, held, supervisor, now).await.unwrap();
+            let scope = Arc::new(RenewalScope {
+                config: self.config.clone(),
+                paths: self.paths.clone(),
+                host: self.host.clone(),
+                supervisor: self.supervisor.clone(),
+            });
+            renewal.renew(&scope, &self.host, held, now).await.unwrap();
         }
     }
 
