@@ -260,7 +260,7 @@ fn launch_containerd(
     inherited: &InheritedEnvironment,
 ) -> Result<Launch, Error> {
     let (path, template) = UserTemplate::find(&paths.agent_etc("containerd"))?.unzip();
-    let pause = node.config.pause_image.as_deref().unwrap_or(images::PAUSE);
+    let pause = node.config.pause_image.as_deref().unwrap_or(k3s_images::PAUSE);
     containerd(node, paths, components, pause, template.as_ref(), inherited)
         .map_err(|source| Error::Template { path: path.unwrap_or_default(), source })
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Component, PathBuf},
     str::FromStr,
 };
 
@@ -65,6 +65,8 @@ pub struct ServerConfig {
     pub args: ControlPlaneArgs,
     /// Host of every packaged image, replacing the one in its name (`--system-default-registry`).
     pub system_default_registry: Option<String>,
+    /// Where nodes keep the volumes of the storage class `local-path` (`--default-local-storage-path`), `<data-dir>/storage` by default.
+    pub local_storage: PathBuf,
     /// The node this server also is; `None` with `--disable-agent`.
     pub node: Option<NodeConfig>,
     /// The node's name even where there is no node: the server's own name in certificates and leases. Under `--with-node-id` it
@@ -157,6 +159,10 @@ impl ServerConfig {
             },
             args,
             system_default_registry: values.given("system-default-registry").map(|g| g.parse(registry)).transpose()?,
+            local_storage: match values.given("default-local-storage-path") {
+                Some(given) => local_storage(given.path(environment)?).map_err(|problem| given.invalid(problem))?,
+                None => data_dir.join("storage"),
+            },
             node_name: node.name.clone(),
             ips: node.ips.clone(),
             external_ips: node.external_ips.clone(),
@@ -391,6 +397,15 @@ fn namespace(text: &str) -> Result<String, String> {
     is_dns_label(text).then(|| text.to_owned()).ok_or_else(problem)
 }
 
+/// Refuses what the provisioner of volumes would: the root, by whatever name.
+fn local_storage(path: PathBuf) -> Result<PathBuf, String> {
+    let is_plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if is_plain && path.file_name().is_some() {
+        return Ok(path);
+    }
+    Err(format!("`{}` is no folder to keep volumes in; write one such as /srv/volumes", path.display()))
+}
+
 fn certificate_name(text: &str) -> Result<String, String> {
     let valid = text.parse::<IpAddr>().is_ok() || is_certificate_name(text);
     valid
@@ -496,6 +511,18 @@ mod tests {
     }
 
     #[test]
+    fn volumes_have_a_folder() {
+        let host = Host::new();
+        let folder = |args: &[&str]| host.server(args).map(|(config, _)| config.local_storage);
+        assert_eq!(folder(&["--data-dir=/data"]).unwrap(), Path::new("/data/storage"));
+        assert_eq!(folder(&["--default-local-storage-path=volumes"]).unwrap(), host.path("volumes"));
+        for path in ["/", "//", "/srv/../.."] {
+            let error = folder(&[&format!("--default-local-storage-path={path}")]).unwrap_err().to_string();
+            assert!(error.contains("is no folder to keep volumes in"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_smaller_range_for_each_node_allows_a_smaller_cluster_range() {
         let small = ["--cluster-cidr=10.42.0.0/25", "--kube-controller-manager-arg=node-cidr-mask-size=26"];
         assert!(Host::new().server(&small).is_ok());
@@ -525,7 +552,6 @@ mod tests {
             "--disable-network-policy",
             "--helm-job-image=registry.lan/klipper-helm",
             "--servicelb-priority-class=system-cluster-critical",
-            "--default-local-storage-path=/srv",
             "--prefer-bundled-bin",
             "--etcd-disable-snapshots",
             "--tls-san-security=true",

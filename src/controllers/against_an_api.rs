@@ -27,7 +27,8 @@ fn deploy(folder: &Path, disabled: &[&str]) -> Deploy {
             cluster_dns: vec!["10.43.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
             system_default_registry: None,
-            coredns_image: "docker.io/k3s-rs/coredns:test".into(),
+            local_storage: "/data/storage".into(),
+            overlay_external: false,
         },
         server: "server".into(),
     }

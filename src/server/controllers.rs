@@ -25,9 +25,6 @@ use crate::{
     peers::PeerTunnels,
 };
 
-/// Cluster DNS, packed with us.
-const COREDNS: &str = "docker.io/k3s-rs/coredns:1.15.0";
-
 /// Where kubelets listen.
 const KUBELET: u16 = 10250;
 /// Where nodes' overlay devices do.
@@ -163,7 +160,8 @@ impl Controllers<'_> {
                 cluster_dns: config.network.cluster_dns.clone(),
                 cluster_domain: config.network.cluster_domain.clone(),
                 system_default_registry: config.system_default_registry.clone(),
-                coredns_image: COREDNS.to_owned(),
+                local_storage: config.local_storage.clone(),
+                overlay_external: config.network.overlay_external,
             },
             server: self.host.name.clone(),
         }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use k3s_oci::{Config, Digest, ImageName, Node, Platform, PlatformBuilder};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::component::{Component, Scratch};
 use crate::process::{stdout, succeed};
@@ -36,9 +36,12 @@ const FREESTANDING: [&str; 13] = [
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Declaration {
-    repository: String,
-    /// `{component}` stands for that component's version, without its `v`; `{k3s}` for ours.
-    tag: String,
+    /// Its name, which `k3s_images` has read from here; of the tag, `{component}` stands for that component's version without its `v`,
+    /// `{k3s}` for ours.
+    #[serde(rename = "repository")]
+    _repository: IgnoredAny,
+    #[serde(rename = "tag")]
+    _tag: IgnoredAny,
     #[serde(default)]
     purpose: Purpose,
     #[serde(default)]
@@ -132,6 +135,14 @@ impl Image {
         self.declaration.purpose
     }
 
+    /// The components whose programs it holds.
+    pub(crate) fn components(&self) -> impl Iterator<Item = &str> {
+        self.declaration.files.values().filter_map(|source| match source {
+            Source::Component(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     /// Packs the image as `<folder>/<name>.tar`. Components that it holds are built first.
     pub(crate) fn pack(&self, folder: &Path) -> Result<Packed> {
         fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
@@ -159,13 +170,8 @@ impl Image {
     }
 
     fn image_name(&self) -> Result<ImageName> {
-        let tag = &self.declaration.tag;
-        let tag = match tag.strip_prefix('{').and_then(|tag| tag.strip_suffix('}')) {
-            Some("k3s") => env!("CARGO_PKG_VERSION").to_owned(),
-            Some(component) => Component::named(component)?.version().trim_start_matches('v').to_owned(),
-            None => tag.clone(),
-        };
-        Ok(format!("{}:{tag}", self.declaration.repository).parse()?)
+        let name = k3s_images::named(&self.name).with_context(|| format!("images/{} is not declared", self.name))?;
+        Ok(name.parse()?)
     }
 
     fn add(&self, files: &mut Files, path: &Path, source: &Source, scratch: &Path) -> Result<()> {

@@ -45,7 +45,7 @@ enum Verb {
     Down(down::Args),
     /// Build the upstream programs (Kubernetes, containerd, runc, CNI plugins, CoreDNS), and those that only tests use, into the cache.
     Components(components::Args),
-    /// Pack the container images: pause and CoreDNS for every node, demo for tests.
+    /// Pack the container images: those of the sandbox and the add-ons for every node, demo for tests.
     Images(images::Args),
     /// Run everything that CI runs.
     Test(test::Args),

@@ -28,17 +28,27 @@ pub struct Process {
     pub started: u64,
 }
 
+/// Packaged add-ons that few scenarios look at, and that each node of all others would start.
+const LIGHT: &str = "--disable=local-storage,metrics-server,traefik";
+
 impl Node {
-    /// Starts `k3s server` with these flags, as a service manager would: a child of process 1 in a cgroup of its own on v2.
+    /// Starts `k3s server` with these flags, as a service manager would: a child of process 1 in a cgroup of its own on v2. The heavier
+    /// of the packaged add-ons are left out.
     #[track_caller]
     pub fn start_k3s(&self, flags: &str) -> Job {
-        self.start_role("", "server", flags)
+        self.start_k3s_with("", flags)
     }
 
     /// Starts `k3s server` with these variables in its environment, as `NAME=value NAME=value`.
     #[track_caller]
     pub fn start_k3s_with(&self, variables: &str, flags: &str) -> Job {
-        self.start_role(variables, "server", flags)
+        self.start_role(variables, "server", &format!("{LIGHT} {flags}"))
+    }
+
+    /// Starts `k3s server` with these flags and nothing that they do not say: every packaged add-on is there.
+    #[track_caller]
+    pub fn start_k3s_with_addons(&self, flags: &str) -> Job {
+        self.start_role("", "server", flags)
     }
 
     /// Starts `k3s agent` in the same way, with the address and the token of `server` in its configuration file.

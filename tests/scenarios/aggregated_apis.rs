@@ -23,7 +23,7 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
   - name: extension
-    image: docker.io/k3s-rs/coredns:1.15.0
+    image: IMAGE
     args: [-conf, /etc/coredns/Corefile]
     volumeMounts:
     - {name: corefile, mountPath: /etc/coredns}
@@ -89,7 +89,7 @@ fn webhooks_and_aggregated_apis_are_reached_in_each_egress_mode() {
                      -addext subjectAltName=DNS:extension.default.svc -keyout key -out certificate",
                 );
                 server.kubectl("create secret tls extension --cert=/tmp/certificate --key=/tmp/key");
-                server.apply(EXTENSION);
+                server.apply(&EXTENSION.replace("IMAGE", k3s_images::COREDNS));
                 let bundle = server.succeed("base64 -w0 /tmp/certificate");
                 server.apply(&WEBHOOK.replace("BUNDLE", bundle.trim()));
             }

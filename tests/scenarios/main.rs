@@ -5,6 +5,7 @@ mod refusal;
 mod registry;
 mod worker;
 
+mod addons;
 mod agent_autonomy;
 mod agent_failover;
 mod agent_identity;

@@ -58,8 +58,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 .env("K3S_DATA_DIR")
                 .default("/var/lib/rancher/k3s"),
             text("default-local-storage-path", "DIR", "Where local volumes are kept; <data-dir>/storage if not given")
-                .server()
-                .accepted("there is no provisioner of local volumes yet"),
+                .server(),
         ],
     },
     Section {

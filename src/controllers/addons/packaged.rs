@@ -1,6 +1,11 @@
 //! The manifests themselves and what is filled into them.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf};
+
+use serde_json::Value;
+
+/// What the name of an image stands after.
+const IMAGE: &str = "%{IMAGE:";
 
 /// A manifest inside the program.
 #[derive(Debug)]
@@ -10,11 +15,26 @@ pub(super) struct Packaged {
     text: &'static str,
 }
 
+/// The files below `manifests/` of these paths.
+macro_rules! packaged {
+    ($($path:literal),* $(,)?) => {
+        &[$(Packaged { path: $path, text: include_str!(concat!("../../../manifests/", $path)) }),*]
+    };
+}
+
 /// Every packaged manifest, in the order in which they are applied: by path, as k3s does.
-pub(super) const PACKAGED: &[Packaged] = &[
-    Packaged { path: "coredns.yaml", text: include_str!("../../../manifests/coredns.yaml") },
-    Packaged { path: "rolebindings.yaml", text: include_str!("../../../manifests/rolebindings.yaml") },
-    Packaged { path: "runtimes.yaml", text: include_str!("../../../manifests/runtimes.yaml") },
+pub(super) const PACKAGED: &[Packaged] = packaged![
+    "coredns.yaml",
+    "local-storage.yaml",
+    "metrics-server/aggregated-metrics-reader.yaml",
+    "metrics-server/auth-delegator.yaml",
+    "metrics-server/auth-reader.yaml",
+    "metrics-server/metrics-apiservice.yaml",
+    "metrics-server/metrics-server-deployment.yaml",
+    "metrics-server/metrics-server-service.yaml",
+    "metrics-server/resource-reader.yaml",
+    "rolebindings.yaml",
+    "runtimes.yaml",
 ];
 
 /// The values that k3s' manifests name as `%{NAME}%`.
@@ -26,12 +46,14 @@ pub struct Variables {
     pub cluster_domain: String,
     /// Where all packaged images come from instead of their own registry, without a slash at its end (`--system-default-registry`).
     pub system_default_registry: Option<String>,
-    /// The image of coredns, with its registry.
-    pub coredns_image: String,
+    /// Where nodes keep local volumes (`--default-local-storage-path`).
+    pub local_storage: PathBuf,
+    /// Whether nodes reach each other by their external addresses (`--flannel-external-ip`).
+    pub overlay_external: bool,
 }
 
 impl Packaged {
-    /// The manifest with its variables filled in.
+    /// The manifest with its variables filled in. `%{IMAGE:name}%` stands for the image that is declared by that name.
     pub(super) fn render(&self, variables: &Variables) -> String {
         let dns = &variables.cluster_dns;
         let first_dns = dns.first().map(IpAddr::to_string).unwrap_or_default();
@@ -41,15 +63,39 @@ impl Packaged {
             ("CLUSTER_DNS_LIST", format!("[{list}]")),
             ("CLUSTER_DNS_IPFAMILYPOLICY", if dns.len() > 1 { "RequireDualStack" } else { "SingleStack" }.into()),
             ("CLUSTER_DOMAIN", variables.cluster_domain.clone()),
-            ("COREDNS_IMAGE", variables.image(&variables.coredns_image)),
+            ("DEFAULT_LOCAL_STORAGE_PATH", variables.local_storage_in_json()),
+            ("PREFERRED_ADDRESS_TYPES", variables.preferred_address_types().to_owned()),
         ];
-        values
+        let text = values
             .into_iter()
-            .fold(self.text.to_owned(), |text, (name, value)| text.replace(&format!("%{{{name}}}%"), &value))
+            .fold(self.text.to_owned(), |text, (name, value)| text.replace(&format!("%{{{name}}}%"), &value));
+        variables.fill_in_images(&text)
     }
 }
 
 impl Variables {
+    /// As it stands between the quotation marks of a document in JSON, whatever it is made of.
+    fn local_storage_in_json(&self) -> String {
+        let quoted = Value::from(self.local_storage.to_string_lossy()).to_string();
+        quoted[1..quoted.len() - 1].to_owned()
+    }
+
+    fn preferred_address_types(&self) -> &'static str {
+        if self.overlay_external { "ExternalIP,InternalIP,Hostname" } else { "InternalIP,ExternalIP,Hostname" }
+    }
+
+    fn fill_in_images(&self, text: &str) -> String {
+        let mut parts = text.split(IMAGE);
+        let mut filled = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            match part.split_once("}%").and_then(|(name, rest)| Some((k3s_images::named(name)?, rest))) {
+                Some((image, rest)) => filled.extend([&self.image(image), rest]),
+                None => filled.extend([IMAGE, part]),
+            }
+        }
+        filled
+    }
+
     /// `image` from where it is to come.
     fn image(&self, image: &str) -> String {
         let Some(registry) = &self.system_default_registry else { return image.to_owned() };
@@ -73,7 +119,8 @@ mod tests {
             cluster_dns: vec!["10.43.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
             system_default_registry: None,
-            coredns_image: "docker.io/k3s-rs/coredns:1.15.0".into(),
+            local_storage: "/data/storage".into(),
+            overlay_external: false,
         }
     }
 
@@ -87,10 +134,39 @@ mod tests {
         }
     }
 
+    fn text(path: &str, variables: &Variables) -> String {
+        PACKAGED.iter().find(|packaged| packaged.path == path).unwrap().render(variables)
+    }
+
+    #[test]
+    fn volumes_are_kept_where_the_server_was_told() {
+        let mut variables = variables();
+        variables.local_storage = r#"/srv/"a" \ b"#.into();
+        let objects = manifest::parse(text("local-storage.yaml", &variables).as_bytes()).unwrap();
+        let config = objects
+            .iter()
+            .map(|found| &found.object)
+            .find(|object| object.metadata.name.as_deref() == Some("local-path-config"));
+        let data = &config.unwrap().data["data"];
+        let map: Value = serde_json::from_str(data["config.json"].as_str().unwrap()).unwrap();
+        assert_eq!(map["nodePathMap"][0]["paths"], serde_json::json!([r#"/srv/"a" \ b"#]));
+        assert!(data["helperPod.yaml"].as_str().unwrap().contains(k3s_images::LOCAL_PATH_PROVISIONER));
+    }
+
+    #[test]
+    fn metrics_are_asked_for_where_nodes_reach_each_other() {
+        let deployment = |variables: &Variables| text("metrics-server/metrics-server-deployment.yaml", variables);
+        assert!(deployment(&variables()).contains("=InternalIP,ExternalIP,Hostname\n"));
+        assert!(
+            deployment(&Variables { overlay_external: true, ..variables() })
+                .contains("=ExternalIP,InternalIP,Hostname\n")
+        );
+    }
+
     #[test]
     fn variables_are_filled_in() {
         let coredns = |variables: &Variables| {
-            let objects = manifest::parse(PACKAGED[0].render(variables).as_bytes()).unwrap();
+            let objects = manifest::parse(text("coredns.yaml", variables).as_bytes()).unwrap();
             let find = |kind: &str| {
                 let is_it = |object: &&DynamicObject| object.types.as_ref().is_some_and(|types| types.kind == kind);
                 objects.iter().map(|found| &found.object).find(is_it).unwrap().data.clone()
@@ -102,7 +178,7 @@ mod tests {
         let (service, image, corefile) = coredns(&variables());
         assert_eq!(service["clusterIPs"], serde_json::json!(["10.43.0.10"]));
         assert_eq!(service["ipFamilyPolicy"], "SingleStack");
-        assert_eq!(image, "docker.io/k3s-rs/coredns:1.15.0");
+        assert_eq!(image, k3s_images::COREDNS);
         assert!(corefile.as_str().unwrap().contains("kubernetes cluster.local in-addr.arpa"));
 
         let mut dual = variables();
@@ -111,6 +187,6 @@ mod tests {
         let (service, image, _) = coredns(&dual);
         assert_eq!(service["clusterIPs"], serde_json::json!(["10.43.0.10", "fd43::a"]));
         assert_eq!(service["ipFamilyPolicy"], "RequireDualStack");
-        assert_eq!(image, "registry.example:5000/k3s-rs/coredns:1.15.0");
+        assert_eq!(image, k3s_images::COREDNS.replace("docker.io", "registry.example:5000"));
     }
 }

@@ -46,7 +46,9 @@ impl Server {
         fs::create_dir(&folder).unwrap();
         // What comes with the program is tested elsewhere.
         for packaged in packaged::PACKAGED {
-            fs::write(folder.join(format!("{}.skip", packaged.path)), "").unwrap();
+            let mark = folder.join(format!("{}.skip", packaged.path));
+            fs::create_dir_all(mark.parent().unwrap()).unwrap();
+            fs::write(mark, "").unwrap();
         }
         Self { folder, disabled: Vec::new(), api, supervisor, _dirs: [dir, run] }
     }
@@ -69,7 +71,8 @@ impl Server {
                 cluster_dns: vec!["10.43.0.10".parse().unwrap()],
                 cluster_domain: "cluster.local".into(),
                 system_default_registry: None,
-                coredns_image: "coredns:test".into(),
+                local_storage: "/data/storage".into(),
+                overlay_external: false,
             },
             server: "server".into(),
         };

@@ -162,7 +162,7 @@ fn pod(api: &Api<'_>, name: &str) -> Result<Instant> {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name},
-        "spec": {"containers": [{"name": "pause", "image": "docker.io/k3s-rs/pause:0.1.0"}]},
+        "spec": {"containers": [{"name": "pause", "image": k3s_images::PAUSE}]},
     });
     let pods = "/api/v1/namespaces/default/pods";
     // Refused until the namespace has its service account.

@@ -1,12 +1,13 @@
 //! Bills of materials in CycloneDX's format: of k3s by cargo-cyclonedx, of each component by cyclonedx-gomod, which reads what
 //! Go's linker wrote into the program.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
 use crate::{
     component::{Component, Scratch},
+    image::{Image, Purpose},
     process::{cargo, succeed},
     workspace,
 };
@@ -14,7 +15,7 @@ use crate::{
 const CARGO_TOOL: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 const GO_TOOL: &str = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0";
 
-/// Writes `<program>.cdx.json` for each program of the package, without times and serial numbers.
+/// Writes `<program>.cdx.json` for each program of the package and of the images in it, without times and serial numbers.
 pub(super) fn write(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let tools = workspace::cache()?.join("tools");
@@ -23,7 +24,11 @@ pub(super) fn write(folder: &Path) -> Result<()> {
     if !gomod.join("cyclonedx-gomod").exists() {
         succeed(Command::new("go").env("GOBIN", &gomod).args(["install", GO_TOOL]))?;
     }
-    for component in Component::all()?.iter().filter(|component| component.libexec().is_some()) {
+    let images = Image::all()?;
+    let nodes = images.iter().filter(|image| image.purpose() == Purpose::Node);
+    let in_images: BTreeSet<_> = nodes.flat_map(Image::components).collect();
+    let is_shipped = |component: &&Component| component.libexec().is_some() || in_images.contains(component.name());
+    for component in Component::all()?.iter().filter(is_shipped) {
         let built = component.build()?.folder;
         for program in component.programs() {
             let bill = folder.join(format!("{program}.cdx.json"));

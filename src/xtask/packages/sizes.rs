@@ -26,7 +26,10 @@ pub(super) fn table(dist: &Path, image: &Path, extensions: &[PathBuf; 2]) -> Res
             row(&format!("`libexec/k3s/{}`", program.display()), of_file(&path)?)?;
         }
     }
-    row("images of a node", of_tree(&dist.join("share"))?)?;
+    let images = dist.join("share/k3s/images");
+    for image in folder::files(&images)? {
+        row(&format!("`share/k3s/images/{}`", image.display()), of_file(&images.join(&image))?)?;
+    }
     row("**the package**", of_tree(dist)?)?;
     row("OCI image", of_file(image)?)?;
     row("sysext (EROFS, lz4hc)", of_file(&extensions[0])?)?;
