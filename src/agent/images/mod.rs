@@ -25,9 +25,6 @@ use crate::{
 };
 use import_record::ImportRecord;
 
-/// The sandbox of pods, packed with us.
-pub(crate) const PAUSE: &str = "docker.io/k3s-rs/pause:0.1.0";
-
 /// In the status.
 const WARNING: &str = "images";
 const NOT_PULLED: &str = "listed-images";
