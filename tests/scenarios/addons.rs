@@ -80,7 +80,7 @@ fn addons_work_by_default_and_go_when_they_are_disabled() {
             ("alias.test", "10.43.0.1"),
             ("host.zone.test", "192.0.2.44"),
         ] {
-            let look_up = format!("k3s kubectl exec client -- timeout 5 nslookup -type=a {name}");
+            let look_up = format!("k3s kubectl exec client -- timeout 5 nslookup -type=a {name}.");
             server.wait_until_succeeds(&format!("{look_up} | grep -E 'Address.* {answer}$'"), PATIENCE);
         }
         after("coredns");
