@@ -112,10 +112,16 @@ fn volumes(server: &Node, after: &impl Fn(&str)) {
         assert_eq!(server.succeed("stat -c %a /var/lib/rancher/k3s/storage").trim(), "700");
     });
     step("a volume's folder goes with its claim", || {
-        server.kubectl("delete pod,pvc first");
-        server.wait_until_succeeds("! ls -d /var/lib/rancher/k3s/storage/pvc-*", PATIENCE);
-        server.wait_until_succeeds("k3s kubectl get pv -o name | wc -l | grep -qx 0", PATIENCE);
+        give_back(server, "first", "/var/lib/rancher/k3s/storage");
     });
+}
+
+/// Deletes a claim and its pod, and waits until nothing is left of either, nor of who removed the folder.
+fn give_back(server: &Node, name: &str, folder: &str) {
+    server.kubectl(&format!("delete pod,pvc {name}"));
+    server.wait_until_succeeds(&format!("! ls -d {folder}/pvc-*"), PATIENCE);
+    let left = "k3s kubectl get pv,pods -A -o name >/tmp/left && ! grep -E 'persistentvolume/|helper-pod' /tmp/left";
+    server.wait_until_succeeds(left, PATIENCE);
 }
 
 /// Prints what the programs of the add-ons take.
@@ -140,8 +146,7 @@ fn disabled(server: &Node) {
         server.apply(&VOLUME.replace("NAME", "second"));
         server.wait_until_succeeds("k3s kubectl exec second -- touch /data/file", PATIENCE);
         server.succeed("ls /srv/volumes/pvc-*_default_second/file");
-        server.kubectl("delete pod,pvc second");
-        server.wait_until_succeeds("! ls -d /srv/volumes/pvc-*", PATIENCE);
+        give_back(server, "second", "/srv/volumes");
     });
     step("nothing is left of what is disabled", || {
         server.stop_k3s();
