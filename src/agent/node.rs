@@ -24,7 +24,7 @@ use crate::{
     api::{self, Renewed},
     cgroup,
     error::chain,
-    images::{self, Images},
+    images::Images,
     network, pod_network,
     registries::{self, RegistriesFile},
     resolv_conf::{self, NO_RESOLV_CONF, resolv_conf_for_pods},
