@@ -6,7 +6,7 @@ use k3s_components::{RegistriesError, TemplateError, UserConfigError};
 use k3s_supervise::GraphError;
 use sysexits::ExitCode;
 
-use crate::join::JoinError;
+use crate::join_error::JoinError;
 
 /// A node that cannot be prepared, or cannot join its network.
 #[derive(Debug, thiserror::Error)]

@@ -31,7 +31,8 @@ use crate::{
     api::Renewed,
     cluster_config::{ClusterConfig, MetricsConfig},
     error::chain,
-    join::{JoinError, Joined, NodeRegistration},
+    join::{Joined, NodeRegistration},
+    join_error::JoinError,
     server_api::ServerApi,
 };
 

@@ -10,7 +10,7 @@ use tracing::info;
 
 use crate::{
     https::{Https, Patience},
-    join::JoinError,
+    join_error::JoinError,
     trust::{Identity, Trust},
 };
 

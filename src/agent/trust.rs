@@ -22,7 +22,7 @@ use tracing::warn;
 
 use crate::{
     https::{Https, Patience},
-    join::JoinError,
+    join_error::JoinError,
 };
 
 /// Whose certificate a server has to show.

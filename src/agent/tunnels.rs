@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 use crate::{
     error::chain,
-    join::JoinError,
+    join_error::JoinError,
     network,
     reach::{self, Reachable},
     trust::{Identity, Trust},

@@ -191,24 +191,10 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
 
 const APP: &str = include_str!("../../tests/manifests/app.yaml");
 
-const WIDGETS: &str = "\
-apiVersion: example.com/v1
-kind: Widget
-metadata: {name: first, namespace: default}
----
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: widgets.example.com}
-spec:
-  group: example.com
-  names: {kind: Widget, plural: widgets, singular: widget}
-  scope: Namespaced
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-";
+const WIDGETS: &str = concat!(
+    "apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: first, namespace: default}\n---\n",
+    include_str!("../../tests/manifests/widget-crd.yaml"),
+);
 
 #[tokio::test]
 #[ignore = "needs an API server in KUBECONFIG"]

@@ -6,24 +6,10 @@ const FOLDER: &str = "/var/lib/rancher/k3s/server/manifests";
 
 const APP: &str = include_str!("../manifests/app.yaml");
 
-const WIDGETS: &str = "\
-apiVersion: example.com/v1
-kind: Widget
-metadata: {name: first}
----
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: widgets.example.com}
-spec:
-  group: example.com
-  names: {kind: Widget, plural: widgets, singular: widget}
-  scope: Namespaced
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-";
+const WIDGETS: &str = concat!(
+    "apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: first}\n---\n",
+    include_str!("../manifests/widget-crd.yaml"),
+);
 
 #[test]
 fn what_lies_in_the_folder_is_in_the_cluster() {
