@@ -117,8 +117,32 @@ pub(crate) fn runs(step: Step, wanted: &Wanted) -> Vec<Vec<String>> {
         // The index of the repository, which names the chart's archive.
         runs.push(["repo", "update", REPOSITORY].map(str::to_owned).to_vec());
     }
-    runs.push(apply(step, wanted));
+    runs.push(if step == Step::Fetch { fetch(wanted) } else { apply(step, wanted) });
     runs
+}
+
+fn fetch(wanted: &Wanted) -> Vec<String> {
+    let mut args = ["show", "chart"].map(str::to_owned).to_vec();
+    args.extend(access(wanted));
+    args.extend(["--".to_owned(), wanted.source.reference(ARCHIVE)]);
+    args
+}
+
+/// How the chart is fetched.
+fn access(wanted: &Wanted) -> Vec<String> {
+    let access = &wanted.access;
+    let mut args = Vec::new();
+    let mut switch = |is_set: bool, argument: &str| args.extend(is_set.then(|| argument.to_owned()));
+    switch(access.insecure_skip_tls_verify, "--insecure-skip-tls-verify");
+    switch(access.plain_http, "--plain-http");
+    switch(access.pass_credentials, "--pass-credentials");
+    if !wanted.version.is_empty() {
+        args.push(format!("--version={}", wanted.version));
+    }
+    if has_authorities(wanted) {
+        args.push(format!("--ca-file={AUTHORITIES}"));
+    }
+    args
 }
 
 /// How a release is uninstalled. What `helm uninstall` waits for is that its objects are gone.
@@ -129,7 +153,7 @@ pub(crate) fn uninstall(target: &Target) -> Vec<String> {
 }
 
 fn apply(step: Step, wanted: &Wanted) -> Vec<String> {
-    let (target, access) = (&wanted.target, &wanted.access);
+    let target = &wanted.target;
     let mut args = begin(step, target);
     // Notes are for people at a terminal.
     args.push("--hide-notes".to_owned());
@@ -137,18 +161,10 @@ fn apply(step: Step, wanted: &Wanted) -> Vec<String> {
     let mut switch = |is_set: bool, argument: &str| args.extend(is_set.then(|| argument.to_owned()));
     switch(wanted.create_namespace, "--create-namespace");
     switch(wanted.take_ownership, "--take-ownership");
-    switch(access.insecure_skip_tls_verify, "--insecure-skip-tls-verify");
-    switch(access.plain_http, "--plain-http");
-    switch(access.pass_credentials, "--pass-credentials");
+    args.extend(access(wanted));
     args.extend(server_side(step, wanted).map(|argument| format!("--server-side={argument}")));
     if wanted.force_conflicts && wanted.server_side != Some(ServerSide::False) {
         args.push("--force-conflicts".to_owned());
-    }
-    if !wanted.version.is_empty() {
-        args.push(format!("--version={}", wanted.version));
-    }
-    if has_authorities(wanted) {
-        args.push(format!("--ca-file={AUTHORITIES}"));
     }
     args.extend(wanted.values.iter().map(|file| format!("--values={}", file.name)));
     args.extend(wanted.set.iter().cloned());
@@ -269,6 +285,15 @@ mod tests {
         assert_eq!(
             argument(Step::Upgrade, json!({"serverSide": "false", "forceConflicts": true})),
             "--server-side=false"
+        );
+    }
+
+    #[test]
+    fn a_chart_is_fetched_as_it_is_installed() {
+        let wanted = wanted(json!({"chart": "app", "repo": "https://charts.lan", "version": "1.2", "repoCA": "CA"}));
+        assert_eq!(
+            line(Step::Fetch, &wanted),
+            "repo update repository && show chart --version=1.2 --ca-file=ca.pem -- repository/app"
         );
     }
 

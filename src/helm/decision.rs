@@ -6,7 +6,7 @@
 //!     │ superseded ── otherwise ───────► upgrade
 //! pending ──────────────────────────────► forget that revision, and decide by the one before
 //! uninstalling, uninstalled ───────────► uninstall, install
-//! failed, unknown ── reinstall ────────► uninstall, install
+//! failed, unknown ── reinstall ────────► fetch the chart, uninstall, install
 //!                 ── retry ────────────► upgrade
 //!                 ── abort ────────────► nothing until somebody mends it
 //! ```
@@ -39,9 +39,14 @@ pub(crate) enum Decision {
     Act(&'static [Step]),
 }
 
+/// Nothing is uninstalled for a chart that cannot be had.
+const REINSTALL: &[Step] = &[Step::Fetch, Step::Uninstall, Step::Install];
+
 /// One run of Helm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
+    /// To see that the chart is there.
+    Fetch,
     Install,
     Upgrade,
     Uninstall,
@@ -51,6 +56,7 @@ impl Step {
     /// As Helm calls it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
+            Self::Fetch => "show",
             Self::Install => "install",
             Self::Upgrade => "upgrade",
             Self::Uninstall => "uninstall",
@@ -67,7 +73,7 @@ pub(crate) fn decide(release: Option<&Release>, hash: &str, policy: FailurePolic
         Status::Pending => still_running(release, now).map_or(Decision::Forget, Decision::Wait),
         Status::Uninstalling | Status::Uninstalled => Decision::Act(&[Step::Uninstall, Step::Install]),
         Status::Failed | Status::Unknown => match policy {
-            FailurePolicy::Reinstall => Decision::Act(&[Step::Uninstall, Step::Install]),
+            FailurePolicy::Reinstall => Decision::Act(REINSTALL),
             FailurePolicy::Retry => Decision::Act(&[Step::Upgrade]),
             FailurePolicy::Abort => Decision::Blocked,
         },
@@ -116,7 +122,7 @@ mod tests {
     #[test]
     fn a_failure_is_answered_as_the_policy_says() {
         for status in [Status::Failed, Status::Unknown] {
-            assert_eq!(of(status, FailurePolicy::Reinstall), Decision::Act(&[Step::Uninstall, Step::Install]));
+            assert_eq!(of(status, FailurePolicy::Reinstall), Decision::Act(REINSTALL));
             assert_eq!(of(status, FailurePolicy::Retry), Decision::Act(&[Step::Upgrade]));
             assert_eq!(of(status, FailurePolicy::Abort), Decision::Blocked);
         }

@@ -121,7 +121,9 @@ impl Reconciler {
     /// Says whose it is, and keeps it until its release is gone.
     async fn claim(&self, chart: &HelmChart) -> kube::Result<Action> {
         let mut finalizers = chart.finalizers().to_vec();
-        finalizers.push(FINALIZER.to_owned());
+        if !finalizers.iter().any(|name| name == FINALIZER) {
+            finalizers.push(FINALIZER.to_owned());
+        }
         let patch = json!({"metadata": {
             "resourceVersion": chart.resource_version(),
             "annotations": {MANAGED_BY: MANAGER},

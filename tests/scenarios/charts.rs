@@ -186,7 +186,12 @@ fn failures_are_answered_as_the_policy_says() {
         let before = uid("again");
         server.apply(&config("again", "refused: true"));
         wait_until_failed(&server, "again");
+        let failed = uid("again");
+        server.succeed(&format!("mv {STATIC}/app.tgz {STATIC}/away.tgz"));
         server.apply(&config("again", "greeting: anew"));
+        server.wait_for_status("HelmChart kube-system/again: helm show failed");
+        assert_eq!(uid("again"), failed, "nothing is uninstalled for a chart that cannot be fetched");
+        server.succeed(&format!("mv {STATIC}/away.tgz {STATIC}/app.tgz"));
         wait_for_greeting(&server, "again", "anew");
         assert_ne!(uid("again"), before);
     });
