@@ -73,13 +73,13 @@ pub async fn lasting_client(kubeconfig: impl Into<PathBuf>, renewed: Renewed) ->
 pub(crate) async fn view_of_node(
     name: &str,
     paths: &Paths,
-    nodes: NodeScope,
+    scope: NodeScope,
     renewed: &Renewed,
 ) -> Result<ClusterView, Error> {
     let client = |kubeconfig| lasting_client(kubeconfig, renewed.clone());
     let (kubelet, controller) =
         (client(paths.kubelet_kubeconfig()).await?, client(paths.k3s_controller_kubeconfig()).await?);
-    Ok(ClusterView::of_node(name, kubelet, controller, nodes))
+    Ok(ClusterView::of_node(name, kubelet, controller, scope))
 }
 
 /// Waits until the API is ready for the holder of a kubeconfig; `gate` tells what is missing.

@@ -16,6 +16,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) egress: EgressMode,
     /// Whether kube-proxy runs.
     pub(crate) kube_proxy: bool,
+    /// Whether network policies are enforced.
+    pub(crate) network_policy: bool,
     /// Whether the servers' node controller sets nodes' addresses.
     pub(crate) cloud_controller: bool,
     /// Whether Services are served at nodes' addresses.
@@ -85,6 +87,7 @@ impl ClusterConfig {
             flannel_external_ip,
             egress_selector_mode,
             disable_kube_proxy,
+            disable_npc,
             disable_ccm,
             disable_service_lb,
             system_default_registry,
@@ -117,6 +120,7 @@ impl ClusterConfig {
                 _ => EgressMode::Agent,
             },
             kube_proxy: !disable_kube_proxy,
+            network_policy: !disable_npc,
             cloud_controller: !disable_ccm,
             service_lb: !disable_service_lb,
             system_default_registry: system_default_registry.filter(|registry| !registry.is_empty()),

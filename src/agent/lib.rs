@@ -18,6 +18,7 @@ mod join_error;
 mod membership;
 mod metrics;
 mod network;
+mod network_policy;
 mod node;
 mod pod_network;
 mod pod_shutdown;

@@ -25,7 +25,9 @@ use crate::{
     cgroup,
     error::chain,
     images::Images,
-    network, pod_network,
+    network,
+    network_policy::NetworkPolicies,
+    pod_network,
     registries::{self, RegistriesFile},
     resolv_conf::{self, NO_RESOLV_CONF, resolv_conf_for_pods},
 };
@@ -56,6 +58,8 @@ pub struct Request {
     pub service_lb: bool,
     /// Whether kube-proxy runs (`--disable-kube-proxy` not given).
     pub kube_proxy: bool,
+    /// Whether network policies are enforced (`--disable-network-policy` not given).
+    pub network_policy: bool,
     /// Whether our node controller sets its addresses (`--disable-cloud-controller` not given).
     pub cloud_controller: bool,
     /// Whether servers reach pods here through a tunnel (`--egress-selector-mode`).
@@ -81,6 +85,7 @@ pub struct NodeRole {
     warnings: Vec<Warning>,
     obstacles: Vec<Warning>,
     pod_egress: bool,
+    policies: Option<NetworkPolicies>,
     view: ClusterView,
     renewed: Renewed,
 }
@@ -151,6 +156,9 @@ impl NodeRole {
             files::create_directory(&dir, 0o700)?;
         }
         network::install_cni(&node, &paths)?;
+        let policies = NetworkPolicies::new(&node, &paths);
+        policies.prepare(request.network_policy).await;
+        let policies = request.network_policy.then_some(policies);
         let registries = RegistriesFile::of(&node.config, &paths);
         if let Err(error) = registries.apply() {
             warnings.push(Warning { key: registries::WARNING, sentence: chain(&error) });
@@ -160,7 +168,7 @@ impl NodeRole {
         let images = Images::of(packaged_images, registries_of_images, &paths);
         let (pod_egress, view, renewed) = (request.pod_egress, request.view, request.renewed);
         let obstacles = host.obstacles;
-        Ok(Self { node, paths, launches, images, registries, warnings, obstacles, pod_egress, view, renewed })
+        Ok(Self { node, paths, launches, images, registries, warnings, obstacles, pod_egress, policies, view, renewed })
     }
 
     /// Hands the programs to the supervisor.
@@ -216,8 +224,14 @@ impl NodeRole {
             self.registries.follow(supervisor).await;
             Ok(())
         };
-        let work =
-            async { tokio::try_join!(import, registries, self.introduce(supervisor), network, obstacles).map(drop) };
+        let policies = async {
+            if let Some(policies) = &self.policies {
+                policies.run(&self.view, supervisor, &shutdown).await;
+            }
+            Ok(())
+        };
+        let introduced = self.introduce(supervisor);
+        let work = async { tokio::try_join!(import, registries, introduced, network, policies, obstacles).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 

@@ -85,7 +85,7 @@ fn lead_to_kubelet(rules: &watch::Sender<Rules>, port: u16) {
 
 #[cfg(test)]
 mod tests {
-    use k3s_controllers::NodeScope;
+    use k3s_controllers::{NodeScope, Scope};
 
     use super::*;
     use crate::{
@@ -93,12 +93,14 @@ mod tests {
         testing::{KUBELET_PORT, TestServer},
     };
 
+    const OWN: NodeScope = NodeScope { nodes: Scope::Own, pods: Scope::Own };
+
     #[tokio::test]
     async fn kubelet_is_reached_on_the_port_that_its_node_tells() {
         let server = TestServer::start().await;
         server.direct_applicant().join().await.unwrap();
         let paths = Paths::new(server.disk.path(), Paths::RUN);
-        let view = api::view_of_node("edge-1", &paths, NodeScope::Own, &watch::channel(()).1).await.unwrap();
+        let view = api::view_of_node("edge-1", &paths, OWN, &watch::channel(()).1).await.unwrap();
         view.begin();
         let node = Reachable {
             name: "edge-1".into(),

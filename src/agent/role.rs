@@ -8,7 +8,7 @@ use std::{
 use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
 use k3s_components::{Package, Paths};
 use k3s_config::{agent::AgentConfig, network::Overlay};
-use k3s_controllers::{ClusterView, NodeScope};
+use k3s_controllers::{ClusterView, NodeScope, Scope};
 use k3s_daemon::{Daemon, Role, STOP};
 use k3s_supervise::{Gate, Supervisor, notify::Notifier};
 use prometheus_client::registry::Registry;
@@ -279,10 +279,12 @@ impl Agent {
     /// What this process sees of the cluster, by the certificates that it has from now on.
     async fn view(&self, known: &EffectiveState) -> Result<ClusterView, Error> {
         let nodes = match known.config.network.overlay {
-            Overlay::None => NodeScope::Own,
-            Overlay::Vxlan | Overlay::HostGw => NodeScope::All,
+            Overlay::None => Scope::Own,
+            Overlay::Vxlan | Overlay::HostGw => Scope::All,
         };
-        api::view_of_node(&self.config.node.name, &self.paths, nodes, &self.membership.renewed()).await
+        let pods = if known.config.network_policy { Scope::All } else { Scope::Own };
+        let scope = NodeScope { nodes, pods };
+        api::view_of_node(&self.config.node.name, &self.paths, scope, &self.membership.renewed()).await
     }
 
     fn request(&self, known: &EffectiveState, view: &ClusterView) -> Request {
@@ -296,6 +298,7 @@ impl Agent {
             service_lb: known.config.service_lb,
             system_default_registry: known.config.system_default_registry.clone(),
             kube_proxy: known.config.kube_proxy,
+            network_policy: known.config.network_policy,
             cloud_controller: known.config.cloud_controller,
             pod_egress: known.config.egress.includes_pods(),
             verbosity: self.config.verbosity,

@@ -549,7 +549,6 @@ mod tests {
     #[test]
     fn what_asks_for_the_state_of_things_is_accepted() {
         let accepted = [
-            "--disable-network-policy",
             "--helm-job-image=registry.lan/klipper-helm",
             "--servicelb-priority-class=system-cluster-critical",
             "--prefer-bundled-bin",

@@ -170,6 +170,7 @@ const COLLECTIONS: &[&str] = &[
     "configmaps",
     "services",
     "namespaces",
+    "networkpolicies",
     "deployments",
     "endpoints",
     "endpointslices",

@@ -30,6 +30,16 @@ impl ClusterView {
     pub fn members(&self, keep: fn(&str) -> bool) -> Derived<Vec<Member>> {
         self.nodes().derive(move |node| Some(member(node, keep)), |members| members.values().cloned().collect())
     }
+
+    /// The pod ranges of the node called `name`; none until kube-controller-manager has given it some.
+    pub fn pod_cidrs(&self, name: &str) -> Derived<Vec<IpNet>> {
+        let name = name.to_owned();
+        self.nodes().derive(
+            // What is wrong with a range is told where members are read.
+            move |node| (node.name_any() == name).then(|| pod_cidrs(node).unwrap_or_default()),
+            |nodes| nodes.values().next().cloned().unwrap_or_default(),
+        )
+    }
 }
 
 /// Makes the node called `name` have these annotations; others stay. Kubelet's credentials suffice for its own node.

@@ -12,6 +12,8 @@ use crate::host::ProxyMode;
 
 /// Its name in the CNI configuration folder, as k3s has it.
 const FILE_NAME: &str = "10-flannel.conflist";
+/// The bridge that our configuration puts pods on.
+pub const BRIDGE: &str = "cni0";
 
 /// Where the configuration list comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +83,7 @@ fn flannel(subnet_file: &Path, packet_filter: ProxyMode) -> Value {
                 "type": "flannel",
                 "subnetFile": subnet_file,
                 "delegate": {
-                    "bridge": "cni0",
+                    "bridge": BRIDGE,
                     "forceAddress": true,
                     "hairpinMode": true,
                     "ipMasq": false,

@@ -42,8 +42,21 @@ pub enum CommandError {
     },
 }
 
+/// What a program that succeeded leaves.
+pub(crate) struct Done {
+    /// Its standard output.
+    pub(crate) stdout: String,
+    /// The process that it was.
+    pub(crate) pid: Option<u32>,
+}
+
 /// Runs `program` from `PATH` with `input` on its standard input and returns its standard output.
 pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Result<String, CommandError> {
+    Ok(run_to_end(program, args, input).await?.stdout)
+}
+
+/// As [`run`], and tells which process it was.
+pub(crate) async fn run_to_end(program: &'static str, args: &[&str], input: &str) -> Result<Done, CommandError> {
     let run = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => CommandError::NotFound { program },
         _ => CommandError::Run { program, source },
@@ -57,7 +70,7 @@ pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Re
         .kill_on_drop(true)
         .spawn()
         .map_err(run)?;
-    let stdin = child.stdin.take();
+    let (pid, stdin) = (child.id(), child.stdin.take());
     let talk = async {
         let write = async {
             if let Some(mut stdin) = stdin {
@@ -73,7 +86,7 @@ pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Re
         let stderr = if stderr.is_empty() { output.status.to_string() } else { stderr };
         return Err(CommandError::Failed { program, args: args.join(" "), stderr });
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(Done { stdout: String::from_utf8_lossy(&output.stdout).into_owned(), pid })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! running pods notice nothing. What is ours is named, and each part that outlives the process can be removed again.
 
 mod address;
+mod attachments;
 mod changes;
 mod cni;
 mod command;
@@ -12,13 +13,17 @@ mod lost_addresses;
 mod nat;
 mod netlink;
 pub mod overlay;
+#[cfg(test)]
+mod policies_in_kernel;
 mod subnet_env;
+mod table;
 #[cfg(test)]
 mod test_namespace;
 
 pub use address::{AddressError, Family, Underlay};
+pub use attachments::{Attached, Attachments};
 pub use changes::AddressChanges;
-pub use cni::{CniConfig, CniError};
+pub use cni::{BRIDGE, CniConfig, CniError};
 pub use command::CommandError;
 pub use host::{
     Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, obstacles, prepare,
@@ -27,3 +32,4 @@ pub use lost_addresses::LostAddresses;
 pub use nat::{NatError, PodNat};
 pub use netlink::NetlinkError;
 pub use subnet_env::SubnetEnv;
+pub use table::{Table, TableError};

@@ -409,6 +409,7 @@ impl Server {
             service_lb: !self.config.disabled_addons.contains(&Addon::Servicelb),
             system_default_registry: self.config.system_default_registry.clone(),
             kube_proxy: !self.config.disabled.kube_proxy,
+            network_policy: !self.config.disabled.network_policy,
             cloud_controller: !self.config.disabled.cloud_controller,
             // This server dials its own pods; others reach them through its tunnels.
             pod_egress: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),

@@ -47,6 +47,9 @@ pub struct ClusterDocument {
     /// Whether nodes are without kube-proxy.
     #[serde(default)]
     pub disable_kube_proxy: bool,
+    /// Whether nodes enforce no network policies.
+    #[serde(default, rename = "DisableNPC")]
+    pub disable_npc: bool,
     /// Whether somebody else than the servers sets nodes' addresses.
     #[serde(default, rename = "DisableCCM")]
     pub disable_ccm: bool,

@@ -111,7 +111,8 @@ impl Component {
         }
     }
 
-    fn load(folder: &Path, name: &str) -> Result<Self> {
+    /// The one that `<folder>/<name>` declares.
+    pub(crate) fn load(folder: &Path, name: &str) -> Result<Self> {
         let folder = folder.join(name);
         let path = folder.join("component.json");
         let declaration: Declaration = serde_json::from_slice(&fs::read(&path)?)

@@ -242,7 +242,6 @@ fn installed(path: &Path, package: &str) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("Cannot read {}: install the package {package}", path.display()))
 }
 
-/// What this machine runs.
 impl Declaration {
     /// Without what is not declared.
     fn config(&self) -> Config {
@@ -261,7 +260,8 @@ impl Declaration {
     }
 }
 
-fn platform() -> Result<Platform> {
+/// What this machine runs.
+pub(crate) fn platform() -> Result<Platform> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -7,6 +7,7 @@ mod counts;
 mod digest;
 mod dist;
 mod down;
+mod e2e;
 mod elf;
 mod folder;
 mod fuzz;
@@ -53,6 +54,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Run Kubernetes' own storage tests against the datastore of `target/dist`, or against etcd or kine.
     StorageTests(storage_tests::Args),
+    /// Run Kubernetes' own end-to-end tests on two nodes, from `target/dist`.
+    E2e(e2e::Args),
     /// Run tests on virtual machines: real systemd, journald and cgroup v2, from `target/dist`.
     VmTest(vm_test::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::StorageTests(args) => storage_tests::run(&args),
+        Verb::E2e(args) => e2e::run(&args),
         Verb::VmTest(args) => vm_test::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Packages(args) => packages::run(&args),

@@ -20,6 +20,7 @@ mod controllers;
 mod database;
 mod images;
 mod manifests;
+mod network_policy;
 mod pod_network;
 mod registries;
 mod restarts;

@@ -238,9 +238,7 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("disable-scheduler", "Run no kube-scheduler").server(),
             switch("disable-cloud-controller", "Leave nodes to a cloud controller of yours").server(),
             switch("disable-kube-proxy", "Run no kube-proxy").server(),
-            switch("disable-network-policy", "Enforce no network policies")
-                .server()
-                .accepted("network policies are not enforced yet"),
+            switch("disable-network-policy", "Enforce no network policies").server(),
             switch("disable-helm-controller", "Install no Helm charts").server(),
             switch("disable-controller-manager", "Run no kube-controller-manager").server().hidden(),
             switch("disable-agent", "Run no node beside the control plane").server(),

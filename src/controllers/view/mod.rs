@@ -22,7 +22,10 @@ use std::{
 
 use futures_util::StreamExt as _;
 use k8s_openapi::{
-    api::core::v1::{Node, Pod},
+    api::{
+        core::v1::{Container, Namespace, Node, Pod, PodSpec, PodStatus},
+        networking::v1::NetworkPolicy,
+    },
     serde::de::DeserializeOwned,
 };
 use kube::{
@@ -39,6 +42,7 @@ use tokio_util::{
 };
 
 pub use derived::Derived;
+pub(crate) use reflector::Object;
 pub use reflector::Reflector;
 
 /// The cluster as one process sees it. Clones see the same.
@@ -54,15 +58,24 @@ enum Access {
     /// A server: an administrator, who reads everything.
     Server(Client),
     /// A node: nodes and services as `system:k3s-controller`, its own pods as kubelet.
-    Node { name: String, kubelet: Client, controller: Client, nodes: NodeScope },
+    Node { name: String, kubelet: Client, controller: Client, scope: NodeScope },
 }
 
-/// The nodes that an agent watches.
+/// What of the cluster an agent watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NodeScope {
-    /// All of them: its pod network leads to them.
+pub struct NodeScope {
+    /// Its pod network leads to all nodes; it needs itself alone where another program makes the pod network.
+    pub nodes: Scope,
+    /// Network policies are about all pods; without them it needs those that run on it.
+    pub pods: Scope,
+}
+
+/// How many of a kind of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All that there are.
     All,
-    /// Itself, where another program makes the pod network.
+    /// The node's own.
     Own,
 }
 
@@ -83,8 +96,8 @@ impl ClusterView {
     }
 
     /// What the node called `name` sees, with its kubelet's client and that of `system:k3s-controller`.
-    pub fn of_node(name: &str, kubelet: Client, controller: Client, nodes: NodeScope) -> Self {
-        Self::new(Access::Node { name: name.to_owned(), kubelet, controller, nodes })
+    pub fn of_node(name: &str, kubelet: Client, controller: Client, scope: NodeScope) -> Self {
+        Self::new(Access::Node { name: name.to_owned(), kubelet, controller, scope })
     }
 
     fn new(access: Access) -> Self {
@@ -122,7 +135,7 @@ impl ClusterView {
     /// The cluster's nodes, or the own one alone where that is all that counts.
     pub(crate) fn nodes(&self) -> Reflector<Node> {
         let (client, config) = match &self.access {
-            Access::Node { name, kubelet, nodes: NodeScope::Own, .. } => {
+            Access::Node { name, kubelet, scope: NodeScope { nodes: Scope::Own, .. }, .. } => {
                 (kubelet, Config::default().fields(&format!("metadata.name={name}")))
             }
             _ => (self.client(), Config::default()),
@@ -137,13 +150,31 @@ impl ClusterView {
         })
     }
 
-    /// The pods that a server sees, which is all, or a node, which is its own.
+    /// All pods, or the own ones alone where those are all that count.
     pub(crate) fn pods(&self) -> Reflector<Pod> {
         let (client, config) = match &self.access {
-            Access::Server(client) => (client, Config::default()),
-            Access::Node { name, kubelet, .. } => (kubelet, Config::default().fields(&format!("spec.nodeName={name}"))),
+            Access::Node { name, kubelet, scope: NodeScope { pods: Scope::Own, .. }, .. } => {
+                (kubelet, Config::default().fields(&format!("spec.nodeName={name}")))
+            }
+            _ => (self.client(), Config::default()),
         };
         self.reflect("pods", Api::all(client.clone()), config, strip_pod)
+    }
+
+    /// The cluster's namespaces: their names and labels.
+    pub(crate) fn namespaces(&self) -> Reflector<Namespace> {
+        self.reflect("namespaces", Api::all(self.client().clone()), Config::default(), |namespace: &mut Namespace| {
+            namespace.metadata.annotations = None;
+            (namespace.spec, namespace.status) = (None, None);
+        })
+    }
+
+    /// The cluster's network policies.
+    pub(crate) fn network_policies(&self) -> Reflector<NetworkPolicy> {
+        let api = Api::all(self.client().clone());
+        self.reflect("network policies", api, Config::default(), |policy: &mut NetworkPolicy| {
+            policy.metadata.annotations = None;
+        })
     }
 
     /// The objects of `api` that `config` selects, each as `strip` leaves it. `what` names them in the log.
@@ -168,7 +199,7 @@ impl ClusterView {
         })
     }
 
-    fn shared<K: reflector::Object>(
+    fn shared<K: Object>(
         &self,
         key: (TypeId, String),
         what: &'static str,
@@ -209,22 +240,28 @@ fn key<T: 'static>(url: &str, config: &Config) -> (TypeId, String) {
 
 /// Leaves where a pod runs, what it is called, by whom it is selected, and where it is reached.
 fn strip_pod(pod: &mut Pod) {
-    pod.metadata.annotations = None;
+    (pod.metadata.annotations, pod.metadata.owner_references) = (None, None);
     if let Some(spec) = pod.spec.take() {
-        let containers = spec.containers.into_iter().map(|container| k8s_openapi::api::core::v1::Container {
+        let strip = |container: Container| Container {
             name: container.name,
             ports: container.ports,
+            restart_policy: container.restart_policy,
             ..Default::default()
-        });
-        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+        };
+        // Those that go on running beside the others have ports as they do.
+        let sidecars = spec.init_containers.into_iter().flatten();
+        let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always")).map(strip);
+        let sidecars: Vec<_> = sidecars.collect();
+        pod.spec = Some(PodSpec {
             node_name: spec.node_name,
             host_network: spec.host_network,
-            containers: containers.collect(),
+            containers: spec.containers.into_iter().map(strip).collect(),
+            init_containers: (!sidecars.is_empty()).then_some(sidecars),
             ..Default::default()
         });
     }
     if let Some(status) = pod.status.take() {
-        pod.status = Some(k8s_openapi::api::core::v1::PodStatus {
+        pod.status = Some(PodStatus {
             phase: status.phase,
             pod_ip: status.pod_ip,
             pod_ips: status.pod_ips,
@@ -276,7 +313,11 @@ mod tests {
     fn a_pod_keeps_what_readers_need_of_it() {
         let mut pod = serde_json::from_value(serde_json::json!({
             "metadata": {"name": "a", "labels": {"app": "a"}, "annotations": {"long": "text"}},
-            "spec": {"nodeName": "edge-1", "containers": [{"name": "a", "image": "a", "ports": [{"containerPort": 80}]}]},
+            "spec": {
+                "nodeName": "edge-1",
+                "containers": [{"name": "a", "image": "a", "ports": [{"containerPort": 80}]}],
+                "initContainers": [{"name": "first"}, {"name": "proxy", "image": "b", "restartPolicy": "Always"}],
+            },
             "status": {"phase": "Running", "podIPs": [{"ip": "10.42.0.7"}], "qosClass": "BestEffort"},
         }))
         .unwrap();
@@ -287,7 +328,11 @@ mod tests {
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": "a", "labels": {"app": "a"}},
-                "spec": {"nodeName": "edge-1", "containers": [{"name": "a", "ports": [{"containerPort": 80}]}]},
+                "spec": {
+                    "nodeName": "edge-1",
+                    "containers": [{"name": "a", "ports": [{"containerPort": 80}]}],
+                    "initContainers": [{"name": "proxy", "restartPolicy": "Always"}],
+                },
                 "status": {"phase": "Running", "podIPs": [{"ip": "10.42.0.7"}]},
             })
         );

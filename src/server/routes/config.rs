@@ -42,6 +42,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         flannel_external_ip: network.overlay_external,
         egress_selector_mode: Some(config.egress_mode.name().to_owned()),
         disable_kube_proxy: config.disabled.kube_proxy,
+        disable_npc: config.disabled.network_policy,
         disable_ccm: config.disabled.cloud_controller,
         disable_service_lb: disabled.contains_key("servicelb"),
         system_default_registry: Some(config.system_default_registry.clone().unwrap_or_default()),
@@ -53,7 +54,6 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
     };
     let agreed = json!({
         "DisableHelmController": config.disabled.helm_controller,
-        "DisableNPC": config.disabled.network_policy,
         "EmbeddedRegistry": false,
         "EncryptSecrets": false,
     });
