@@ -25,7 +25,7 @@ use crate::{
     wanted::{Target, Wanted},
 };
 
-/// Runs at the same time: each takes some 100 MB while it works.
+/// Runs at the same time: each takes 50 MB and more while it works.
 const AT_ONCE: usize = 2;
 /// How long a run may take beside the steps that have a timeout of their own: to fetch the chart, to ask for what the API serves.
 const PATIENCE: Duration = Duration::from_secs(600);
