@@ -39,6 +39,8 @@ pub async fn reconcile_each<K, F>(
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     F: Future<Output = kube::Result<Action>> + Send + 'static,
 {
+    // kube-rs waits for it too, and would not hear of it where others wait for the same store.
+    objects.listed().await;
     let failures = Arc::new(Failures { status, backoffs: Mutex::default() });
     let also = also.map_or_else(|| stream::pending().boxed(), |also| also.boxed());
     let reconcile = move |object: Arc<K>, failures: Arc<Failures<K>>| {

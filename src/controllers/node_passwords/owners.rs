@@ -42,7 +42,7 @@ impl Controller for NodePasswordOwners {
         let secrets = context.view.reflect("node passwords", api.clone(), typed, |_| {});
         let nodes = context.view.nodes();
         // A node that is not known yet is not gone.
-        nodes.store().wait_until_ready().await?;
+        nodes.listed().await;
         let of_nodes = nodes.touched().map(|node| ObjectRef::new(&node_password_secret(&node.name)).within(NAMESPACE));
         let known = nodes.store();
         let reconcile = move |secret: Arc<SecretMeta>| {
