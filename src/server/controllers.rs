@@ -56,7 +56,7 @@ impl Controllers<'_> {
         // Before anybody can ask for a name: none of those that are taken may seem to be free.
         migrate_node_passwords(&self.client, &self.paths.cred("node-passwd")).await;
         self.node_passwords.remember_own(&self.client).await;
-        self.admin_client.send(self.view.clone());
+        self.admin_client.send(self.view);
         self.view.begin();
 
         let (leads, leading) = watch::channel(!self.is_shared());

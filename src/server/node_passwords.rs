@@ -310,7 +310,7 @@ mod tests {
         let (sender, admin_client) = AdminClient::pending();
         let passwords = passwords(admin_client);
         assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
-        sender.send(ClusterView::of_server(api_with_one_secret()));
+        sender.send(&ClusterView::of_server(api_with_one_secret()));
         assert_eq!(passwords.admit(&agent(), &claim("edge-1", "guess")).await, Ok(()), "whose name is free");
         assert_eq!(passwords.admit(&agent(), &claim("server", "guess")).await, refused);
     }

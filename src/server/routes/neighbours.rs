@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
-use k3s_controllers::{Derived, Neighbour};
+use k3s_controllers::Neighbour;
 use k3s_http::Status;
 use tokio::time::timeout;
 use tracing::warn;
@@ -17,18 +17,9 @@ use crate::{admin_client::AdminClient, node_claim::NodeClaim};
 /// An agent waits 10 s for its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The cluster's nodes and servers, seen from when the first node wants a certificate.
+/// The cluster's nodes and servers.
 #[derive(Debug)]
-pub(super) struct Neighbours {
-    admin_client: AdminClient,
-    seen: OnceLock<Seen>,
-}
-
-#[derive(Debug)]
-struct Seen {
-    nodes: Derived<Arc<Vec<Neighbour>>>,
-    servers: Derived<BTreeSet<SocketAddr>>,
-}
+pub(super) struct Neighbours(AdminClient);
 
 /// As the API told.
 #[derive(Debug)]
@@ -40,13 +31,13 @@ struct Listed {
 
 impl Neighbours {
     pub(super) fn new(admin_client: AdminClient) -> Self {
-        Self { admin_client, seen: OnceLock::new() }
+        Self(admin_client)
     }
 
     /// Refuses a claim to what is another node's or server's, with 409; `from` is where the claim came from. While there is no API, nothing
     /// is refused here.
     pub(super) async fn check(&self, claim: &NodeClaim, from: IpAddr) -> Result<(), Status> {
-        let Some(seen) = self.seen() else { return Ok(()) };
+        let Ok(seen) = self.0.seen() else { return Ok(()) };
         let listed = async {
             let (nodes, servers) = tokio::join!(seen.nodes.known(), seen.servers.known());
             Listed { nodes, servers: servers.iter().map(|server| server.ip().to_canonical()).collect() }
@@ -57,12 +48,7 @@ impl Neighbours {
 
     /// Where the API is published; nowhere while that is not known.
     pub(super) fn api_servers(&self) -> BTreeSet<SocketAddr> {
-        self.seen().and_then(|seen| seen.servers.current()).unwrap_or_default()
-    }
-
-    fn seen(&self) -> Option<&Seen> {
-        let view = self.admin_client.view().ok()?;
-        Some(self.seen.get_or_init(|| Seen { nodes: view.neighbours(), servers: view.api_endpoints() }))
+        self.0.seen().ok().and_then(|seen| seen.servers.current()).unwrap_or_default()
     }
 }
 
