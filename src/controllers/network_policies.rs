@@ -46,7 +46,7 @@ impl ClusterView {
 impl PolicyObjects {
     /// Whether there are any policies, once that is known.
     pub async fn any(&self) -> bool {
-        ready(&self.policies).await;
+        self.policies.listed().await;
         !self.policies.store().is_empty()
     }
 
@@ -69,7 +69,7 @@ impl PolicyObjects {
             changes(&namespaces, namespace),
             stream::unfold(ranges, async |mut ranges| Some((range(ranges.changed().await), ranges))).boxed(),
         ]);
-        tokio::join!(ready(&pods), ready(&namespaces), ready(&self.policies));
+        tokio::join!(pods.listed(), namespaces.listed(), self.policies.listed());
         let mut all = vec![range(first)];
         all.extend(each(&namespaces, namespace));
         all.extend(each(&pods, pod));
@@ -79,13 +79,6 @@ impl PolicyObjects {
 }
 
 type Read<K> = fn(&ObjectRef<K>, Option<&K>) -> PolicyChange;
-
-async fn ready<K: Object>(reflector: &Reflector<K>) {
-    // The view has ended: nothing is known any more.
-    if reflector.store().wait_until_ready().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
 
 fn each<K>(reflector: &Reflector<K>, read: Read<K>) -> Vec<PolicyChange>
 where
