@@ -45,7 +45,7 @@ fn what_lies_in_the_folder_is_in_the_cluster() {
         until("k3s kubectl get configmap other");
         write("broken.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mended}\n");
         until("k3s kubectl get configmap mended");
-        until("! k3s status | grep -q broken.yaml");
+        until("k3s status | grep -Eq '^broken.yaml +deploy +applied'");
     });
     step("an object of 1 MiB", || {
         let large = format!(
