@@ -181,7 +181,7 @@ fn a_server_takes_nodes_in_and_keeps_their_names_for_them() {
     });
     step("no secret is where other users and other programs see it", || {
         server.fail("tr '\\0' '\\n' < /proc/$(pgrep -x k3s)/cmdline | grep s3cret");
-        server.succeed("tr '\\0' ' ' < /proc/$(pgrep -x k3s)/cmdline | grep -F 'server --token=******'");
+        server.succeed("tr '\\0' ' ' < /proc/$(pgrep -x k3s)/cmdline | grep -F ' --token=******'");
         server.fail("grep -l K3S_ $(pgrep -P $(pgrep -x k3s) | sed 's,.*,/proc/&/environ,')");
     });
     step("no secret is in the log", || {
