@@ -41,15 +41,12 @@ const REFUSALS: u32 = 5;
 pub struct Reflector<K: Object> {
     store: Store<K>,
     shared: Arc<Mutex<Shared<K>>>,
-    /// Told when all objects that there are have been seen.
-    listed: watch::Sender<bool>,
 }
 
 struct Shared<K: Object> {
     writer: Writer<K>,
     /// Whether all objects that there are have been seen.
-    listed: bool,
-    told: watch::Sender<bool>,
+    listed: watch::Sender<bool>,
     readers: Vec<Box<dyn Reader<K>>>,
 }
 
@@ -61,7 +58,7 @@ pub(super) trait Reader<K: Object>: Send {
 
 impl<K: Object> Clone for Reflector<K> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), shared: self.shared.clone(), listed: self.listed.clone() }
+        Self { store: self.store.clone(), shared: self.shared.clone() }
     }
 }
 
@@ -69,16 +66,16 @@ impl<K: Object> Reflector<K> {
     pub(super) fn new() -> Self {
         let writer = Writer::new(K::DynamicType::default());
         let store = writer.as_reader();
-        let listed = watch::Sender::new(false);
-        let shared = Shared { writer, listed: false, told: listed.clone(), readers: Vec::new() };
-        Self { store, shared: Arc::new(Mutex::new(shared)), listed }
+        let shared = Shared { writer, listed: watch::Sender::new(false), readers: Vec::new() };
+        Self { store, shared: Arc::new(Mutex::new(shared)) }
     }
 
     /// Returns once all objects that there are have been seen. kube-rs' own `wait_until_ready` wakes one of those who wait, and a store here
     /// has many readers.
     pub async fn listed(&self) {
-        // It fails only without a sender, and this is one.
-        let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
+        let mut listed = self.lock().listed.subscribe();
+        // It fails only without a sender, and that lives as long as this.
+        let _ = listed.wait_for(|listed| *listed).await;
     }
 
     /// The objects as they were last seen.
@@ -99,7 +96,7 @@ impl<K: Object> Reflector<K> {
     {
         let mut shared = self.lock();
         let (mut derivation, derived) = Derivation::new(read, fold);
-        if shared.listed {
+        if *shared.listed.borrow() {
             for object in self.store.state() {
                 derivation.list(&object);
             }
@@ -180,8 +177,7 @@ impl<K: Object> Shared<K> {
         };
         self.writer.apply_watcher_event(event);
         if matches!(event, Event::InitDone) {
-            self.listed = true;
-            self.told.send_replace(true);
+            self.listed.send_replace(true);
             touched.extend(self.references());
         }
         self.readers.retain_mut(|reader| reader.follow(event, &touched));
