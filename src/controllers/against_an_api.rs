@@ -1,7 +1,7 @@
 //! The controllers against a real API server, which needs nothing beside kube-apiserver and its store:
 //! `KUBECONFIG=… cargo test -p k3s-controllers -- --ignored`. The cluster should be a fresh one to throw away.
 
-use std::{collections::BTreeSet, future::Future, path::Path, time::Duration};
+use std::{future::Future, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -16,23 +16,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     ClusterView, Context, Controller, Deploy, NodeAddresses, NodeController, NodeHosts, NodeMetadata, PROVIDER_TAINT,
-    Variables, annotate, controller::recorder, fake_api,
+    annotate, controller::recorder, fake_api,
 };
-
-fn deploy(folder: &Path, disabled: &[&str]) -> Deploy {
-    Deploy {
-        folder: folder.into(),
-        disabled: disabled.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(),
-        variables: Variables {
-            cluster_dns: vec!["10.43.0.10".parse().unwrap()],
-            cluster_domain: "cluster.local".into(),
-            system_default_registry: None,
-            local_storage: "/data/storage".into(),
-            overlay_external: false,
-        },
-        server: "server".into(),
-    }
-}
 
 /// Asks until the answer is there.
 async fn until<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> T {
@@ -88,7 +73,7 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     // Packaged add-ons, and the key that coredns waits for.
     let services: Api<Service> = Api::namespaced(client.clone(), "kube-system");
     let kube_dns = async || services.get_opt("kube-dns").await.unwrap();
-    let (enabled, disabled) = (deploy(folder.path(), &[]), deploy(folder.path(), &["coredns"]));
+    let (enabled, disabled) = (Deploy::example(folder.path(), &[]), Deploy::example(folder.path(), &["coredns"]));
     tokio::select! {
         _ = enabled.run(context()) => unreachable!("it runs until it is dropped"),
         _ = until("coredns", async || {
@@ -211,7 +196,7 @@ async fn what_lies_in_the_folder_is_in_the_cluster() {
         leads: tokio::sync::watch::channel(true).1,
     };
     let mut registry = crate::Registry::default();
-    registry.add(Some(deploy(folder.path(), &[])));
+    registry.add(Some(Deploy::example(folder.path(), &[])));
     let write = |name: &str, contents: &str| std::fs::write(folder.path().join(name), contents).unwrap();
     let config_maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let services: Api<Service> = Api::default_namespaced(client.clone());

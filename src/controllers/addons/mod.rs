@@ -38,6 +38,25 @@ pub struct Deploy {
     pub server: String,
 }
 
+#[cfg(test)]
+impl Deploy {
+    /// That of a server `server` with a folder elsewhere.
+    pub(crate) fn example(folder: impl Into<PathBuf>, disabled: &[&str]) -> Self {
+        Self {
+            folder: folder.into(),
+            disabled: disabled.iter().map(|name| (*name).to_owned()).collect(),
+            variables: Variables {
+                cluster_dns: vec!["10.43.0.10".parse().unwrap()],
+                cluster_domain: "cluster.local".into(),
+                system_default_registry: None,
+                local_storage: "/data/storage".into(),
+                overlay_external: false,
+            },
+            server: "server".into(),
+        }
+    }
+}
+
 /// The label of what the add-on `name` applied.
 #[cfg(test)]
 pub(crate) fn hash_of(name: &str) -> String {

@@ -41,21 +41,10 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::addons::{Variables, packaged::PACKAGED};
+    use crate::addons::packaged::PACKAGED;
 
     fn deploy(folder: &Path, disabled: &[&str]) -> Deploy {
-        Deploy {
-            folder: folder.join("manifests"),
-            disabled: disabled.iter().map(|name| (*name).to_owned()).collect(),
-            variables: Variables {
-                cluster_dns: vec!["10.43.0.10".parse().unwrap()],
-                cluster_domain: "cluster.local".into(),
-                system_default_registry: None,
-                local_storage: "/data/storage".into(),
-                overlay_external: false,
-            },
-            server: "server".into(),
-        }
+        Deploy::example(folder.join("manifests"), disabled)
     }
 
     fn stage(deploy: &Deploy) {

@@ -64,18 +64,7 @@ impl Server {
 
     /// Runs the controller while `story` is told.
     async fn run(&self, story: impl Future<Output = ()>) {
-        let deploy = Deploy {
-            folder: self.folder.clone(),
-            disabled: self.disabled.iter().map(|name| (*name).to_owned()).collect(),
-            variables: Variables {
-                cluster_dns: vec!["10.43.0.10".parse().unwrap()],
-                cluster_domain: "cluster.local".into(),
-                system_default_registry: None,
-                local_storage: "/data/storage".into(),
-                overlay_external: false,
-            },
-            server: "server".into(),
-        };
+        let deploy = Deploy::example(&self.folder, &self.disabled);
         let client = self.api.client();
         let shared = Shared {
             view: ClusterView::of_server(client.clone()),
