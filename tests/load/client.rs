@@ -1,6 +1,11 @@
 //! Connections to a Kubernetes API.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use hyper::{
@@ -19,13 +24,20 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 /// What a client may hold of answers that it has not read, in bytes: on a stream, and on a connection.
 const WINDOWS: (u32, u32) = (256 << 10, 16 << 20);
 
-/// The files by which a client proves who it is.
-#[derive(Debug, Clone, Copy)]
-pub struct Identity<'a> {
-    /// Its certificate.
-    pub certificate: &'a Path,
+/// Where the API is, and the files by which either end proves who it is.
+#[derive(clap::Args, Debug)]
+pub struct Endpoint {
+    /// Where it listens: IP:PORT.
+    address: SocketAddr,
+    /// What its certificate is signed by.
+    #[arg(long)]
+    ca: PathBuf,
+    /// Whom to be.
+    #[arg(long)]
+    certificate: PathBuf,
     /// The certificate's key.
-    pub key: &'a Path,
+    #[arg(long)]
+    key: PathBuf,
 }
 
 /// Where the API is, and as whom to reach it.
@@ -36,11 +48,23 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the API whose certificate is signed by `ca`; without an identity nobody in particular.
+    /// A client with the certificate that `endpoint` names.
     ///
     /// # Errors
     /// A file cannot be read, or is not what it should be.
-    pub fn new(address: SocketAddr, ca: &Path, identity: Option<Identity<'_>>) -> Result<Self> {
+    pub fn identified(endpoint: &Endpoint) -> Result<Self> {
+        Self::new(endpoint, true)
+    }
+
+    /// A client that shows no certificate.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not what it should be.
+    pub fn anonymous(endpoint: &Endpoint) -> Result<Self> {
+        Self::new(endpoint, false)
+    }
+
+    fn new(Endpoint { address, ca, certificate, key }: &Endpoint, shows_certificate: bool) -> Result<Self> {
         let certificates = |path: &Path| -> Result<Vec<_>> {
             let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
             all.with_context(|| format!("cannot read {}", path.display()))
@@ -52,15 +76,14 @@ impl Client {
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
-        let mut tls = match identity {
-            Some(Identity { certificate, key }) => {
-                let signs = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()));
-                builder.with_client_auth_cert(certificates(certificate)?, signs?)?
-            }
-            None => builder.with_no_client_auth(),
+        let mut tls = if shows_certificate {
+            let signs = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()));
+            builder.with_client_auth_cert(certificates(certificate)?, signs?)?
+        } else {
+            builder.with_no_client_auth()
         };
         tls.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { address, tls: TlsConnector::from(Arc::new(tls)) })
+        Ok(Self { address: *address, tls: TlsConnector::from(Arc::new(tls)) })
     }
 
     /// Where the API is.

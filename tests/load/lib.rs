@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::task::JoinSet;
 
-pub use client::{Client, Identity};
+pub use client::{Client, Endpoint};
 pub use outcome::{Log, Outcome};
 pub use values::Values;
 

@@ -3,7 +3,6 @@
 //! The attacker is another host. An administrator asks for objects before and during each attack, and watches; our process' memory is
 //! read before, at its highest, and a minute later.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -75,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn measure(server: &Node, stranger: &Node, chosen: &[String]) -> Result<Table> {
-    let mut administrator = client(Program::Api, server, &server.wire(), "client-admin", &[])?;
+    let mut administrator = client(Program::Api, server, &server.wire(), "admin", &[])?;
     administrator.wait_until_answered()?;
     administrator.run("create --clients 8 --operations 1000")?;
     let columns = [
@@ -109,8 +108,8 @@ impl Attack {
             Ok::<_, anyhow::Error>(Processes::below(&server.path("/proc"))?.of("k3s", &Processes::default())?.memory)
         };
         let (at_rest, before) = (memory()?, administrator.run(PROBE)?);
-        let more = ["--kind".into(), self.kind.into(), "--count".into(), self.count.to_string().into()];
-        let mut attacker = client(Program::Attack, server, &stranger.wire(), "client-controller", &more)?;
+        let more = ["--kind", self.kind, "--count", &self.count.to_string()];
+        let mut attacker = client(Program::Attack, server, &stranger.wire(), "controller", &more)?;
         attacker.wait_until_answered()?;
         let mut most = at_rest;
         for _ in 0..BEGUN.as_secs() {
@@ -118,7 +117,7 @@ impl Attack {
             most = most.max(memory()?);
         }
         let during = administrator.run(PROBE)?;
-        let mut watcher = client(Program::Api, server, &server.wire(), "client-admin", &[])?;
+        let mut watcher = client(Program::Api, server, &server.wire(), "admin", &[])?;
         let watches = watcher.wait_until_answered().and_then(|()| watcher.run(WATCHES)).is_ok();
         most = most.max(memory()?);
         let met = attacker.end()?;
@@ -136,15 +135,6 @@ impl Attack {
 }
 
 /// A client of the server's port 6443 at its address, from where `wire` is, who may show one of the server's certificates.
-fn client(program: Program, server: &Node, wire: &Wire, certificate: &str, more: &[OsString]) -> Result<Load> {
-    let tls = server.path("/var/lib/rancher/k3s/server/tls");
-    let file = |name: String| OsString::from(tls.join(name));
-    let files = [
-        ("--ca", file("server-ca.crt".to_owned())),
-        ("--certificate", file(format!("{certificate}.crt"))),
-        ("--key", file(format!("{certificate}.key"))),
-    ];
-    let files = files.into_iter().flat_map(|(option, file)| [OsString::from(option), file]);
-    let address = OsString::from(format!("{}:6443", server.address()));
-    Load::start(program, wire, [address].into_iter().chain(files).chain(more.iter().cloned()))
+fn client(program: Program, server: &Node, wire: &Wire, certificate: &str, more: &[&str]) -> Result<Load> {
+    Load::of_api(program, wire, server, (server.address(), 6443), certificate, more)
 }

@@ -4,7 +4,7 @@
 //! the way through it: the datastore answers kube-apiserver in the same process.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use cluster_tests::{Network, Node};
@@ -92,15 +92,11 @@ fn measure(node: &Node, rounds: u32) -> Result<Results> {
 impl Way {
     /// A client of the API, which has been answered.
     fn client(self, node: &Node) -> Result<Load> {
-        let tls = node.path("/var/lib/rancher/k3s/server/tls");
         let port = match self {
             Self::Direct => 6444,
             Self::Front => 6443,
         };
-        let files = [("--ca", "server-ca.crt"), ("--certificate", "client-admin.crt"), ("--key", "client-admin.key")];
-        let files = files.into_iter().flat_map(|(option, file)| [OsString::from(option), tls.join(file).into()]);
-        let address = OsString::from(format!("127.0.0.1:{port}"));
-        let mut client = Load::start(Program::Api, &node.wire(), [address].into_iter().chain(files))?;
+        let mut client = Load::of_api(Program::Api, &node.wire(), node, (Ipv4Addr::LOCALHOST, port), "admin", &[])?;
         client.wait_until_answered()?;
         Ok(client)
     }

@@ -1,12 +1,13 @@
 //! The client programs of the benches, `tests/load`, on a node's network.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
-use cluster_tests::Wire;
+use cluster_tests::{Node, Wire};
 use serde::Deserialize;
 
 use super::usage::Usage;
@@ -69,6 +70,26 @@ impl Load {
         let mut child = wire.run(|| command.spawn()).with_context(|| format!("Cannot run {}", program.name()))?;
         let says = child.stdout.take().context("The output of the client is not readable")?;
         Ok(Self { child, says: BufReader::new(says).lines() })
+    }
+
+    /// Starts it on `wire` with port `port` of a server at `address`, and with that server's certificate `client-NAME`.
+    pub(super) fn of_api(
+        program: Program,
+        wire: &Wire,
+        server: &Node,
+        (address, port): (Ipv4Addr, u16),
+        certificate: &str,
+        more: &[&str],
+    ) -> Result<Self> {
+        let tls = server.path("/var/lib/rancher/k3s/server/tls");
+        let files = [
+            ("--ca", "server-ca.crt".to_owned()),
+            ("--certificate", format!("client-{certificate}.crt")),
+            ("--key", format!("client-{certificate}.key")),
+        ];
+        let files = files.into_iter().flat_map(|(option, file)| [OsString::from(option), tls.join(file).into()]);
+        let more = more.iter().map(OsString::from);
+        Self::start(program, wire, [format!("{address}:{port}").into()].into_iter().chain(files).chain(more))
     }
 
     /// Returns when it was answered for the first time.

@@ -5,11 +5,9 @@ mod objects;
 mod phase;
 mod watch;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
 use clap::Parser;
-use load::{Client, Identity};
+use load::{Client, Endpoint};
 use tokio::runtime::Runtime;
 
 use objects::Objects;
@@ -18,17 +16,8 @@ use phase::Phase;
 /// Put load on a Kubernetes API, phase by phase as standard input says.
 #[derive(Parser)]
 struct Args {
-    /// Where it listens: IP:PORT.
-    address: std::net::SocketAddr,
-    /// What its certificate is signed by.
-    #[arg(long)]
-    ca: PathBuf,
-    /// Whom to be.
-    #[arg(long)]
-    certificate: PathBuf,
-    /// The certificate's key.
-    #[arg(long)]
-    key: PathBuf,
+    #[command(flatten)]
+    endpoint: Endpoint,
     /// How large the data of objects is.
     #[arg(long, default_value_t = 1500)]
     value_bytes: usize,
@@ -37,9 +26,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let runtime = Runtime::new().context("cannot start threads")?;
-    let identity = Identity { certificate: &args.certificate, key: &args.key };
-    let client = Client::new(args.address, &args.ca, Some(identity))?;
-    let mut objects = Objects::new(client, args.value_bytes);
+    let mut objects = Objects::new(Client::identified(&args.endpoint)?, args.value_bytes);
     runtime.block_on(objects.discover())?;
     println!("ready");
     load::phases(|phase: Phase| runtime.block_on(phase.run(&mut objects)))

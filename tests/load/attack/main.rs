@@ -8,30 +8,19 @@ mod hold;
 use std::{
     collections::BTreeMap,
     io::stdin,
-    net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use load::{Client, Identity};
+use load::{Client, Endpoint};
 use tokio::runtime::Runtime;
 
 /// Attack a Kubernetes API.
 #[derive(Parser)]
 struct Args {
-    /// Where it listens: IP:PORT.
-    address: SocketAddr,
-    /// What its certificate is signed by.
-    #[arg(long)]
-    ca: PathBuf,
-    /// Whose certificate to misuse.
-    #[arg(long)]
-    certificate: PathBuf,
-    /// The certificate's key.
-    #[arg(long)]
-    key: PathBuf,
+    #[command(flatten)]
+    endpoint: Endpoint,
     /// How many connections, or streams, at once.
     #[arg(long)]
     count: usize,
@@ -67,9 +56,10 @@ impl Met {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let identity = Identity { certificate: &args.certificate, key: &args.key };
-    let shown = matches!(args.kind, Kind::Stalled | Kind::Certificate).then_some(identity);
-    let client = Client::new(args.address, &args.ca, shown)?;
+    let client = match args.kind {
+        Kind::Stalled | Kind::Certificate => Client::identified(&args.endpoint)?,
+        Kind::Silent | Kind::Handshakes | Kind::Anonymous | Kind::Tokens => Client::anonymous(&args.endpoint)?,
+    };
     let met = Met::default();
     let runtime = Runtime::new().context("cannot start threads")?;
     let _context = runtime.enter();
