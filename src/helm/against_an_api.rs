@@ -25,26 +25,8 @@ use crate::{
     wanted::Target as Release,
 };
 
-const TEMPLATE: &str = "\
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: {{ .Release.Name }}}
-data: {greeting: {{ .Values.greeting | quote }}}
-{{- if .Values.refused }}
----
-apiVersion: v1
-kind: Service
-metadata: {name: refused}
-spec: {ports: [{port: 99999}]}
-{{- end }}
-{{- if .Values.hangs }}
----
-apiVersion: batch/v1
-kind: Job
-metadata: {name: hangs, annotations: {helm.sh/hook: pre-upgrade, helm.sh/hook-delete-policy: before-hook-creation}}
-spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: a}]}}}
-{{- end }}
-";
+/// That of the cluster scenarios: a ConfigMap, and on demand an object that is refused and a hook that never ends.
+const TEMPLATE: &str = include_str!("../../tests/manifests/chart-template.yaml");
 
 /// The archive of a chart in base64.
 fn archive(dir: &Path) -> String {

@@ -8,28 +8,7 @@ const STATIC: &str = "/var/lib/rancher/k3s/server/static/charts";
 const HELM: &str = "KUBECONFIG=/etc/rancher/k3s/k3s.yaml /opt/k3s/libexec/k3s/helm";
 
 /// A ConfigMap that shows its values; a Service that the API refuses, and a hook that never ends where there is no node, if they say so.
-const TEMPLATE: &str = r#"
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: {{ .Release.Name }}}
-data: {greeting: {{ .Values.greeting | quote }}, revision: {{ .Release.Revision | quote }}}
-{{- if .Values.refused }}
----
-apiVersion: v1
-kind: Service
-metadata: {name: refused}
-spec: {ports: [{port: 99999}]}
-{{- end }}
-{{- if .Values.hangs }}
----
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: hangs
-  annotations: {helm.sh/hook: "pre-install,pre-upgrade", helm.sh/hook-delete-policy: before-hook-creation}
-spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: a}]}}}
-{{- end }}
-"#;
+const TEMPLATE: &str = include_str!("../manifests/chart-template.yaml");
 
 /// Makes `/srv/charts/NAME-VERSION.tgz` on a node.
 fn pack(node: &Node, name: &str, version: &str) -> String {
