@@ -93,6 +93,11 @@ impl ServerConfig {
         if self.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.bind_address }
     }
 
+    /// Where the API is published if not at the node's own address: as configured, else where the outside reaches the node.
+    pub fn published_at(&self) -> Option<IpAddr> {
+        self.advertise_address.or(self.external_ips.first().copied())
+    }
+
     /// A NodePort that a Service could take from one of the node's own listeners: k3s lets such ranges pass, and many use them.
     pub(crate) fn node_port_in_use(&self) -> Option<Warning> {
         let own = [(self.https_listen_port, "the server"), (self.apiserver_port(), "kube-apiserver")];

@@ -66,6 +66,7 @@ mod tests {
     use super::*;
     use crate::{
         bootstrap::{self, Adopted},
+        certificates::Certificates,
         cluster_store::ClusterStore,
         host::Host,
         testing::config,
@@ -90,8 +91,9 @@ mod tests {
         async fn start(&self, store: &ClusterStore) -> (ServerPki, ServerToken) {
             let Adopted { found, token } = bootstrap::adopt(&self.config, &self.paths, store).await.unwrap();
             let host = Host { name: "edge".into(), ips: vec![[192, 0, 2, 1].into()], hostname: "edge".into() };
-            let pki = bootstrap::certificates(&self.config, &self.paths, &host, SystemTime::now()).unwrap();
-            bootstrap::front_tls(&self.config, &pki, SystemTime::now()).unwrap();
+            let certificates = Certificates::new(&self.config, &self.paths, &host).unwrap();
+            let pki = certificates.ensure(SystemTime::now()).unwrap();
+            certificates.front_tls(&pki, SystemTime::now()).unwrap();
             let (server, bundle) = (self.paths.server(), pki.server_ca.bundle());
             TokenFiles::ensure(&server, Some(token.expose()), None, bundle).unwrap();
             let data = bootstrap_data::from_disk(&server).unwrap();

@@ -11,30 +11,21 @@ use std::{
 
 use k3s_components::Paths;
 use k3s_config::{args::ComponentArgs, secret::Secret, server::ServerConfig};
-use k3s_front::Upstream;
 use k3s_identity::{NodeFiles, Password, TokenFiles};
-use k3s_pki::{
-    AgentPki, AgentRequest, ClientCa, CurrentCertificate, FrontCertificate, HostName, Lifetime, San, ServerPki,
-    ServerRequest, TlsPolicy, UserKubeconfig,
-};
+use k3s_pki::{CurrentCertificate, FrontCertificate, ServerPki, TlsPolicy};
 use nix::sys::statvfs::statvfs;
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     Error,
     bootstrap_data::{self, Found, Precedence},
+    certificates::Certificates,
     cluster_store::ClusterStore,
     host::Host,
     lost_datastore,
     node_passwords::OwnNode,
 };
-
-/// Where kubectl and people look for the administrator's kubeconfig.
-const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
-
-/// k3s' variable for how long certificates last.
-const LIFETIME: &str = "CATTLE_NEW_SIGNED_CERT_EXPIRATION_DAYS";
 
 /// Bytes that have to be free for a start: certificates, and the datastore's reserve twice.
 const NEEDED: u64 = 64 << 20;
@@ -107,10 +98,10 @@ pub(crate) struct Credentials {
 pub(crate) fn credentials(
     config: &ServerConfig,
     paths: &Paths,
-    host: &Host,
+    certificates: &Certificates,
     token: &Password,
 ) -> Result<Credentials, Error> {
-    let pki = certificates(config, paths, host, SystemTime::now())?;
+    let pki = certificates.ensure(SystemTime::now())?;
     let tokens = TokenFiles::ensure(
         &paths.server(),
         Some(token.expose()),
@@ -118,60 +109,10 @@ pub(crate) fn credentials(
         pki.server_ca.bundle(),
     )?;
     info!(path = %tokens.path.display(), "Other nodes join with the token in this file.");
-    administrator(config, &pki)?;
+    certificates.write_kubeconfig(&pki)?;
     info!(path = %config.kubeconfig.path.display(), "The administrator's kubeconfig is in place.");
     let token = tokens.server.password().expect("a server's own token is made of a password").clone();
     Ok(Credentials { pki, token })
-}
-
-/// Makes, keeps or renews the certificates of the server and of the node that it also is.
-pub(crate) fn certificates(
-    config: &ServerConfig,
-    paths: &Paths,
-    host: &Host,
-    now: SystemTime,
-) -> Result<ServerPki, Error> {
-    let node_name = name(&host.name)?;
-    let pki = ServerPki::ensure(
-        &paths.server(),
-        &ServerRequest {
-            tls_sans: config.tls_sans.iter().map(|text| san(text)).collect::<Result<_, _>>()?,
-            node_name: node_name.clone(),
-            node_ips: host.ips.clone(),
-            advertise_address: Some(host.advertised(config)),
-            service_ip: config.network.kubernetes_service_ip(),
-            cluster_domain: name(&config.network.cluster_domain)?,
-            apiserver_port: config.apiserver_port(),
-            lifetime: lifetime(),
-            now,
-        },
-    )?;
-    if let Some(node) = &config.node {
-        AgentPki::ensure(
-            &paths.agent(),
-            &AgentRequest {
-                node_name,
-                node_ips: host.ips.iter().chain(&node.external_ips).copied().collect(),
-                apiserver: pki.apiserver_url(),
-                now,
-            },
-            &pki,
-        )?;
-    }
-    Ok(pki)
-}
-
-/// Writes the administrator's kubeconfig, which holds its certificate.
-pub(crate) fn administrator(config: &ServerConfig, pki: &ServerPki) -> Result<(), Error> {
-    UserKubeconfig {
-        path: &config.kubeconfig.path,
-        default_path: Path::new(KUBECONFIG),
-        mode: config.kubeconfig.mode,
-        group: config.kubeconfig.group.as_deref(),
-        front: (config.reached_at(), config.https_listen_port).into(),
-    }
-    .write(pki)?;
-    Ok(())
 }
 
 /// The node that this server is, as it would have to prove itself; `None` without a node.
@@ -197,45 +138,4 @@ pub(crate) fn tls_policy(kube_apiserver: &ComponentArgs) -> TlsPolicy {
 /// What the front can show before the datastore is open: the certificate of its last run.
 pub(crate) fn last_certificate(paths: &Paths) -> Option<Arc<CurrentCertificate>> {
     Some(Arc::new(CurrentCertificate::new(FrontCertificate::last(&paths.server())?.certified_key())))
-}
-
-/// What the front shows its clients, checks them by, and shows kube-apiserver.
-pub(crate) struct FrontTls {
-    pub(crate) certificate: Arc<CurrentCertificate>,
-    pub(crate) client_ca: Arc<ClientCa>,
-    pub(crate) upstream: Upstream,
-}
-
-/// As `pki` has it; the front's own certificate is made, kept or renewed.
-pub(crate) fn front_tls(config: &ServerConfig, pki: &ServerPki, now: SystemTime) -> Result<FrontTls, Error> {
-    let unusable = |path: &Path, why: String| Error::Certificate { path: path.to_path_buf(), why };
-    let certificate = pki.front_certificate(&[], now)?.certified_key();
-    let client_ca = ClientCa::new(pki.client_ca.bundle())
-        .map_err(|error| unusable(&pki.client_ca.files().certificate, error.to_string()))?;
-    let proxy = &pki.client_auth_proxy;
-    let read = |path: &Path| k3s_files::read_existing(path);
-    let proxy_certificate = CurrentCertificate::from_pem(&read(&proxy.certificate)?, &read(&proxy.key)?)
-        .map_err(|error| unusable(&proxy.certificate, error.to_string()))?;
-    let address = (Ipv4Addr::LOCALHOST, config.apiserver_port()).into();
-    let upstream = Upstream::new(address, pki.server_ca.bundle(), Arc::new(proxy_certificate))
-        .map_err(|error| unusable(&pki.server_ca.files().certificate, error.to_string()))?;
-    let certificate = Arc::new(CurrentCertificate::new(certificate));
-    Ok(FrontTls { certificate, client_ca: Arc::new(client_ca), upstream })
-}
-
-/// As k3s' variable says, in days; a year without it.
-fn lifetime() -> Lifetime {
-    let Ok(text) = std::env::var(LIFETIME) else { return Lifetime::default() };
-    text.parse().map(Lifetime::of_days).unwrap_or_else(|_| {
-        warn!("{LIFETIME} is not a number of days from 1 to 65535 and is not heeded: certificates last a year.");
-        Lifetime::default()
-    })
-}
-
-fn name(text: &str) -> Result<HostName, Error> {
-    text.parse().map_err(|source| Error::Name { text: text.to_owned(), source: Box::new(source) })
-}
-
-fn san(text: &str) -> Result<San, Error> {
-    text.parse().map_err(|source| Error::Name { text: text.to_owned(), source: Box::new(source) })
 }

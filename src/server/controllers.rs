@@ -78,7 +78,7 @@ impl Controllers<'_> {
     /// Which controllers there are: each with the condition on which it is.
     fn registry(&self) -> Registry {
         let config = self.config;
-        let front = (self.host.advertised(config), config.advertise_port).into();
+        let front = (self.host.advertised(config.published_at()), config.advertise_port).into();
         let has_coredns = !config.disabled_addons.contains(&Addon::Coredns);
         let balances = !config.disabled_addons.contains(&Addon::Servicelb);
         let lb_namespace = || config.service_lb_namespace.clone();

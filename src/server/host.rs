@@ -45,8 +45,8 @@ impl Host {
         Self { ips: ips.iter().chain(before).copied().collect(), ..self.clone() }
     }
 
-    /// The address that the API is published at: as configured, else where the outside reaches the node, else its own.
-    pub(crate) fn advertised(&self, config: &ServerConfig) -> IpAddr {
-        config.advertise_address.or(config.external_ips.first().copied()).unwrap_or(self.ips[0])
+    /// The address that the API is advertised at: `published_at`, or else the host's own.
+    pub(crate) fn advertised(&self, published_at: Option<IpAddr>) -> IpAddr {
+        published_at.unwrap_or(self.ips[0])
     }
 }

@@ -5,6 +5,7 @@ mod authorities;
 mod bootstrap;
 mod bootstrap_data;
 mod caller;
+mod certificates;
 mod cluster_store;
 mod controllers;
 mod error;

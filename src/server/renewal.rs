@@ -20,7 +20,7 @@ use std::{
 
 use k3s_agent::Renewed;
 use k3s_components::Paths;
-use k3s_config::server::{EgressMode, ServerConfig};
+use k3s_config::server::EgressMode;
 use k3s_files::FileError;
 use k3s_pki::{AgentPki, CurrentCertificate, ServerPki, renewal::renew_before};
 use k3s_supervise::Supervisor;
@@ -29,8 +29,7 @@ use tracing::{error, info};
 
 use crate::{
     Error,
-    bootstrap::{self, FrontTls},
-    host::Host,
+    certificates::{Certificates, FrontTls},
 };
 
 /// How often it is looked: a certificate of a year that is due has months left.
@@ -38,6 +37,12 @@ const INTERVAL: Duration = Duration::from_secs(12 * 3600);
 
 /// Renews the certificates of one server.
 pub(crate) struct Renewal {
+    certificates: Certificates,
+    paths: Paths,
+    /// Told of what fails; it restarts who holds an old certificate.
+    supervisor: Supervisor,
+    /// Whether kube-apiserver holds a certificate for tunnels.
+    egress_mode: EgressMode,
     /// What the front shows its clients.
     front: Arc<CurrentCertificate>,
     /// What it shows kube-apiserver.
@@ -47,15 +52,6 @@ pub(crate) struct Renewal {
     /// Changes whenever our own clients of the API have new certificates.
     renewed: watch::Sender<()>,
     interval: Duration,
-}
-
-/// Whose certificates they are.
-pub(crate) struct RenewalScope {
-    pub(crate) config: ServerConfig,
-    pub(crate) paths: Paths,
-    pub(crate) host: Host,
-    /// Told of what fails; it restarts who holds an old certificate.
-    pub(crate) supervisor: Supervisor,
 }
 
 /// The certificates whose holders do not look for new ones, as they were last told of them.
@@ -68,11 +64,22 @@ struct ClientCertificates {
 }
 
 impl Renewal {
-    /// Of what the front uses, and of what is in place before anything else starts.
-    pub(crate) fn new(tls: &FrontTls, pki: &ServerPki, paths: &Paths) -> Result<Self, Error> {
+    /// Of `certificates`, from what the front uses of them and what is in place before anything else starts.
+    pub(crate) fn new(
+        certificates: Certificates,
+        tls: &FrontTls,
+        pki: &ServerPki,
+        paths: &Paths,
+        supervisor: &Supervisor,
+        egress_mode: EgressMode,
+    ) -> Result<Self, Error> {
         // Twice while a short-lived certificate is due.
         let due = Duration::try_from(renew_before(pki.server_ca.lifetime())).unwrap_or_default();
         Ok(Self {
+            certificates,
+            paths: paths.clone(),
+            supervisor: supervisor.clone(),
+            egress_mode,
             front: tls.certificate.clone(),
             proxy: tls.upstream.proxy_certificate.clone(),
             held: ClientCertificates::read(paths)?,
@@ -88,29 +95,28 @@ impl Renewal {
 
     /// Renews what is due and what lacks one of `ips`, the machine's addresses, for as long as it is polled. What fails is told, and tried
     /// again the next time.
-    pub(crate) async fn run(&self, scope: &Arc<RenewalScope>, mut ips: watch::Receiver<Vec<IpAddr>>) {
-        let supervisor = &scope.supervisor;
+    pub(crate) async fn run(&self, mut ips: watch::Receiver<Vec<IpAddr>>) {
         let mut held = self.held.clone();
-        let mut host = scope.host.moved_to(&ips.borrow_and_update());
+        let mut certificates = self.certificates.moved_to(&ips.borrow_and_update());
         loop {
             tokio::select! {
                 () = sleep(self.interval) => {}
                 Ok(()) = ips.changed() => {
                     let now = ips.borrow_and_update().clone();
                     info!(addresses = ?now, "This server has moved to another address, for which it takes certificates.");
-                    host = scope.host.moved_to(&now);
+                    certificates = self.certificates.moved_to(&now);
                 }
             }
             let renewed = async {
-                let pki = self.renew(scope, &host, &mut held, SystemTime::now()).await?;
-                let scope = scope.clone();
-                on_disk(move || bootstrap::administrator(&scope.config, &pki)).await
+                let pki = self.renew(&certificates, &mut held, SystemTime::now()).await?;
+                let certificates = certificates.clone();
+                on_disk(move || certificates.write_kubeconfig(&pki)).await
             };
             match renewed.await {
-                Ok(()) => supervisor.clear("certificates"),
+                Ok(()) => self.supervisor.clear("certificates"),
                 Err(error) => {
                     error!(%error, again_in = ?self.interval, "The certificates cannot be renewed.");
-                    supervisor.warn("certificates", format!("The certificates cannot be renewed: {error}."));
+                    self.supervisor.warn("certificates", format!("The certificates cannot be renewed: {error}."));
                 }
             }
         }
@@ -118,17 +124,16 @@ impl Renewal {
 
     async fn renew(
         &self,
-        scope: &Arc<RenewalScope>,
-        host: &Host,
+        certificates: &Certificates,
         held: &mut ClientCertificates,
         now: SystemTime,
     ) -> Result<ServerPki, Error> {
         let (pki, FrontTls { certificate, upstream, .. }, clients) = {
-            let (scope, host) = (scope.clone(), host.clone());
+            let (certificates, paths) = (certificates.clone(), self.paths.clone());
             on_disk(move || {
-                let pki = bootstrap::certificates(&scope.config, &scope.paths, &host, now)?;
-                let tls = bootstrap::front_tls(&scope.config, &pki, now)?;
-                Ok((pki, tls, ClientCertificates::read(&scope.paths)?))
+                let pki = certificates.ensure(now)?;
+                let tls = certificates.front_tls(&pki, now)?;
+                Ok((pki, tls, ClientCertificates::read(&paths)?))
             })
             .await?
         };
@@ -138,10 +143,10 @@ impl Renewal {
         if before.clients != held.clients {
             self.renewed.send_replace(());
         }
-        if before.kube_apiserver != held.kube_apiserver && scope.config.egress_mode != EgressMode::Disabled {
+        if before.kube_apiserver != held.kube_apiserver && self.egress_mode != EgressMode::Disabled {
             info!("kube-apiserver reads its certificate for the tunnels at its start only, and is started again.");
             // It is not there only if the server stops.
-            let _ = scope.supervisor.restart("kube-apiserver").await;
+            let _ = self.supervisor.restart("kube-apiserver").await;
         }
         Ok(pki)
     }
@@ -177,6 +182,7 @@ mod tests {
     use http::{Request, Response, StatusCode};
     use hyper::{body::Incoming, server::conn::http1, service::service_fn};
     use hyper_util::rt::TokioIo;
+    use k3s_config::server::ServerConfig;
     use k3s_pki::{
         AgentRequest, AnyClientCertificate, Certificate, ClientCa, FrontCertificate, Lifetime, San, ServerRequest,
     };
@@ -185,7 +191,10 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use crate::testing::{config, supervisor};
+    use crate::{
+        host::Host,
+        testing::{config, supervisor},
+    };
 
     const HOUR: Duration = Duration::from_secs(3600);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -214,25 +223,20 @@ mod tests {
             }
         }
 
-        fn certificates(&self, now: SystemTime) -> ServerPki {
-            bootstrap::certificates(&self.config, &self.paths, &self.host, now).unwrap()
+        fn certificates(&self) -> Certificates {
+            Certificates::new(&self.config, &self.paths, &self.host).unwrap()
         }
 
         fn renewal(&self, pki: &ServerPki, now: SystemTime) -> (Renewal, FrontTls, ClientCertificates) {
-            let tls = bootstrap::front_tls(&self.config, pki, now).unwrap();
-            let renewal = Renewal::new(&tls, pki, &self.paths).unwrap();
+            let (certificates, egress_mode) = (self.certificates(), self.config.egress_mode);
+            let tls = certificates.front_tls(pki, now).unwrap();
+            let renewal = Renewal::new(certificates, &tls, pki, &self.paths, &self.supervisor, egress_mode).unwrap();
             let held = renewal.held.clone();
             (renewal, tls, held)
         }
 
         async fn renew(&self, renewal: &Renewal, held: &mut ClientCertificates, now: SystemTime) {
-            let scope = Arc::new(RenewalScope {
-                config: self.config.clone(),
-                paths: self.paths.clone(),
-                host: self.host.clone(),
-                supervisor: self.supervisor.clone(),
-            });
-            renewal.renew(&scope, &self.host, held, now).await.unwrap();
+            renewal.renew(&self.certificates(), held, now).await.unwrap();
         }
     }
 
@@ -244,7 +248,7 @@ mod tests {
         let read = || files.map(|name| fs::read(paths.tls(name)).unwrap());
 
         let begin = SystemTime::now();
-        let pki = server.certificates(begin);
+        let pki = server.certificates().ensure(begin).unwrap();
         let (renewal, tls, mut held) = server.renewal(&pki, begin);
         let mut renewed = renewal.renewed();
         let (first, shown) = (read(), format!("{:?}", tls.certificate));
@@ -262,7 +266,7 @@ mod tests {
         assert!(!renewed.has_changed().unwrap(), "there is nothing new");
         // An attempt that broke off half-way has told nobody.
         fs::remove_file(&AgentPki::at(&paths.agent()).client_kubelet.certificate).unwrap();
-        server.certificates(begin + 248 * DAY);
+        server.certificates().ensure(begin + 248 * DAY).unwrap();
         server.renew(&renewal, &mut held, begin + 248 * DAY).await;
         assert!(renewed.has_changed().unwrap(), "the node's own counts too");
     }
@@ -271,12 +275,12 @@ mod tests {
     async fn a_server_that_moves_has_certificates_for_its_new_address() {
         let mut server = Server::new(&[]);
         let now = SystemTime::now();
-        let pki = server.certificates(now);
+        let pki = server.certificates().ensure(now).unwrap();
         let (renewal, tls, mut held) = server.renewal(&pki, now);
         let shown = format!("{:?}", tls.certificate);
         let moved = IpAddr::from([192, 0, 2, 2]);
         server.host = server.host.moved_to(&[moved]);
-        assert_eq!(server.host.advertised(&server.config), moved);
+        assert_eq!(server.host.advertised(server.config.published_at()), moved);
         server.renew(&renewal, &mut held, now).await;
 
         let paths = &server.paths;

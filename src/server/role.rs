@@ -29,14 +29,15 @@ use tracing::{error, info};
 use crate::{
     BootstrapError, Error, NodeDialer,
     admin_client::{AdminClient, AdminClientSender},
-    bootstrap::{self, Adopted, Credentials, FrontTls},
+    bootstrap::{self, Adopted, Credentials},
     bootstrap_data,
+    certificates::{Certificates, FrontTls},
     cluster_store::{ClusterStore, Opening},
     controllers::Controllers,
     host::Host,
     lost_datastore,
     node_passwords::NodePasswords,
-    renewal::{Renewal, RenewalScope},
+    renewal::Renewal,
     routes::{Cluster, Reserved, Routes, config},
     snapshots::Snapshots,
     token::ServerToken,
@@ -116,12 +117,12 @@ struct Ends {
 async fn credentials(
     config: &ServerConfig,
     paths: &Paths,
-    host: &Host,
+    certificates: &Certificates,
     store: &ClusterStore,
 ) -> Result<Credentials, Error> {
     loop {
         let Adopted { found, token } = bootstrap::adopt(config, paths, store).await?;
-        let credentials = bootstrap::credentials(config, paths, host, &token)?;
+        let credentials = bootstrap::credentials(config, paths, certificates, &token)?;
         let data = bootstrap_data::from_disk(&paths.server())?;
         match bootstrap_data::save(&store.client(), &credentials.token, data, found).await {
             Err(BootstrapError::Datastore(ClientError::Changed(_))) => {
@@ -172,10 +173,11 @@ impl Server {
         };
         let Some(store) = opened else { return Ok(None) };
         let prepared = async {
-            let Credentials { pki, token } = credentials(&config, &paths, &host, &store).await?;
+            let certificates = Certificates::new(&config, &paths, &host)?;
+            let Credentials { pki, token } = credentials(&config, &paths, &certificates, &store).await?;
             let pki = Arc::new(pki);
-            let shown = bootstrap::front_tls(&config, &pki, SystemTime::now())?;
-            let renewal = Arc::new(Renewal::new(&shown, &pki, &paths)?);
+            let shown = certificates.front_tls(&pki, SystemTime::now())?;
+            let renewal = Renewal::new(certificates, &shown, &pki, &paths, supervisor, config.egress_mode)?;
             let FrontTls { certificate, client_ca, upstream } = shown;
             let (api_ready, ready) = watch::channel(false);
             let token = Arc::new(ServerToken::new(
@@ -217,7 +219,7 @@ impl Server {
                 metrics,
             };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
-            Ok((token, api_ready, admin_client_sender, node_passwords, renewal, listeners))
+            Ok((token, api_ready, admin_client_sender, node_passwords, Arc::new(renewal), listeners))
         };
         match prepared.await {
             Ok((token, api_ready, admin_client, node_passwords, renewal, listeners)) => {
@@ -341,16 +343,10 @@ impl Server {
 
     /// Keeps certificates fresh, and right for the addresses that the machine has.
     async fn renew(&self, addresses: &watch::Sender<Vec<IpAddr>>, shutdown: &CancellationToken) {
-        let scope = Arc::new(RenewalScope {
-            config: self.config.clone(),
-            paths: self.paths.clone(),
-            host: self.host.clone(),
-            supervisor: self.supervisor.clone(),
-        });
         let task = self.supervisor.task("certificates");
         task.run_always(shutdown, || {
-            let (renewal, scope, ips) = (self.renewal.clone(), scope.clone(), addresses.subscribe());
-            async move { renewal.run(&scope, ips).await }
+            let (renewal, ips) = (self.renewal.clone(), addresses.subscribe());
+            async move { renewal.run(ips).await }
         })
         .await;
     }
@@ -384,7 +380,7 @@ impl Server {
 
     fn control_plane(&self) -> Result<Vec<Program>, Error> {
         let (config, paths, components) = (&self.config, &self.paths, &self.package.components);
-        let mut launches = vec![kube_apiserver(config, paths, components, self.host.advertised(config))];
+        let mut launches = vec![kube_apiserver(config, paths, components, self.host.advertised(config.published_at()))];
         if !config.disabled.controller_manager {
             launches.push(kube_controller_manager(config, paths, components));
         }

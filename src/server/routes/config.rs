@@ -112,7 +112,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
 pub(crate) fn published(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Value, Error> {
     let ipsec_psk = k3s_files::read(&paths.cred("ipsec.psk"))?.unwrap_or_default();
     let ipsec_psk = String::from_utf8_lossy(&ipsec_psk);
-    Ok(document(config, &host.name, host.advertised(config), ipsec_psk.trim()))
+    Ok(document(config, &host.name, host.advertised(config.published_at()), ipsec_psk.trim()))
 }
 
 fn ranges(nets: &[IpNet]) -> Vec<IpNetDocument> {
