@@ -39,11 +39,17 @@ impl Budget {
     /// Spends one, if there is one.
     pub fn spend(&mut self, rate: Rate, now: Instant) -> bool {
         let full_at = self.full_at.max(now) + rate.interval;
-        let affordable = full_at - now <= rate.interval * rate.burst;
+        let affordable = self.affordable_in(rate, now).is_zero();
         if affordable {
             self.full_at = full_at;
         }
         affordable
+    }
+
+    /// How long it takes until there is one to spend; zero if there is.
+    pub fn affordable_in(&self, rate: Rate, now: Instant) -> Duration {
+        let full_at = self.full_at.max(now) + rate.interval;
+        (full_at - now).saturating_sub(rate.interval * rate.burst)
     }
 
     /// Takes back one that was spent.
@@ -74,6 +80,15 @@ impl Sources {
         self.budgets.entry(source).or_insert_with(|| Budget::new(now)).spend(self.rate, now)
     }
 
+    /// How long it takes until the source has one to spend.
+    pub fn affordable_in(&self, source: IpAddr, now: Instant) -> Duration {
+        match self.budgets.get(&network(source)) {
+            Some(budget) => budget.affordable_in(self.rate, now),
+            None if self.budgets.len() < SOURCES => Duration::ZERO,
+            None => self.shared.affordable_in(self.rate, now),
+        }
+    }
+
     /// Takes back one that the source spent.
     pub fn give_back(&mut self, source: IpAddr) {
         let rate = self.rate;
@@ -101,6 +116,8 @@ mod tests {
         let mut budget = Budget::new(start);
         let mut spent = |after: u64| (0..10).filter(|_| budget.spend(RATE, start + Duration::from_secs(after))).count();
         assert_eq!([spent(0), spent(0), spent(1), spent(3), spent(60)], [3, 0, 1, 2, 3]);
+        let affordable_in = |after: u64| budget.affordable_in(RATE, start + Duration::from_millis(after));
+        assert_eq!([60_000, 60_400, 61_000].map(affordable_in), [1000, 600, 0].map(Duration::from_millis));
     }
 
     #[test]

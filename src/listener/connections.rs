@@ -148,6 +148,16 @@ impl Place {
         self.authenticated.is_cancelled()
     }
 
+    /// Whether the client is on this host.
+    pub(crate) fn is_local(&self) -> bool {
+        self.source == Source::Loopback
+    }
+
+    /// Whether a client from the same source has shown credentials, and is there.
+    pub(crate) fn is_of_known_source(&self) -> bool {
+        self.connections.lock().sources.get(&self.source).is_some_and(|of_source| of_source.authenticated > 0)
+    }
+
     /// Returns when the client has shown credentials.
     pub(crate) async fn authenticated(&self) {
         self.authenticated.cancelled().await;
@@ -279,6 +289,7 @@ mod tests {
         let places = Vec::from_iter((0..3).map(|_| enter(&connections, "192.0.2.1")));
         places.iter().for_each(Place::authenticate);
         assert_eq!(Vec::from_iter(places.iter().map(Place::is_authenticated)), [true, true, false]);
+        assert!(places[2].is_of_known_source() && !enter(&connections, "192.0.2.2").is_of_known_source());
         let strangers = Vec::from_iter((0..3).map(|_| enter(&connections, "192.0.2.1")));
         assert_eq!((standing(&places), standing(&strangers)), (vec![true, true, false], vec![true; 3]));
         places[2].authenticate();

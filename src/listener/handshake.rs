@@ -8,7 +8,9 @@ use rustls::{ServerConfig, server::Acceptor};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, select, task::yield_now, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use crate::{connections::Place, peer::Peer, requests::Requests, stream::Stream, verification::Verification};
+use crate::{
+    connections::Place, pace::Pace, peer::Peer, requests::Requests, stream::Stream, verification::Verification,
+};
 
 /// For the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -17,11 +19,12 @@ const FIRST: Duration = Duration::from_secs(10);
 /// With which a client of HTTP/2 begins.
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Shakes hands. Clones share the order in which certificates are verified.
+/// Shakes hands. Clones share the order in which certificates are verified, and how many handshakes there may be.
 #[derive(Clone)]
 pub struct Handshakes {
     tls: Arc<ServerConfig>,
     verification: Verification,
+    pace: Pace,
 }
 
 /// A connection on which requests come.
@@ -69,7 +72,7 @@ pub enum NoConnection {
 impl Handshakes {
     /// Under this policy and certificate.
     pub fn new(tls: ServerConfig) -> Self {
-        Self { tls: Arc::new(tls), verification: Verification::new() }
+        Self { tls: Arc::new(tls), verification: Verification::new(), pace: Pace::new() }
     }
 
     /// Shakes hands, and verifies what the client shows by `client_ca`; without one, nobody is anybody.
@@ -99,7 +102,7 @@ impl Handshakes {
         client_ca: Option<&Arc<ClientCa>>,
     ) -> Result<Inbound, NoConnection> {
         configure(&stream).map_err(NoConnection::Gone)?;
-        let tls = timeout(HANDSHAKE, self.shake_tls(stream, &place)).await;
+        let tls = timeout(HANDSHAKE, self.shake_tls(stream, address, &place)).await;
         let tls = tls.map_err(|_| NoConnection::Timeout)?.map_err(NoConnection::Tls)?;
         let session = tls.get_ref().1;
         let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
@@ -129,12 +132,19 @@ impl Handshakes {
 }
 
 impl Handshakes {
-    /// The answer to a ClientHello takes the processor for the best part of a millisecond. Those of one source are given one by one, and
-    /// whatever else is ready comes in between.
-    async fn shake_tls(&self, stream: TcpStream, place: &Place) -> io::Result<TlsStream<TcpStream>> {
+    /// Answers to the ClientHellos of one source are given one by one, so many a second, and whatever else is ready comes in between.
+    async fn shake_tls(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: &Place,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let accepting = {
             let _turn = place.turn().await;
+            if !place.is_local() {
+                self.pace.wait(address.ip(), place.is_of_known_source()).await;
+            }
             let accepting = hello.into_stream(self.tls.clone());
             yield_now().await;
             accepting

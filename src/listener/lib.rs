@@ -17,6 +17,7 @@ mod drive;
 mod handshake;
 mod limits;
 mod memory;
+mod pace;
 mod peer;
 mod repeated;
 mod requests;
