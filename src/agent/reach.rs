@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 /// Kubelet's port unless the Node object tells another one.
-const PORT: u16 = 10250;
+pub const KUBELET_PORT: u16 = 10250;
 
 /// A node that servers reach through tunnels.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Reachable {
 
 /// What holds before anything is known of the cluster, and in the modes in which nothing else is reached.
 pub(crate) fn kubelet_alone(address: IpAddr) -> watch::Sender<Rules> {
-    watch::Sender::new(Rules { kubelet: (address, PORT).into(), reach: Reach::Kubelet })
+    watch::Sender::new(Rules { kubelet: (address, KUBELET_PORT).into(), reach: Reach::Kubelet })
 }
 
 impl Reachable {
@@ -113,7 +113,7 @@ mod tests {
         };
         let rules = kubelet_alone(node.kubelet);
         let mut seen = rules.subscribe();
-        assert_eq!(seen.borrow().kubelet, (node.kubelet, PORT).into());
+        assert_eq!(seen.borrow().kubelet, (node.kubelet, KUBELET_PORT).into());
         let told = seen.wait_for(|rules| rules.kubelet.port() == KUBELET_PORT);
         tokio::select! {
             () = node.keep(&rules) => unreachable!("it is kept for as long as it is polled"),

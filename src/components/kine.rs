@@ -14,6 +14,10 @@ use crate::{
 /// What kine is called among the components.
 pub const KINE: &str = "kine";
 
+/// Where the datastore listens, whoever serves it: relative to the working directory, since a socket's path may have 107 bytes and a data
+/// directory's more.
+pub(crate) const SOCKET: &str = "unix://kine.sock";
+
 /// Where kine takes the database's address from, so that its password is on no command line.
 const ENDPOINT: &str = "KINE_ENDPOINT";
 
@@ -21,8 +25,7 @@ const ENDPOINT: &str = "KINE_ENDPOINT";
 pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
     let mut flags = Flags::default();
     flags
-        // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
-        .set("listen-address", "unix://kine.sock")
+        .set("listen-address", SOCKET)
         // Its priorities reach the journal.
         .set("log-format", "json")
         // Its own metrics would be served to everybody who reaches the machine.

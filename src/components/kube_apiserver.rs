@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::{
     Paths, capabilities,
-    kine::KINE,
+    kine::{KINE, SOCKET},
     launch::{File, Flags, Launch},
     libexec::Components,
 };
@@ -69,14 +69,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .path("kubelet-certificate-authority", paths.tls("server-ca.crt"))
         .path("kubelet-client-certificate", paths.tls("client-kube-apiserver.crt"))
         .path("kubelet-client-key", paths.tls("client-kube-apiserver.key"))
-        .set(
-            "kubelet-preferred-address-types",
-            if config.network.overlay_external {
-                "ExternalIP,InternalIP,Hostname"
-            } else {
-                "InternalIP,ExternalIP,Hostname"
-            },
-        )
+        .set("kubelet-preferred-address-types", config.network.preferred_address_types())
         .path("requestheader-client-ca-file", paths.tls("request-header-ca.crt"))
         .set("requestheader-allowed-names", "system:auth-proxy")
         .set("requestheader-extra-headers-prefix", "X-Remote-Extra-")
@@ -93,18 +86,16 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     }
     let mut gates = vec![DOS_MITIGATION_OFF, NO_PEERS];
     let mut after = vec!["datastore".to_owned()];
-    // Relative to the working directory: a socket's path may have 107 bytes, a data directory's more.
-    let socket = "unix://kine.sock";
     match &config.datastore {
         Datastore::Sqlite { .. } => {
             gates.push(APISERVER_IDENTITY_OFF);
             // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
-            flags.set("etcd-servers", socket).set("etcd-healthcheck-timeout", "10s");
+            flags.set("etcd-servers", SOCKET).set("etcd-healthcheck-timeout", "10s");
         }
         Datastore::Sql(_) => {
             // It ends after kube-apiserver, whose shutdown waits for a store that answers.
             after.push(KINE.to_owned());
-            flags.set("etcd-servers", socket);
+            flags.set("etcd-servers", SOCKET);
         }
         Datastore::Etcd(etcd) => set_etcd(&mut flags, etcd),
     }

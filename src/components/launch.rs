@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
-use k3s_config::args::ComponentArgs;
+use k3s_config::{args::ComponentArgs, network::reached_at};
 use k3s_files::{self as files, FileError};
 use k3s_supervise::program::{Probe, Program};
 
@@ -48,14 +48,9 @@ pub struct File {
 /// A question after the health of a component that tells it at `bind` (an address, or one with a port), of course by loopback where it
 /// listens everywhere. Port 0 tells nothing.
 pub(crate) fn health_probe(bind: &str, port: u16, path: &str) -> Probe {
-    let loopback = |address: IpAddr| match address {
-        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    };
     let address = match (bind.parse::<SocketAddr>(), bind.parse::<IpAddr>()) {
-        (Ok(address), _) => SocketAddr::new(loopback(address.ip()), address.port()),
-        (_, Ok(address)) => SocketAddr::new(loopback(address), port),
+        (Ok(address), _) => SocketAddr::new(reached_at(address.ip()), address.port()),
+        (_, Ok(address)) => SocketAddr::new(reached_at(address), port),
         // What is no address the component refuses itself.
         _ => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
     };

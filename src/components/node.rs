@@ -14,7 +14,7 @@ pub struct Node {
     pub network: ClusterNetwork,
     /// Its own addresses, the primary first; never empty: `--node-ip`, or those of the default route's device (`src/agent/network.rs`).
     pub ips: Vec<IpAddr>,
-    /// The resolv.conf that pods inherit: `--resolv-conf`, or what `src/agent/resolv_conf.rs` finds.
+    /// The resolv.conf that pods inherit: `--resolv-conf`, or what `src/agent/resolv_conf.rs` finds; `src/agent/node.rs` settles it.
     pub resolv_conf: PathBuf,
     /// How Services reach pods.
     pub proxy_mode: ProxyMode,

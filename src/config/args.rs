@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-/// What a user passed with `--kube-apiserver-arg` and its like, in the order given.
+/// What a user passed with `--kube-apiserver-arg`, `--kubelet-arg` and their like, in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ComponentArgs(Vec<ComponentArg>);
 

@@ -1,6 +1,6 @@
 //! Where the node of this machine is, for commands beside it: by the sources that its own start reads.
 
-use std::{ffi::OsString, net::Ipv4Addr, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf};
 
 use crate::{
     agent::ServerUrl,
@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     flags::Role,
     merge,
-    network::{address, port},
+    network::{address, port, reached_at},
 };
 
 /// What commands have to know of a server or agent on this machine.
@@ -36,11 +36,13 @@ pub fn locate(args: impl IntoIterator<Item = OsString>, environment: &Environmen
     let args: Vec<_> = args.into_iter().collect();
     let values = merge::look_up(Role::Server, &args, environment)?;
     let bound = values.text("bind-address").parse(address)?;
-    let host = if bound.is_unspecified() { Ipv4Addr::LOCALHOST } else { bound };
     Ok(Location {
         data_dir: values.text("data-dir").path(environment)?,
         kubeconfig: values.text("write-kubeconfig").path(environment)?,
-        server: ServerUrl { host: host.to_string(), port: values.text("https-listen-port").parse(port)? },
+        server: ServerUrl {
+            host: reached_at(bound.into()).to_string(),
+            port: values.text("https-listen-port").parse(port)?,
+        },
     })
 }
 

@@ -34,10 +34,24 @@ pub struct ClusterNetwork {
     pub overlay_external: bool,
 }
 
+/// Where this host reaches what listens at `bound`: by loopback if that is everywhere.
+pub fn reached_at(bound: IpAddr) -> IpAddr {
+    match bound {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    }
+}
+
 impl ClusterNetwork {
     /// The first address of the primary service range: the `kubernetes` Service.
     pub fn kubernetes_service_ip(&self) -> IpAddr {
         nth_address(&self.service_cidrs[0], 1)
+    }
+
+    /// By which of its addresses a node is reached, the best first.
+    pub fn preferred_address_types(&self) -> &'static str {
+        if self.overlay_external { "ExternalIP,InternalIP,Hostname" } else { "InternalIP,ExternalIP,Hostname" }
     }
 
     /// The plan in `values`. `masks` are the prefix lengths of one node's pod ranges; `own_dns` says that the packaged DNS is left out, so
@@ -357,6 +371,13 @@ fn reserved_ranges() -> impl Iterator<Item = IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_listens_everywhere_is_reached_by_loopback() {
+        for (bound, reached) in [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("192.0.2.10", "192.0.2.10")] {
+            assert_eq!(reached_at(bound.parse().unwrap()).to_string(), reached);
+        }
+    }
 
     #[test]
     fn port_ranges_as_kubernetes_writes_them() {

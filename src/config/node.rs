@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Origin, Place},
     flags::{Flag, Role, SELINUX},
     grammar::{is_dns_subdomain, is_forbidden_to_kubelet, is_label_value, is_qualified_name},
-    network::{address, host_address, port},
+    network::{address, host_address, port, reached_at},
     provenance::Provenance,
     values::{Given, Values},
 };
@@ -114,11 +114,7 @@ pub enum Snapshotter {
 impl NodeConfig {
     /// Where this machine reaches its own kubelet.
     pub fn kubelet_address(&self) -> IpAddr {
-        match self.bind_address {
-            IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            address => address,
-        }
+        reached_at(self.bind_address)
     }
 
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {

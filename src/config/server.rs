@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Component, PathBuf},
     str::FromStr,
 };
@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Warning},
     flags::nearest,
     grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
-    network::{ClusterNetwork, NodeMasks, address, host_address, port},
+    network::{ClusterNetwork, NodeMasks, address, host_address, port, reached_at},
     node::{NodeConfig, registry},
     secret::Secret,
     snapshots::SnapshotConfig,
@@ -90,7 +90,7 @@ impl ServerConfig {
 
     /// Where the front is reached from this host.
     pub fn reached_at(&self) -> IpAddr {
-        if self.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.bind_address }
+        reached_at(self.bind_address)
     }
 
     /// Where the API is published if not at the node's own address: as configured, else where the outside reaches the node.

@@ -48,7 +48,8 @@ pub enum Place {
 /// Something that makes the cluster's objects agree with what servers and nodes know.
 ///
 /// To add one: a type in a file of this crate, and one line where the server registers them (`src/server/controllers.rs`), with the
-/// condition on which it is there at all.
+/// condition on which it is there at all. `node_hosts.rs` is a small one, `queue.rs` is for many objects, `fake_api.rs` for tests. One that
+/// works with something of the server's lies there.
 pub trait Controller: Send + Sync + 'static {
     /// Its name in `k3s status`, in the log, and as the reporter of its events.
     const NAME: &'static str;

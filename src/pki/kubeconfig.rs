@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     os::unix::fs::{MetadataExt, chown},
     path::Path,
 };
@@ -40,7 +40,7 @@ pub struct UserKubeconfig<'a> {
     pub mode: u32,
     /// Its group, by name or number (`--write-kubeconfig-group`).
     pub group: Option<&'a str>,
-    /// Where the front listens.
+    /// Where the front is reached from this host.
     pub front: SocketAddr,
 }
 
@@ -115,7 +115,7 @@ impl UserKubeconfig<'_> {
             cluster: "default",
             context: "default",
             user: "default",
-            server: &format!("https://{}", reachable(self.front)),
+            server: &format!("https://{}", self.front),
             certificate_authority: ("certificate-authority-data", STANDARD.encode(pki.server_ca.bundle())),
             client_certificate: ("client-certificate-data", inline(&pki.client_admin.certificate)?),
             client_key: ("client-key-data", inline(&pki.client_admin.key)?),
@@ -176,16 +176,6 @@ fn scalar(value: &str) -> String {
     }
 }
 
-/// An address that a client on this machine can dial.
-fn reachable(listening: SocketAddr) -> SocketAddr {
-    let ip = match listening.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listening.port())
-}
-
 fn group_id(group: &str) -> Result<u32, Error> {
     if let Ok(id) = group.parse() {
         return Ok(id);
@@ -204,7 +194,7 @@ mod tests {
     use crate::server::tests::request;
 
     fn user<'a>(path: &'a Path, default_path: &'a Path) -> UserKubeconfig<'a> {
-        UserKubeconfig { path, default_path, mode: PRIVATE, group: None, front: "0.0.0.0:6443".parse().unwrap() }
+        UserKubeconfig { path, default_path, mode: PRIVATE, group: None, front: "127.0.0.1:6443".parse().unwrap() }
     }
 
     #[test]
@@ -285,15 +275,6 @@ users:
         }
         for quoted in ["https://[::1]:6443", "", "123", "- a", "a b", "a: b", "a #b", "~", "a:", "\"", "*x"] {
             assert_eq!(scalar(quoted), serde_json::to_string(quoted).unwrap());
-        }
-    }
-
-    #[test]
-    fn an_unspecified_address_is_reached_by_loopback() {
-        for (front, dialled) in
-            [("0.0.0.0:6443", "127.0.0.1:6443"), ("[::]:6443", "[::1]:6443"), ("192.0.2.10:443", "192.0.2.10:443")]
-        {
-            assert_eq!(reachable(front.parse().unwrap()).to_string(), dialled);
         }
     }
 }

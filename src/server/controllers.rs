@@ -25,11 +25,6 @@ use crate::{
     peers::PeerTunnels,
 };
 
-/// Where kubelets listen.
-const KUBELET: u16 = 10250;
-/// Where nodes' overlay devices do.
-const VXLAN: u16 = 8472;
-
 /// What they work with.
 pub(crate) struct Controllers<'a> {
     pub(crate) config: &'a ServerConfig,
@@ -106,8 +101,8 @@ impl Controllers<'_> {
 
     /// Where nodes listen themselves: a Service there would take what they tell each other.
     fn reserved_ports(&self) -> Vec<(u16, &'static str)> {
-        let overlay = (self.config.network.overlay == Overlay::Vxlan).then_some((VXLAN, "UDP"));
-        [(self.config.https_listen_port, "TCP"), (KUBELET, "TCP")].into_iter().chain(overlay).collect()
+        let overlay = (self.config.network.overlay == Overlay::Vxlan).then_some((k3s_agent::VXLAN_PORT, "UDP"));
+        [(self.config.https_listen_port, "TCP"), (k3s_agent::KUBELET_PORT, "TCP")].into_iter().chain(overlay).collect()
     }
 
     /// Whether other servers work on the same cluster.
@@ -161,7 +156,7 @@ impl Controllers<'_> {
                 cluster_domain: config.network.cluster_domain.clone(),
                 system_default_registry: config.system_default_registry.clone(),
                 local_storage: config.local_storage.clone(),
-                overlay_external: config.network.overlay_external,
+                preferred_address_types: config.network.preferred_address_types(),
             },
             server: self.host.name.clone(),
         }

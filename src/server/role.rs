@@ -198,7 +198,7 @@ impl Server {
                 node_passwords: node_passwords.clone(),
                 reserved,
                 token: token.clone(),
-                nodes: NodeDialer { tunnels: Tunnels::default(), egress: known },
+                dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
                 config: config::published(&config, &paths, &host)?,
             });
             let metrics = config.supervisor_metrics.then(|| {

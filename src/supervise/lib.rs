@@ -2,6 +2,8 @@
 //!
 //! A [`Program`](program::Program) says what a child is. A [`Supervisor`] runs many: it starts one when the programs and
 //! [`Gate`]s it is after have been ready once, and from then on one child's failure is that child's restart and nobody else's.
+//! A child is ready once its [`readiness`](program::Program::readiness) has said yes (`until_answered` in `runner.rs`); from then on its
+//! [`liveness`](program::Program::liveness) is asked, where it has one.
 //! Work of our own process runs beside them as a [`Task`] each, whose panic or error is likewise its own restart. What does one thing
 //! and ends is run by [`Supervisor::run_once`].
 //! What all of them do is told to systemd by [`notify`], to people and programs by [`status`].

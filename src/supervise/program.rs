@@ -13,9 +13,7 @@ pub struct Program {
     pub name: String,
     /// The file to execute.
     pub executable: PathBuf,
-    /// `argv[0]` where the executable is a multi-call binary; `name` otherwise.
-    pub arg0: OsString,
-    /// The arguments after `argv[0]`.
+    /// The arguments after `argv[0]`, which is `name`: executables may be multi-call binaries.
     pub args: Vec<OsString>,
     /// Environment on top of the inherited one (which never carries the service manager's variables on).
     pub env: BTreeMap<OsString, OsString>,
@@ -23,7 +21,7 @@ pub struct Program {
     pub working_dir: Option<PathBuf>,
     /// Names of programs and gates that have to be ready before this one starts; it stops before they do.
     pub after: Vec<String>,
-    /// How it becomes ready, and how it is known to live afterwards.
+    /// Says yes once the child is ready.
     pub readiness: Probe,
     /// Checked only once ready; `None` where exiting is the only way to fail.
     pub liveness: Option<Liveness>,
@@ -133,7 +131,6 @@ impl Program {
         Self {
             name: name.to_owned(),
             executable: executable.into(),
-            arg0: name.into(),
             args: Vec::new(),
             env: BTreeMap::new(),
             working_dir: None,

@@ -199,7 +199,7 @@ fn fork(launch: SpawnRequest) -> io::Result<ChildHandle> {
     let program = &launch.program;
     let mut command = Command::new(&program.executable);
     command
-        .arg0(&program.arg0)
+        .arg0(&program.name)
         .args(&program.args)
         .stdin(Stdio::null())
         .stdout(launch.output.try_clone()?)

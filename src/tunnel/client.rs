@@ -100,7 +100,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Tunnel<IO> {
         // Nothing runs on unseen when the caller gives this future up.
         let _cut = cut.clone().drop_guard();
         let dial = |Asked { target, stream }| {
-            let address = rules.borrow().dial(&target);
+            let address = rules.borrow().address_for(&target);
             let Some(address) = address else {
                 debug!(%target, "A server asked for what this node does not lead to.");
                 stream.fail(format!("connect not allowed: {target}"));

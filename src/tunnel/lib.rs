@@ -1,11 +1,20 @@
 //! The websocket by which servers reach into nodes that they cannot dial: remotedialer's wire protocol, as k3s speaks it.
 //!
 //! ```text
-//! kube-apiserver ──CONNECT──▶ server: Egress says where ──▶ Tunnels ══websocket══ Tunnel ──▶ node: Rules say whether ──▶ kubelet
+//! kube-apiserver     egress_selector        src/components/kube_apiserver.rs    told to go through the front
+//!    │ CONNECT
+//!    ▼
+//! server             Routes::connect        src/server/routes/connect.rs        who may
+//!    │               NodeDialer::dial       src/server/node_dialer.rs           by which way
+//!    │               Egress::route          egress.rs                           to which node
+//!    ▼               Tunnels::dial          server.rs
+//!    ║ websocket, opened by the node: src/agent/tunnels.rs
+//!    ▼
+//! node               Tunnel::serve          client.rs
+//!    │               Rules::address_for     rules.rs                            whether servers may
+//!    ▼
+//! kubelet
 //! ```
-//!
-//! kube-apiserver is told to in `src/components/kube_apiserver.rs`, and answered in `src/server/routes/connect.rs`; a node opens its tunnels in
-//! `src/agent/tunnels.rs`.
 
 mod client;
 mod connection;

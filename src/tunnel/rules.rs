@@ -44,7 +44,7 @@ impl Rules {
     /// Where to dial for `target`; `None` if servers may not reach it.
     ///
     /// Names are never looked up: k3s' servers send addresses.
-    pub fn dial(&self, target: &Target) -> Option<SocketAddr> {
+    pub fn address_for(&self, target: &Target) -> Option<SocketAddr> {
         let address: SocketAddr = target.address.parse().ok().filter(|_| target.network == "tcp")?;
         let (ip, port) = (address.ip().to_canonical(), address.port());
         if ip.is_loopback() {
@@ -75,7 +75,7 @@ mod tests {
 
     /// Which of these may be reached, and where that leads.
     fn reached<'a>(rules: &Rules, addresses: &[&'a str]) -> Vec<(&'a str, String)> {
-        let dial = |address: &&'a str| Some((*address, rules.dial(&Target::tcp(*address))?.to_string()));
+        let dial = |address: &&'a str| Some((*address, rules.address_for(&Target::tcp(*address))?.to_string()));
         addresses.iter().filter_map(dial).collect()
     }
 
@@ -132,6 +132,6 @@ mod tests {
     #[test]
     fn only_tcp() {
         let target = Target { network: "udp".to_owned(), address: "127.0.0.1:10250".to_owned() };
-        assert_eq!(rules(Reach::Kubelet).dial(&target), None);
+        assert_eq!(rules(Reach::Kubelet).address_for(&target), None);
     }
 }

@@ -1,4 +1,5 @@
-//! The table itself.
+//! The table itself: a row is `switch`, `text` or `list` and what follows it (`flags.rs`). What was given is taken out of `Values` in the
+//! `from_values` of the structure that it is for.
 
 use super::{Flag, Kind, Refusal, Section};
 

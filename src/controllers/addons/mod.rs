@@ -50,7 +50,7 @@ impl Deploy {
                 cluster_domain: "cluster.local".into(),
                 system_default_registry: None,
                 local_storage: "/data/storage".into(),
-                overlay_external: false,
+                preferred_address_types: "InternalIP,ExternalIP,Hostname",
             },
             server: "server".into(),
         }

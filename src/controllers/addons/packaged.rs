@@ -48,8 +48,8 @@ pub struct Variables {
     pub system_default_registry: Option<String>,
     /// Where nodes keep local volumes (`--default-local-storage-path`).
     pub local_storage: PathBuf,
-    /// Whether nodes reach each other by their external addresses (`--flannel-external-ip`).
-    pub overlay_external: bool,
+    /// By which of its addresses a node is asked for its metrics, the best first.
+    pub preferred_address_types: &'static str,
 }
 
 impl Packaged {
@@ -64,7 +64,7 @@ impl Packaged {
             ("CLUSTER_DNS_IPFAMILYPOLICY", if dns.len() > 1 { "RequireDualStack" } else { "SingleStack" }.into()),
             ("CLUSTER_DOMAIN", variables.cluster_domain.clone()),
             ("DEFAULT_LOCAL_STORAGE_PATH", variables.local_storage_in_json()),
-            ("PREFERRED_ADDRESS_TYPES", variables.preferred_address_types().to_owned()),
+            ("PREFERRED_ADDRESS_TYPES", variables.preferred_address_types.to_owned()),
         ];
         let text = values
             .into_iter()
@@ -78,10 +78,6 @@ impl Variables {
     fn local_storage_in_json(&self) -> String {
         let quoted = Value::from(self.local_storage.to_string_lossy()).to_string();
         quoted[1..quoted.len() - 1].to_owned()
-    }
-
-    fn preferred_address_types(&self) -> &'static str {
-        if self.overlay_external { "ExternalIP,InternalIP,Hostname" } else { "InternalIP,ExternalIP,Hostname" }
     }
 
     fn fill_in_images(&self, text: &str) -> String {
@@ -120,7 +116,7 @@ mod tests {
             cluster_domain: "cluster.local".into(),
             system_default_registry: None,
             local_storage: "/data/storage".into(),
-            overlay_external: false,
+            preferred_address_types: "InternalIP,ExternalIP,Hostname",
         }
     }
 
@@ -158,7 +154,7 @@ mod tests {
         let deployment = |variables: &Variables| text("metrics-server/metrics-server-deployment.yaml", variables);
         assert!(deployment(&variables()).contains("=InternalIP,ExternalIP,Hostname\n"));
         assert!(
-            deployment(&Variables { overlay_external: true, ..variables() })
+            deployment(&Variables { preferred_address_types: "ExternalIP,InternalIP,Hostname", ..variables() })
                 .contains("=ExternalIP,InternalIP,Hostname\n")
         );
     }

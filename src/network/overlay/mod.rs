@@ -33,6 +33,7 @@ use self::{
 pub use self::{
     flannel::{Backend, Endpoint, Member, PeerError, annotations, is_annotation},
     mac::Mac,
+    vxlan::PORT as VXLAN_PORT,
 };
 use crate::{
     address::{Family, Underlay},

@@ -30,7 +30,8 @@ use crate::{
 };
 
 pub(super) const VNI: u32 = 1;
-pub(super) const PORT: u16 = 8472;
+/// Where overlay devices listen, by UDP.
+pub const PORT: u16 = 8472;
 const DEVICE_V4: &str = "flannel.1";
 const DEVICE_V6: &str = "flannel-v6.1";
 

@@ -24,7 +24,7 @@ impl Routes {
         let node = caller.node().ok_or_else(|| Status::unauthorized("failed authentication"))?;
         let response = k3s_tunnel::upgrade(request, node).map_err(|error| Status::bad_request(error.to_string()))?;
         let (node, address, dialect) = (node.to_owned(), peer.address, Dialect::of(request.headers()));
-        let (tunnels, shutdown, upgraded) = (self.nodes.tunnels.clone(), shutdown.clone(), upgrade::on(request));
+        let (tunnels, shutdown, upgraded) = (self.dialer.tunnels.clone(), shutdown.clone(), upgrade::on(request));
         tasks.spawn(async move {
             let io = match upgraded.await {
                 Ok(io) => TokioIo::new(io),
@@ -50,7 +50,7 @@ impl Routes {
             return Err(Status::bad_request("CONNECT needs host:port"));
         };
         let destination = Destination::try_from(authority).map_err(|error| Status::bad_request(error.to_string()))?;
-        let there = self.nodes.dial(destination).await.map_err(|error| Status::bad_gateway(error.to_string()))?;
+        let there = self.dialer.dial(destination).await.map_err(|error| Status::bad_gateway(error.to_string()))?;
         let upgraded = upgrade::on(request);
         connection.tasks.spawn(async move {
             let carried = async {

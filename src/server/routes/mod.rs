@@ -82,7 +82,7 @@ pub struct Cluster {
     /// The server token.
     pub token: Arc<ServerToken>,
     /// Reaches nodes: for kube-apiserver's CONNECT.
-    pub nodes: NodeDialer,
+    pub dialer: NodeDialer,
     /// `/v1-k3s/config`
     pub config: Value,
 }
@@ -97,7 +97,7 @@ pub struct Routes {
     certificates: Certificates,
     admin_client: AdminClient,
     token: Arc<ServerToken>,
-    nodes: NodeDialer,
+    dialer: NodeDialer,
     config: Bytes,
 }
 
@@ -130,7 +130,7 @@ impl Service for Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, nodes, config } = cluster;
+        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, dialer, config } = cluster;
         Self {
             static_files: StaticFiles::new(server_dir.join("static")),
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), admin_client.clone()),
@@ -143,7 +143,7 @@ impl Routes {
             },
             admin_client,
             token,
-            nodes,
+            dialer,
             config: line(&config),
             server_dir,
         }

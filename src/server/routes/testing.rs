@@ -65,7 +65,7 @@ impl Setup {
                 datastore.client(),
                 Password::new(TOKEN),
             )),
-            nodes: NodeDialer { tunnels: Tunnels::default(), egress: known },
+            dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
             config: json!({"ClusterDomain": "cluster.local"}),
         });
         let front = Front::serve(client_ca, server_ca, Arc::new(routes), Settings::default()).await;
