@@ -21,8 +21,10 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// What a client may hold of answers that it has not read, in bytes: on a stream, and on a connection.
-const WINDOWS: (u32, u32) = (256 << 10, 16 << 20);
+/// What a client may hold of an answer that it has not read, in bytes.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same of all answers on a connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Where the API is, and the files by which either end proves who it is.
 #[derive(clap::Args, Debug)]
@@ -112,12 +114,23 @@ impl Client {
     where
         B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin + Send + 'static,
     {
+        self.http2_with_window(STREAM_WINDOW).await
+    }
+
+    /// The same, taking no more than `window` bytes of an answer before it is read.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn http2_with_window<B>(&self, window: u32) -> Result<SendRequest<B>>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin + Send + 'static,
+    {
         let connect = async {
             let tcp = TcpStream::connect(self.address).await?;
             tcp.set_nodelay(true)?;
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                .initial_stream_window_size(WINDOWS.0)
-                .initial_connection_window_size(WINDOWS.1)
+                .initial_stream_window_size(window)
+                .initial_connection_window_size(CONNECTION_WINDOW)
                 .handshake(TokioIo::new(self.handshake(tcp).await?))
                 .await?;
             tokio::spawn(connection);

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     let _context = runtime.enter();
     match args.kind {
         Kind::Silent | Kind::Handshakes => hold::connections(&client, args.count, args.kind == Kind::Handshakes, &met),
-        Kind::Stalled => hold::streams(&client, args.count, &met),
+        Kind::Stalled => runtime.block_on(hold::streams(&client, args.count, &met))?,
         Kind::Anonymous | Kind::Tokens | Kind::Certificate => {
             flood::requests(&client, args.count, args.kind == Kind::Tokens, &met);
         }
