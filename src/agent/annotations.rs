@@ -7,7 +7,7 @@ use k3s_config::Provenance;
 use k3s_controllers::{NodeAddresses, NodeArguments, NodeMetadata};
 
 /// Labels, addresses and arguments, as k3s annotates them.
-pub(crate) fn metadata(node: &Node, pod_egress: bool) -> NodeMetadata {
+pub(crate) fn metadata(node: &Node, former_labels: Vec<String>, pod_egress: bool) -> NodeMetadata {
     let config = &node.config;
     let addresses = node.cloud_provider_external.then(|| NodeAddresses {
         internal_ips: node.ips.clone(),
@@ -18,6 +18,7 @@ pub(crate) fn metadata(node: &Node, pod_egress: bool) -> NodeMetadata {
     });
     NodeMetadata {
         labels: config.labels.clone(),
+        former_labels,
         pod_egress,
         addresses,
         arguments: Some(arguments(&config.provenance)),

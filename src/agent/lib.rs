@@ -40,7 +40,7 @@ pub use identity::{ETC, node_name};
 pub use join_error::JoinError;
 pub use k3s_network::overlay::VXLAN_PORT;
 pub use network::{follow_own_addresses, own_addresses};
-pub use node::{NodeRole, Request};
+pub use node::{NodeRole, Request, ServerAuthority};
 pub use pod_shutdown::end_pods_with_host;
 pub use reach::{KUBELET_PORT, Reachable};
 pub use registries::check_registries;

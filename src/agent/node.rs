@@ -80,6 +80,10 @@ pub struct NodeRole {
     node: Node,
     paths: Paths,
     launches: Vec<Launch>,
+    /// kubelet without what it takes at registration only.
+    registered_kubelet: Launch,
+    /// Labels that the nodes before this one had, and this one has not.
+    former_labels: Vec<String>,
     images: Images,
     registries: RegistriesFile,
     warnings: Vec<Warning>,
@@ -92,7 +96,7 @@ pub struct NodeRole {
 
 /// What servers are checked by, after the cluster was heard of again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ServerAuthority {
+pub enum ServerAuthority {
     /// The one of before.
     Same,
     /// Another one.
@@ -146,6 +150,7 @@ impl NodeRole {
         let drop_ins = paths.agent_etc("kubelet.conf.d");
         let user = UserConfigs::read(&node.config, &drop_ins)?;
         UserConfigs::remove_earlier(&drop_ins).map_err(|(path, source)| Error::File { path, source })?;
+        let registered_kubelet = kubelet(&without_registration(&node), &paths, &components, &user);
         let mut others = vec![kubelet(&node, &paths, &components, &user)];
         others.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components, &user)));
         others.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
@@ -168,7 +173,22 @@ impl NodeRole {
         let images = Images::of(packaged_images, registries_of_images, &paths);
         let (pod_egress, view, renewed) = (request.pod_egress, request.view, request.renewed);
         let obstacles = host.obstacles;
-        Ok(Self { node, paths, launches, images, registries, warnings, obstacles, pod_egress, policies, view, renewed })
+        let former_labels = Vec::new();
+        Ok(Self {
+            node,
+            paths,
+            launches,
+            registered_kubelet,
+            former_labels,
+            images,
+            registries,
+            warnings,
+            obstacles,
+            pod_egress,
+            policies,
+            view,
+            renewed,
+        })
     }
 
     /// Hands the programs to the supervisor.
@@ -183,17 +203,34 @@ impl NodeRole {
         supervisor.start(self.launches.iter().map(|launch| launch.program.clone()))
     }
 
+    /// Whether this node would run as `before` does.
+    pub fn is_same(&self, before: &Self) -> bool {
+        self.node == before.node && self.launches == before.launches
+    }
+
     /// Takes the place of `before`, which runs: of its programs, those that change are started anew, and with another `authority`
-    /// those that check servers by it. Pods stay.
-    pub(crate) async fn take_over(
-        &self,
+    /// those that check servers by it. Pods stay, and kubelet does where only what it registers with has changed.
+    ///
+    /// # Errors
+    /// A program that did not run before cannot be started.
+    pub async fn take_over(
+        &mut self,
         before: &Self,
         authority: ServerAuthority,
         supervisor: &Supervisor,
     ) -> Result<(), GraphError> {
+        let gone = before.node.config.labels.iter().map(|(key, _)| key).chain(&before.former_labels);
+        let has = |key: &String| self.node.config.labels.iter().any(|(label, _)| label == key);
+        self.former_labels = gone.filter(|key| !has(key)).cloned().collect();
         for launch in &self.launches {
-            let checks_servers = launch.program.name != "containerd";
-            if before.launches.contains(launch) && !(authority == ServerAuthority::Another && checks_servers) {
+            let is_checked_by_it = launch.program.name != "containerd";
+            let must_restart = authority == ServerAuthority::Another && is_checked_by_it;
+            if !must_restart && before.launches.contains(launch) {
+                continue;
+            }
+            let is_registered = launch.program.name == self.registered_kubelet.program.name
+                && self.registered_kubelet == before.registered_kubelet;
+            if !must_restart && is_registered && supervisor.amend(launch.program.clone()).await.is_ok() {
                 continue;
             }
             // One that did not run before is started.
@@ -261,10 +298,16 @@ impl NodeRole {
         }
         let kubeconfig = self.paths.kubelet_kubeconfig();
         let client = api::lasting_client(kubeconfig, self.renewed.clone()).await?;
-        let metadata = annotations::metadata(&self.node, self.pod_egress);
+        let metadata = annotations::metadata(&self.node, self.former_labels.clone(), self.pod_egress);
         annotate(&self.view, client, &self.node.config.name, &metadata).await;
         Ok(())
     }
+}
+
+/// The node as kubelet runs it once the API knows it.
+fn without_registration(node: &Node) -> Node {
+    let config = NodeConfig { labels: Vec::new(), taints: Vec::new(), ..node.config.clone() };
+    Node { config, ..node.clone() }
 }
 
 fn launch_containerd(

@@ -113,7 +113,7 @@ mod tests {
         };
         let rules = kubelet_alone(node.kubelet);
         let mut seen = rules.subscribe();
-        assert_eq!(seen.borrow().kubelet, (node.kubelet, KUBELET_PORT).into());
+        assert_eq!(seen.borrow().kubelet, (node.kubelet, super::KUBELET_PORT).into());
         let told = seen.wait_for(|rules| rules.kubelet.port() == KUBELET_PORT);
         tokio::select! {
             () = node.keep(&rules) => unreachable!("it is kept for as long as it is polled"),

@@ -2,14 +2,19 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::pin,
     sync::{Arc, Once},
 };
 
 use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
 use k3s_components::{Package, Paths};
-use k3s_config::{agent::AgentConfig, network::Overlay};
+use k3s_config::{
+    agent::AgentConfig,
+    network::Overlay,
+    reload::{Changes, Reloaded},
+};
 use k3s_controllers::{ClusterView, NodeScope, Scope};
-use k3s_daemon::{Daemon, Role, STOP};
+use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP};
 use k3s_supervise::{Gate, Supervisor, notify::Notifier};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -49,12 +54,17 @@ const BALANCER: &str = "k3s-agent-load-balancer";
 ///
 /// # Errors
 /// What has to be the agent's own is taken or cannot be used, or no server lets it in and none will.
-pub async fn run(config: AgentConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: AgentConfig,
+    source: ConfigSource<AgentConfig>,
+    package: Package,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let balancer = listen(&config).await?;
     let daemon = Daemon::prepare(Role::Agent, &paths)?;
     let agent = Agent::prepare(config, paths, package, &daemon).await?;
-    let life = agent.live(balancer, daemon.notifier().clone(), &shutdown);
+    let life = agent.live(balancer, daemon.reloads(source), daemon.notifier().clone(), &shutdown);
     daemon.run(life, &shutdown).await
 }
 
@@ -132,12 +142,13 @@ impl Agent {
     async fn live(
         self,
         balancer: TcpListener,
+        reloads: Reloads<AgentConfig>,
         notifier: Arc<Notifier>,
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
         let ends = CancellationToken::new();
         let work = async {
-            let ended = Box::pin(self.work(&notifier, shutdown)).await;
+            let ended = Box::pin(self.work(reloads, &notifier, shutdown)).await;
             if let Err(error) = &ended {
                 error!(%error, "The agent cannot go on and stops.");
             }
@@ -157,13 +168,18 @@ impl Agent {
     }
 
     /// Joins, starts everything and does what this process itself has to do, until `shutdown` or until it cannot go on.
-    async fn work(&self, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
+    async fn work(
+        &self,
+        reloads: Reloads<AgentConfig>,
+        notifier: &Notifier,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
         let [server, api] = [self.supervisor.gate("server")?, self.supervisor.gate("kube-apiserver")?];
         let member = async { Ok(self.membership.run(&server, &self.supervisor).await?) };
         let node = async {
             let known = next(&mut self.membership.known()).await;
             let view = self.view(&known).await?;
-            let node = NodeRole::prepare(self.request(&known, &view)).await?;
+            let node = NodeRole::prepare(self.request(&self.config, &known, &view)).await?;
             node.start(&self.supervisor)?;
             let beside = async {
                 let servers = servers::follow(&self.balancer, self.membership.api(), &view);
@@ -171,7 +187,7 @@ impl Agent {
                 tokio::join!(opening, self.announce(notifier), servers, tunnels);
                 Ok(())
             };
-            tokio::try_join!(self.run_node(node, known, &view, shutdown), beside)
+            tokio::try_join!(self.run_node(node, known, reloads, &view, shutdown), beside)
         };
         let addresses = network::follow_own_addresses(&self.config.node.ips, &self.ips);
         let lost = async {
@@ -186,31 +202,67 @@ impl Agent {
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 
-    /// Runs the node by what is known of its cluster, and anew by whatever that changes to.
+    /// Runs the node by what is known of its cluster and by its configuration, and anew by whatever one of them changes to.
     async fn run_node(
         &self,
         mut node: NodeRole,
         mut known: EffectiveState,
+        mut reloads: Reloads<AgentConfig>,
         view: &ClusterView,
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
         let mut changes = self.membership.known();
+        let mut config = self.config.clone();
         loop {
-            let changed = changes.wait_for(|now| now.as_ref().is_some_and(|now| *now != known));
-            tokio::select! {
-                ended = node.run(&self.supervisor, shutdown.clone()) => return ended,
-                _ = changed => {}
-            }
-            let now = next(&mut changes).await;
-            if now.config != known.config || now.authority != known.authority {
-                info!("What the servers tell of the cluster has changed.");
-            }
-            let successor = NodeRole::prepare(self.request(&now, view)).await?;
+            let (successor, now) = {
+                let mut life = pin!(node.run(&self.supervisor, shutdown.clone()));
+                loop {
+                    let changed = changes.wait_for(|now| now.as_ref().is_some_and(|now| *now != known));
+                    tokio::select! {
+                        ended = &mut life => return ended,
+                        _ = changed => {}
+                        () = reloads.asked() => {
+                            match self.reload(&mut config, &reloads, &known, &node, view).await {
+                                Some(successor) => break (successor, known.clone()),
+                                None => continue,
+                            }
+                        }
+                    }
+                    let now = next(&mut changes).await;
+                    if now.config != known.config || now.authority != known.authority {
+                        info!("What the servers tell of the cluster has changed.");
+                    }
+                    break (NodeRole::prepare(self.request(&config, &now, view)).await?, now);
+                }
+            };
             let authority =
                 if now.authority == known.authority { ServerAuthority::Same } else { ServerAuthority::Another };
-            successor.take_over(&node, authority, &self.supervisor).await?;
-            (node, known) = (successor, now);
+            let before = std::mem::replace(&mut node, successor);
+            node.take_over(&before, authority, &self.supervisor).await?;
+            known = now;
         }
+    }
+
+    /// Takes over what of `config` has changed, as far as it can change under pods that run; the node, where it is another one from now on.
+    async fn reload(
+        &self,
+        config: &mut AgentConfig,
+        reloads: &Reloads<AgentConfig>,
+        known: &EffectiveState,
+        node: &NodeRole,
+        view: &ClusterView,
+    ) -> Option<NodeRole> {
+        let mut successor = None;
+        let apply = async |mut asked: AgentConfig| {
+            // The name as it was settled at the start, with the id.
+            asked.node.settle_name(&config.node);
+            let Reloaded { config: now, changes } = config.reloaded(asked);
+            successor = Some(NodeRole::prepare(self.request(&now, known, view)).await?);
+            *config = now;
+            Ok::<Changes, Error>(changes)
+        };
+        reloads.reload(apply).await;
+        successor.filter(|successor| !successor.is_same(node))
     }
 
     /// Holds tunnels to the servers, with whatever they may reach at the time.
@@ -287,9 +339,9 @@ impl Agent {
         api::view_of_node(&self.config.node.name, &self.paths, scope, &self.membership.renewed()).await
     }
 
-    fn request(&self, known: &EffectiveState, view: &ClusterView) -> Request {
+    fn request(&self, config: &AgentConfig, known: &EffectiveState, view: &ClusterView) -> Request {
         Request {
-            config: self.config.node.clone(),
+            config: config.node.clone(),
             network: known.config.network.clone(),
             ips: known.ips.clone(),
             paths: self.paths.clone(),
@@ -301,7 +353,7 @@ impl Agent {
             network_policy: known.config.network_policy,
             cloud_controller: known.config.cloud_controller,
             pod_egress: known.config.egress.includes_pods(),
-            verbosity: self.config.verbosity,
+            verbosity: config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
             view: view.clone(),
             renewed: self.membership.renewed(),

@@ -6,7 +6,7 @@ use k3s_config::{agent::NodeConfig, network::ClusterNetwork};
 use k3s_network::ProxyMode;
 
 /// A node's facts, settled before its components start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// What the user asked for.
     pub config: NodeConfig,

@@ -16,6 +16,7 @@ mod merge;
 pub mod network;
 mod node;
 mod provenance;
+pub mod reload;
 pub mod secret;
 pub mod server;
 pub mod snapshots;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A node's configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
     /// The node's name, lower case; under `--with-node-id` it still lacks the id.
     pub name: String,
@@ -112,6 +112,14 @@ pub enum Snapshotter {
 }
 
 impl NodeConfig {
+    /// Takes the name of `running`, the same node with its name as it was settled, if only its id makes a difference.
+    pub fn settle_name(&mut self, running: &Self) {
+        let is_with_id = |id: &str| running.with_node_id && id.starts_with('-');
+        if self.with_node_id && running.name.strip_prefix(&self.name).is_some_and(is_with_id) {
+            self.name.clone_from(&running.name);
+        }
+    }
+
     /// Where this machine reaches its own kubelet.
     pub fn kubelet_address(&self) -> IpAddr {
         reached_at(self.bind_address)

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a server does about snapshots.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotConfig {
     /// Where they go (`--snapshot-dir`), `<data-dir>/server/db/snapshots` by default.
     pub folder: PathBuf,
@@ -31,7 +31,7 @@ pub struct SnapshotConfig {
 }
 
 /// The times that a cron pattern names.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Schedule(Cron);
 
 impl SnapshotConfig {

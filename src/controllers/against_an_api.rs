@@ -89,6 +89,7 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     let nodes: Api<Node> = Api::all(client.clone());
     let metadata = NodeMetadata {
         labels: vec![("disk".into(), "ssd".into())],
+        former_labels: Vec::new(),
         pod_egress: false,
         addresses: Some(NodeAddresses {
             internal_ips: vec!["10.0.0.1".parse().unwrap()],

@@ -30,6 +30,7 @@ mod node;
 mod node_annotations;
 mod node_hosts;
 mod node_passwords;
+mod node_taints;
 mod own_kubelet;
 mod own_pods;
 mod queue;
@@ -53,6 +54,7 @@ pub use node_passwords::{
     NodePasswordError, NodePasswordOwners, ensure_node_password, migrate_node_passwords, node_exists,
     node_password_secret, replace_node_password, tell_of_deferred,
 };
+pub use node_taints::TaintChange;
 pub use own_pods::OwnPods;
 pub use queue::reconcile_each;
 pub use service_lb::{RetiredServiceLb, ServiceLb};

@@ -34,6 +34,8 @@ pub(crate) mod key {
 pub struct NodeMetadata {
     /// `--node-label`: kubelet sets them at registration only, here they are set at each start.
     pub labels: Vec<(String, String)>,
+    /// Keys of labels that this process has set before, and that the configuration has no more.
+    pub former_labels: Vec<String>,
     /// Whether the node's tunnel leads to pods, which a label tells servers (`--egress-selector-mode`).
     pub pod_egress: bool,
     /// Where the node is reached; `None` where a cloud provider's controller knows (`--disable-cloud-controller`).
@@ -127,8 +129,9 @@ impl NodeMetadata {
     /// The merge patch that makes `node` say this, if it does not.
     fn patch(&self, node: &ObjectMeta) -> Option<Value> {
         let labels = self.labels.iter().map(|(key, value)| (key.as_str(), Some(value.clone())));
+        let former = self.former_labels.iter().map(|key| (key.as_str(), None));
         let pod_egress = (POD_EGRESS_LABEL, self.pod_egress.then(|| "true".to_owned()));
-        let labels = differing(node.labels.as_ref(), labels.chain([pod_egress]));
+        let labels = differing(node.labels.as_ref(), labels.chain(former).chain([pod_egress]));
         let annotations = differing(node.annotations.as_ref(), self.annotations());
         (!labels.is_empty() || !annotations.is_empty())
             .then(|| json!({"metadata": {"labels": labels, "annotations": annotations}}))
@@ -175,6 +178,7 @@ mod tests {
     fn metadata() -> NodeMetadata {
         NodeMetadata {
             labels: vec![("disk".into(), "ssd".into()), ("empty".into(), String::new())],
+            former_labels: Vec::new(),
             pod_egress: false,
             addresses: Some(NodeAddresses {
                 internal_ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
@@ -213,6 +217,13 @@ mod tests {
             metadata().patch(&node).unwrap(),
             json!({"metadata": {"labels": {}, "annotations": {"k3s.io/external-ip": null}}})
         );
+    }
+
+    #[test]
+    fn a_label_that_left_the_configuration_goes() {
+        let metadata = NodeMetadata { former_labels: vec!["site".into(), "gone".into()], ..NodeMetadata::default() };
+        let node = node(json!({"name": "a", "labels": {"site": "one", "other": "stays"}}));
+        assert_eq!(metadata.patch(&node).unwrap(), json!({"metadata": {"labels": {"site": null}, "annotations": {}}}));
     }
 
     #[test]

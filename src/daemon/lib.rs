@@ -10,8 +10,10 @@ mod clock;
 mod daemon;
 mod error;
 mod lock;
+mod reload;
 mod report;
 
 pub use daemon::{Daemon, STOP};
 pub use error::Error;
 pub use lock::{Role, lock};
+pub use reload::{ConfigSource, Reloads};

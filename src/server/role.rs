@@ -1,21 +1,20 @@
 //! The life of a server, from the checked configuration to the last child's end.
 
+mod reload;
+
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::{
-    agent::NodeConfig,
-    server::{Addon, ServerConfig},
-};
+use k3s_config::server::{Addon, ServerConfig};
 use k3s_controllers::ClusterView;
-use k3s_daemon::{Daemon, Role, STOP};
+use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP};
 use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_front::{Front, Unauthenticated, serve_on_thread, serve_starting};
 use k3s_listener::Limits;
-use k3s_supervise::{Supervisor, notify::Notifier, program::Program, status};
+use k3s_supervise::{Supervisor, notify::Notifier, status};
 use k3s_tunnel::{Egress, Tunnels};
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -55,17 +54,23 @@ use crate::{
 /// # Errors
 /// What has to be the server's own is taken or cannot be used, the datastore does not open or stops, or datastore and disk do not belong
 /// together.
-pub async fn run(config: ServerConfig, package: Package, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: ServerConfig,
+    source: ConfigSource<ServerConfig>,
+    package: Package,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let front = bootstrap::listen(&config).await?;
     bootstrap::check_room(&paths)?;
     let daemon = Daemon::prepare(Role::Server, &paths)?;
     let (notifier, supervisor) = (daemon.notifier().clone(), daemon.supervisor().clone());
+    let reloads = daemon.reloads(source);
     // The large futures of a server are boxed wherever they meet.
     let life = async {
         let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, front, &shutdown));
         match prepared.await {
-            Ok(Some((server, listeners))) => Box::pin(server.live(listeners, &notifier, &shutdown)).await,
+            Ok(Some((server, listeners))) => Box::pin(server.live(listeners, reloads, &notifier, &shutdown)).await,
             ended => {
                 // A store that is a child runs already.
                 supervisor.stop().await;
@@ -248,10 +253,16 @@ impl Server {
     }
 
     /// Runs until `shutdown`, or until it cannot go on; everything has ended when it returns.
-    async fn live(self, listeners: Listeners, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
+    async fn live(
+        self,
+        listeners: Listeners,
+        reloads: Reloads<ServerConfig>,
+        notifier: &Notifier,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
         let ends = Ends::default();
         let work = async {
-            let ended = Box::pin(self.work(notifier, shutdown)).await;
+            let ended = Box::pin(self.work(reloads, notifier, shutdown)).await;
             if let Err(error) = &ended {
                 error!(%error, "The server cannot go on and stops.");
             }
@@ -284,10 +295,17 @@ impl Server {
     }
 
     /// Starts everything and does what this process itself has to do, until `shutdown` or until it cannot go on.
-    async fn work(&self, notifier: &Notifier, shutdown: &CancellationToken) -> Result<(), Error> {
+    async fn work(
+        &self,
+        reloads: Reloads<ServerConfig>,
+        notifier: &Notifier,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
         let work = async {
             self.supervisor.gate("datastore")?.open();
-            self.supervisor.start(self.control_plane()?)?;
+            let control_plane = self.control_plane(&self.config);
+            control_plane.iter().try_for_each(Launch::install_files)?;
+            self.supervisor.start(control_plane.into_iter().map(|launch| launch.program))?;
             let kubeconfig = self.paths.cred("supervisor.kubeconfig");
             let client = k3s_agent::lasting_client(kubeconfig, self.renewal.renewed()).await?;
             let view = ClusterView::of_server(client.clone());
@@ -300,11 +318,7 @@ impl Server {
                 view.close().await;
                 Ok(())
             };
-            let node = async {
-                let Some(node) = self.config.node.clone() else { return Ok(()) };
-                let node = Box::pin(self.start_node(node, &view)).await?;
-                node.run(&self.supervisor, shutdown.clone()).await.map_err(Error::from)
-            };
+            let node = self.run_node(&view, reloads, shutdown);
             let moving =
                 async { k3s_agent::follow_own_addresses(&self.config.ips, &addresses).await.map_err(Error::from) };
             let until_shutdown = async {
@@ -378,8 +392,9 @@ impl Server {
         ends.datastore.cancel();
     }
 
-    fn control_plane(&self) -> Result<Vec<Program>, Error> {
-        let (config, paths, components) = (&self.config, &self.paths, &self.package.components);
+    /// The control plane's programs as `config` wants them.
+    fn control_plane(&self, config: &ServerConfig) -> Vec<Launch> {
+        let (paths, components) = (&self.paths, &self.package.components);
         let mut launches = vec![kube_apiserver(config, paths, components, self.host.advertised(config.published_at()))];
         if !config.disabled.controller_manager {
             launches.push(kube_controller_manager(config, paths, components));
@@ -390,32 +405,32 @@ impl Server {
         // kube-apiserver reaches this node's kubelet by its address.
         let inherited = InheritedEnvironment::new(std::env::vars_os(), &config.network, &self.host.ips);
         launches.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
-        launches.iter().try_for_each(Launch::install_files)?;
-        Ok(launches.into_iter().map(|launch| launch.program).collect())
+        launches
     }
 
-    async fn start_node(&self, node: NodeConfig, view: &ClusterView) -> Result<NodeRole, Error> {
+    /// The node that this server also is, as `config` wants it.
+    async fn prepare_node(&self, config: &ServerConfig, view: &ClusterView) -> Result<Option<NodeRole>, Error> {
+        let Some(node) = &config.node else { return Ok(None) };
         let role = NodeRole::prepare(k3s_agent::Request {
-            config: node,
-            network: self.config.network.clone(),
+            config: node.clone(),
+            network: config.network.clone(),
             ips: self.host.ips.clone(),
             paths: self.paths.clone(),
             components: self.package.components.clone(),
             packaged_images: self.package.images.clone(),
-            service_lb: !self.config.disabled_addons.contains(&Addon::Servicelb),
-            system_default_registry: self.config.system_default_registry.clone(),
-            kube_proxy: !self.config.disabled.kube_proxy,
-            network_policy: !self.config.disabled.network_policy,
-            cloud_controller: !self.config.disabled.cloud_controller,
+            service_lb: !config.disabled_addons.contains(&Addon::Servicelb),
+            system_default_registry: config.system_default_registry.clone(),
+            kube_proxy: !config.disabled.kube_proxy,
+            network_policy: !config.disabled.network_policy,
+            cloud_controller: !config.disabled.cloud_controller,
             // This server dials its own pods; others reach them through its tunnels.
-            pod_egress: self.config.datastore.is_shared() && self.config.egress_mode.includes_pods(),
-            verbosity: self.config.verbosity,
+            pod_egress: config.datastore.is_shared() && config.egress_mode.includes_pods(),
+            verbosity: config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
             view: view.clone(),
             renewed: self.renewal.renewed(),
         })
         .await?;
-        role.start(&self.supervisor)?;
-        Ok(role)
+        Ok(Some(role))
     }
 }

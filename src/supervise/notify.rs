@@ -11,6 +11,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ use crate::Supervisor;
 pub struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
+    was_ready: AtomicBool,
 }
 
 /// A `NOTIFY_SOCKET` that cannot be spoken to.
@@ -68,12 +70,30 @@ impl Notifier {
                     .map_err(|source| NotifyError { address: String::from_utf8_lossy(address).into_owned(), source })
             })
             .transpose()?;
-        Ok(Self { socket, watchdog })
+        Ok(Self { socket, watchdog, was_ready: AtomicBool::new(false) })
     }
 
-    /// Start-up is over, or a reload is.
+    /// Start-up is over.
     pub fn ready(&self) {
+        self.was_ready.store(true, Ordering::Relaxed);
         self.send(&NotifyState::Ready);
+    }
+
+    /// The configuration is read again, with the time that `Type=notify-reload` compares with its signal's; [`Notifier::reloaded`] is
+    /// next. While the service starts there is nothing to say: READY is yet to come.
+    pub fn reloading(&self) {
+        if self.was_ready.load(Ordering::Relaxed) {
+            // One datagram: systemd reads the time with the word (sd_notify(3)).
+            let words = [Some(NotifyState::Reloading), NotifyState::monotonic_usec_now().ok()];
+            self.send_text(&words.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
+        }
+    }
+
+    /// The reload is over, whatever came of it: the service goes on.
+    pub fn reloaded(&self) {
+        if self.was_ready.load(Ordering::Relaxed) {
+            self.send(&NotifyState::Ready);
+        }
     }
 
     /// One line about what is going on.
@@ -124,8 +144,12 @@ impl Notifier {
 
     /// By a socket of our own: `sd_notify::notify` knows no abstract addresses, which containers have, and waits where nobody reads.
     fn send(&self, message: &NotifyState<'_>) {
+        self.send_text(&message.to_string());
+    }
+
+    fn send_text(&self, message: &str) {
         let Some((socket, peer)) = &self.socket else { return };
-        if let Err(error) = socket.send_to_addr(message.to_string().as_bytes(), peer) {
+        if let Err(error) = socket.send_to_addr(message.as_bytes(), peer) {
             warn!(%error, %message, "The service manager could not be told.");
         }
     }

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Restart,
     /// Restart as this one.
     Replace(Box<Program>),
+    /// This one whenever it is started again.
+    Amend(Box<Program>),
     Stop,
     /// Answered by whoever still advances.
     Pulse(oneshot::Sender<()>),
@@ -106,6 +108,10 @@ impl Runner {
                     Some(Command::Replace(program)) => {
                         self.program = Arc::new(*program);
                         Event::RestartAsked
+                    }
+                    Some(Command::Amend(program)) => {
+                        self.program = Arc::new(*program);
+                        continue;
                     }
                     Some(Command::Stop) => Event::StopAsked,
                     None => {

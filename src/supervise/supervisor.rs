@@ -183,8 +183,7 @@ impl Supervisor {
     /// # Errors
     /// There is no such program.
     pub async fn restart(&self, name: &str) -> Result<(), UnknownProgram> {
-        let commands = self.registry(|registry| registry.commands.get(name).cloned());
-        let commands = commands.ok_or_else(|| UnknownProgram(name.to_owned()))?;
+        let commands = self.commands(name)?;
         // A runner that has ended has nothing to restart.
         let _ = commands.send(Command::Restart).await;
         Ok(())
@@ -195,10 +194,20 @@ impl Supervisor {
     /// # Errors
     /// There is no program of its name.
     pub async fn replace(&self, program: Program) -> Result<(), UnknownProgram> {
-        let commands = self.registry(|registry| registry.commands.get(&program.name).cloned());
-        let commands = commands.ok_or_else(|| UnknownProgram(program.name.clone()))?;
+        let commands = self.commands(&program.name)?;
         // A runner that has ended has nothing to replace.
         let _ = commands.send(Command::Replace(Box::new(program))).await;
+        Ok(())
+    }
+
+    /// As [`Supervisor::replace`] for whenever the program starts again; what runs goes on as it is.
+    ///
+    /// # Errors
+    /// There is no program of its name.
+    pub async fn amend(&self, program: Program) -> Result<(), UnknownProgram> {
+        let commands = self.commands(&program.name)?;
+        // A runner that has ended starts nothing again.
+        let _ = commands.send(Command::Amend(Box::new(program))).await;
         Ok(())
     }
 
@@ -346,6 +355,11 @@ impl Supervisor {
 
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.inner.tasks
+    }
+
+    fn commands(&self, name: &str) -> Result<mpsc::Sender<Command>, UnknownProgram> {
+        let commands = self.registry(|registry| registry.commands.get(name).cloned());
+        commands.ok_or_else(|| UnknownProgram(name.to_owned()))
     }
 
     fn store(&self) -> &Arc<StatusStore> {

@@ -50,7 +50,7 @@ let
       ) (lib.splitString "\n" (builtins.readFile file))
     );
   # nixpkgs' module waits five seconds, calls infinity 0, and has names of its own.
-  ofItsOwn = [ "After" "Description" "ExecStart" "LoadCredential" "RestartSec" "TimeoutStartSec" "WantedBy" "Wants" ];
+  ofItsOwn = [ "After" "Description" "ExecReload" "ExecStart" "LoadCredential" "RestartSec" "TimeoutStartSec" "WantedBy" "Wants" ];
   agrees =
     role: unit:
     test "unit: agrees with the ${role}'s of packages" (
@@ -119,6 +119,7 @@ map (
   (test "unit: service" plain.systemd.services.k3s.serviceConfig {
     Type = "notify";
     ExecStart = "${pkgs.k3s}/bin/k3s server";
+    ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
     LoadCredential = [ ];
     TimeoutStartSec = 0;
     WatchdogSec = "2min";

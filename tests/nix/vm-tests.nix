@@ -37,7 +37,10 @@ let
     {
       memory = config.virtualisation.memorySize;
       wants = [ "k3s.service" ];
-      units."k3s.service" = unit config.systemd.services.k3s;
+      # Debian has its programs at /usr, too.
+      units."k3s.service" = builtins.replaceStrings [ (plain (toString pkgs.coreutils)) ] [ "/usr" ] (
+        unit config.systemd.services.k3s
+      );
       files = etc // manifests // lib.optionalAttrs (kubeletConfigFile != null) (place kubeletConfigFile);
       links = lib.mapAttrs (_: rule: plain rule."L+".argument) rules // {
         "/var/lib/rancher/k3s/agent/images/demo.tar" = "/opt/k3s/test/images/demo.tar";

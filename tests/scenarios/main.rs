@@ -23,6 +23,7 @@ mod manifests;
 mod network_policy;
 mod pod_network;
 mod registries;
+mod reload;
 mod restarts;
 mod service_lb;
 mod single_node;

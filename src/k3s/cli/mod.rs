@@ -18,6 +18,7 @@ mod kubectl;
 mod location;
 mod node;
 mod output;
+mod reload;
 mod running_server;
 mod runtime;
 mod server;

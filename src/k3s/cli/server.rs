@@ -9,13 +9,13 @@ use super::{
     Failure,
     environment::{asked, environment},
     failure::UNAVAILABLE,
-    runtime, signals, snapshot, unused_files,
+    reload, runtime, signals, snapshot, unused_files,
     upstream::libexec,
 };
 use crate::version;
 
 pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
-    let Some((config, warnings)) = asked(k3s_config::parse_server(args, &environment()?))? else {
+    let Some((config, warnings)) = asked(k3s_config::parse_server(args.clone(), &environment()?))? else {
         return Ok(ExitCode::SUCCESS);
     };
     runtime::log(config.debug);
@@ -32,7 +32,10 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
 
     runtime::run(async {
         let shutdown = signals::shutdown_on_signal()?;
-        k3s_server::run(config, package, shutdown).await.map_err(|error| Failure::from_error(error.exit_code(), &error))
+        let source = reload::source(move || Ok(k3s_config::parse_server(args.clone(), &environment()?)))?;
+        k3s_server::run(config, source, package, shutdown)
+            .await
+            .map_err(|error| Failure::from_error(error.exit_code(), &error))
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -37,9 +37,11 @@ pub(super) fn verify(nix: &Nix) -> Result<Counts> {
     Ok(counts)
 }
 
-/// The unit with a program that is there, since the package's is not.
+/// The unit with a program that is there, since none of the store's is.
 fn runnable(unit: &str) -> String {
-    unit.replacen("ExecStart=", "ExecStart=/bin/true ", 1)
+    ["ExecStart=", "ExecReload=", "ExecStop="]
+        .iter()
+        .fold(unit.to_owned(), |unit, key| unit.replacen(&format!("\n{key}"), &format!("\n{key}/bin/true "), 1))
 }
 
 fn is_young(complaint: &str) -> bool {
