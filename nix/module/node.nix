@@ -100,6 +100,15 @@ in
       '';
     };
 
+    stopPods = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether a stop or restart of the service ends pods, too, and leaves no process, mount, network namespace, rule or
+        cgroup of them. Otherwise they go on running, and the next start finds them.
+      '';
+    };
+
     environmentFile = optional types.path ''
       File with variables of the service's environment, in the format of systemd's `EnvironmentFile`.
     '';

@@ -35,6 +35,7 @@ in
         ExecStart = lib.concatStringsSep " \\\n " cfg.command;
         # The configuration is read again; pods and programs that it does not change go on.
         ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
+        ExecStop = lib.mkIf cfg.stopPods "${cfg.package}/bin/k3s stop --all";
         EnvironmentFile = lib.mkIf (cfg.environmentFile != null) cfg.environmentFile;
         LoadCredential = credential "token-file" cfg.tokenFile ++ credential "agent-token-file" cfg.agentTokenFile;
         # The first start makes keys, and a machine without a clock waits for the time.

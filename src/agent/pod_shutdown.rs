@@ -7,7 +7,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -46,9 +47,33 @@ const API: Duration = Duration::from_secs(3);
 /// How much longer than the grace period containerd may take.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// Ends every pod of `node` if systemd is about to shut the host down; at any other stop of ours they go on. What cannot be done is logged.
+/// Has the next stop of the k3s at `paths` end its pods, too; false takes that back.
+///
+/// # Errors
+/// The run directory cannot be written.
+pub fn ask_to_end_pods(paths: &Paths, is_asked: bool) -> io::Result<()> {
+    let mark = mark(paths);
+    if is_asked {
+        return fs::create_dir_all(paths.run()).and_then(|()| fs::write(mark, ""));
+    }
+    match fs::remove_file(mark) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn mark(paths: &Paths) -> PathBuf {
+    paths.run().join("end-pods")
+}
+
+/// Ends every pod of `node` if somebody has asked for it, or if systemd is about to shut the host down; at any other stop of ours they go
+/// on. What cannot be done is logged.
 pub async fn end_pods_with_host(paths: &Paths, node: &str, supervisor: &Supervisor, notifier: &Notifier) {
-    if Path::new("/run/systemd/system").is_dir() && host_is_stopping("systemctl").await {
+    if mark(paths).exists() {
+        info!("Somebody stops k3s with its pods: they are ended.");
+        end_pods(paths, node, supervisor, notifier).await;
+    } else if Path::new("/run/systemd/system").is_dir() && host_is_stopping("systemctl").await {
+        info!("The host shuts down: pods are ended.");
         end_pods(paths, node, supervisor, notifier).await;
     } else {
         info!("Pods go on running.");
@@ -62,7 +87,6 @@ pub async fn end_pods_with_host(paths: &Paths, node: &str, supervisor: &Supervis
 /// ```
 async fn end_pods(paths: &Paths, node: &str, supervisor: &Supervisor, notifier: &Notifier) {
     let began = Instant::now();
-    info!("The host shuts down: pods are ended.");
     let client = timeout(API, api::hasty_client(&paths.kubelet_kubeconfig())).await.ok().and_then(Result::ok);
     let priorities = priorities(client.clone(), node).await;
     // It is there unless the start was not done yet.

@@ -9,6 +9,7 @@ mod changes;
 mod cni;
 mod command;
 mod host;
+mod leftovers;
 mod lost_addresses;
 mod nat;
 mod netlink;
@@ -28,6 +29,7 @@ pub use command::CommandError;
 pub use host::{
     Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, obstacles, prepare,
 };
+pub use leftovers::{LeftoverError, remove_leftovers};
 pub use lost_addresses::LostAddresses;
 pub use nat::{NatError, PodNat};
 pub use netlink::NetlinkError;

@@ -160,7 +160,7 @@ fn remove_iptables(rules: &str) -> String {
 }
 
 /// `None` where the program is not there or its kernel side is not: then nothing of ours can be there either.
-fn installed(result: Result<String, CommandError>) -> Result<Option<String>, CommandError> {
+pub(crate) fn installed(result: Result<String, CommandError>) -> Result<Option<String>, CommandError> {
     match result {
         Ok(output) => Ok(Some(output)),
         Err(CommandError::NotFound { .. }) => Ok(None),

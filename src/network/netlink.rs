@@ -2,8 +2,12 @@
 
 use std::{io, pin::pin};
 
-use futures_util::future::{Either, select};
-use rtnetlink::{Handle, new_connection};
+use futures_util::{
+    TryStreamExt as _,
+    future::{Either, select},
+};
+use nix::errno::Errno;
+use rtnetlink::{Handle, new_connection, packet_route::link::LinkMessage};
 
 /// Why the kernel did not answer as asked.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,29 @@ impl NetlinkError {
             Self::Open(_) | Self::Broken { .. } => None,
         }
     }
+}
+
+/// Removes the device of this name, if there is one.
+pub(crate) async fn remove_device(name: &str) -> Result<(), NetlinkError> {
+    converse(async |handle: Handle| match link(&handle, name).await? {
+        Some(link) => delete(&handle, name, link.header.index).await,
+        None => Ok(()),
+    })
+    .await
+}
+
+/// The device of this name, if there is one.
+pub(crate) async fn link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
+    let found = handle.link().get().match_name(name).execute().try_collect::<Vec<_>>().await;
+    match found.map_err(|error| NetlinkError::new(format!("look up {name}"), error)) {
+        Ok(links) => Ok(links.into_iter().next()),
+        Err(error) if error.errno() == Some(Errno::ENODEV as i32) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) async fn delete(handle: &Handle, name: &str, index: u32) -> Result<(), NetlinkError> {
+    handle.link().del(index).execute().await.map_err(|error| NetlinkError::new(format!("remove {name}"), error))
 }
 
 /// Holds one conversation in the network namespace of the calling thread; the socket closes with it.

@@ -1,6 +1,6 @@
 //! `subnet.env`: what the `flannel` CNI plugin reads to hand addresses to pods.
 
-use std::{fmt::Write as _, net::IpAddr, path::Path};
+use std::{fmt::Write as _, fs, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 use k3s_files::{self as files, FileError};
@@ -26,6 +26,15 @@ impl SubnetEnv {
             files::create_directory(folder, 0o755)?;
         }
         files::write(path, self.text().as_bytes(), 0o644)
+    }
+
+    /// The pod ranges of the cluster that a file of this format at `path` names; none where there is no such file.
+    pub fn clusters(path: &Path) -> Vec<IpNet> {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| {
+            line.strip_prefix("FLANNEL_NETWORK=").or_else(|| line.strip_prefix("FLANNEL_IPV6_NETWORK="))
+        });
+        lines.filter_map(|cidr| cidr.parse().ok()).collect()
     }
 
     fn text(&self) -> String {

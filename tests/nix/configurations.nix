@@ -18,6 +18,10 @@ in
     disable = lean;
     extraFlags = [ "--pause-image test.local/pause:local" ];
   };
+  stopping.services.k3s = {
+    enable = true;
+    stopPods = true;
+  };
   multi-node-server.services.k3s = {
     enable = true;
     role = "server";

@@ -29,6 +29,7 @@ mod service_lb;
 mod single_node;
 mod slow_readers;
 mod snapshot;
+mod stop;
 mod supervisor_api;
 mod two_nodes;
 mod two_servers;

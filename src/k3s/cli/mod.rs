@@ -25,6 +25,7 @@ mod server;
 mod signals;
 mod snapshot;
 mod status;
+mod stop;
 mod token;
 mod unused_files;
 mod upstream;
@@ -76,6 +77,8 @@ enum Verb {
     Crictl(PassedOn),
     /// Show what each component does and what is being waited for
     Status(status::Options),
+    /// Stop the server or agent of this machine
+    Stop(stop::Options),
     /// Save, list, prune and restore snapshots of the datastore
     #[command(alias = "etcd-snapshot")]
     Snapshot(snapshot::Command),
@@ -129,6 +132,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::Ctr(PassedOn { args }) => ctr::run(args),
         Verb::Crictl(PassedOn { args }) => crictl::run(args),
         Verb::Status(options) => status::run(&options),
+        Verb::Stop(options) => stop::run(options, globals),
         Verb::Snapshot(command) => snapshot::run(command, globals),
         Verb::Token(verb) => token::run(verb, globals),
         Verb::Certificate(verb) => certificate::run(verb, globals),

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     address::Underlay,
-    netlink::{NetlinkError, converse},
+    netlink::{NetlinkError, converse, delete, link},
 };
 
 pub(super) const VNI: u32 = 1;
@@ -215,19 +215,6 @@ fn refuse_router_advertisements(device: &str) {
     if let Err(error) = fs::write(setting, "0") {
         debug!(%error, device, "Router advertisements could not be switched off.");
     }
-}
-
-async fn link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
-    let found = handle.link().get().match_name(name).execute().try_collect::<Vec<_>>().await;
-    match found.map_err(|error| NetlinkError::new(format!("look up {name}"), error)) {
-        Ok(links) => Ok(links.into_iter().next()),
-        Err(error) if error.errno() == Some(Errno::ENODEV as i32) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-async fn delete(handle: &Handle, name: &str, index: u32) -> Result<(), NetlinkError> {
-    handle.link().del(index).execute().await.map_err(|error| NetlinkError::new(format!("remove {name}"), error))
 }
 
 fn mtu(link: &LinkMessage) -> Option<u32> {
