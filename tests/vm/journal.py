@@ -2,7 +2,8 @@
 
 import json
 
-nodes = {"server": {"role": "server"}}
+# Emulated processors start few pods at a time.
+nodes = {"server": {"role": "server", "config": {"disable": ["local-storage", "metrics-server", "traefik"]}}}
 
 
 def entries(match):

@@ -4,7 +4,8 @@ On cgroup v2 with and without `DelegateSubgroup=`, which systemd before 254 and 
 versions before this test left them.
 """
 
-nodes = {"server": {"role": "server"}}
+# Emulated processors start few pods at a time.
+nodes = {"server": {"role": "server", "config": {"disable": ["local-storage", "metrics-server", "traefik"]}}}
 
 PODS = """
 apiVersion: apps/v1
@@ -61,6 +62,7 @@ def kill(pid):
 
 start_all()
 wait_for_api()
+machine.wait_until_succeeds("kubectl get serviceaccount default")
 machine.succeed(f"kubectl apply -f - <<'END'\n{PODS}\nEND")
 machine.wait_until_succeeds("kubectl wait --for=condition=Available deployment/demo --timeout=60s")
 log(machine.succeed("systemd-cgls --no-pager -l | cut -c1-100 | head -70"))
@@ -70,6 +72,8 @@ with subtest("shims are outside of the unit"):
                   machine.succeed("pgrep -f containerd-shim-runc-v2 | sort -n"))
     t.assertIn("supervisor", machine.succeed("ls /sys/fs/cgroup/system.slice/k3s.service"))
 
+# CoreDNS starts beside the demo.
+machine.wait_until_succeeds("kubectl wait --for=condition=Ready pod --all --all-namespaces --timeout=60s")
 known = shims(), containers()
 
 for end in [restart, kill]:
