@@ -10,20 +10,21 @@
 use std::{net::IpAddr, path::PathBuf, sync::Once};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::Full;
 use k3s_balancer::Balancer;
 use k3s_config::agent::ServerUrl;
 use k3s_files::{self as files, FileError, PRIVATE};
 use k3s_identity::{Password, Token};
 use k3s_pki::{AgentPki, Certificate, CertificateFiles, PrivateKey};
-use k3s_supervisor_api::{CertificateKind, RequestError};
+use k3s_supervisor_api::{CertificateKind, RequestError, paths};
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::{
     cache::ClusterCache,
     cluster_config::ClusterConfig,
-    https::Patience,
+    https::{Https, Patience},
     join_error::JoinError,
     server_api::{ServerApi, node_headers},
     trust::{self, Identity, Trust},
@@ -84,7 +85,11 @@ impl NodeRegistration {
             Some(_) => None,
         };
         let pinned = self.token.as_ref().and_then(|token| token.ca_hash.as_ref());
-        let trust = trust::establish(&self.balancer, &self.patience, pinned, joined_before, &self.trust_told).await?;
+        let shown = async |tls| {
+            let request = Request::get(paths::CACERTS).body(Full::default()).expect("the path is one");
+            Https::new(self.balancer.clone(), tls, self.patience.clone()).send(request).await
+        };
+        let trust = trust::establish(shown, pinned, joined_before, &self.trust_told).await?;
         let api = self.api(&trust, &pki)?;
 
         let answer = api.config().await.map_err(|error| self.refused(error))?;

@@ -48,4 +48,5 @@ pub use reach::{KUBELET_PORT, Reachable};
 pub use registries::check_registries;
 pub use resolv_conf::{NO_RESOLV_CONF, resolv_conf_for_pods};
 pub use role::run;
+pub use trust::{Trust, establish as establish_trust};
 pub use tunnels::run_tunnels;

@@ -6,9 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
-use k3s_balancer::Balancer;
 use k3s_identity::CaHash;
 use k3s_pki::CertificateFiles;
 use k3s_supervisor_api::{RequestError, paths};
@@ -20,14 +17,11 @@ use rustls::{
 };
 use tracing::warn;
 
-use crate::{
-    https::{Https, Patience},
-    join_error::JoinError,
-};
+use crate::join_error::JoinError;
 
 /// Whose certificate a server has to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Trust {
+pub enum Trust {
     /// One of an authority that the operating system trusts.
     System,
     /// One of these authorities, PEM.
@@ -35,7 +29,7 @@ pub(crate) enum Trust {
 }
 
 /// A client certificate with its key.
-pub(crate) struct Identity {
+pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
@@ -44,26 +38,31 @@ pub(crate) struct Identity {
 /// certificate and are what the token pins.
 ///
 /// A token without a hash trusts the first server that it sees, which is `told` once. Without any token, the authorities of the first join
-/// are asked for.
-pub(crate) async fn establish(
-    balancer: &Balancer,
-    patience: &Patience,
+/// are asked for. `shown` asks a server for [`paths::CACERTS`] over TLS of this kind.
+///
+/// # Errors
+/// No server answers, or none that the token vouches for.
+pub async fn establish<F>(
+    shown: impl Fn(ClientConfig) -> F,
     pinned: Option<&CaHash>,
     joined_before: Option<Bytes>,
     told: &Once,
-) -> Result<Trust, JoinError> {
+) -> Result<Trust, JoinError>
+where
+    F: Future<Output = Result<Bytes, RequestError>>,
+{
     if let Some(authorities) = joined_before {
         return Ok(Trust::Authorities(authorities));
     }
-    if shown(balancer, patience, Trust::System.tls(None)?).await.is_ok() {
+    if shown(Trust::System.tls(None)?).await.is_ok() {
         if pinned.is_some() {
             warn!("The operating system trusts the server's certificate: the token's hash is not checked.");
         }
         return Ok(Trust::System);
     }
-    let authorities = shown(balancer, patience, anyone()).await?;
+    let authorities = shown(anyone()).await?;
     let trust = Trust::Authorities(authorities.clone());
-    shown(balancer, patience, trust.tls(None)?).await?;
+    shown(trust.tls(None)?).await?;
     let found =
         CaHash::of(&authorities).map_err(|why| JoinError::Answer { what: paths::CACERTS, why: why.to_string() })?;
     match pinned {
@@ -80,14 +79,12 @@ pub(crate) async fn establish(
     }
 }
 
-async fn shown(balancer: &Balancer, patience: &Patience, tls: ClientConfig) -> Result<Bytes, RequestError> {
-    let request = Request::get(paths::CACERTS).body(Full::default()).expect("the path is one");
-    Https::new(balancer.clone(), tls, patience.clone()).send(request).await
-}
-
 impl Trust {
     /// How to talk to a server that is trusted so.
-    pub(crate) fn tls(&self, identity: Option<Identity>) -> Result<ClientConfig, JoinError> {
+    ///
+    /// # Errors
+    /// The authorities cannot be read, or the identity's key is not its certificate's.
+    pub fn tls(&self, identity: Option<Identity>) -> Result<ClientConfig, JoinError> {
         let mut roots = RootCertStore::empty();
         match self {
             Self::System => {

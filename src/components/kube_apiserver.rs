@@ -7,7 +7,7 @@ use std::{
 };
 
 use k3s_config::{
-    datastore::{ClientCertificate, Datastore, Etcd},
+    datastore::{ClientCertificate, Datastore, Etcd, EtcdEndpoint},
     server::{EgressMode, ServerConfig},
 };
 use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::{
     Paths, capabilities,
+    etcd::{CLIENT_PORT, ETCD},
     kine::{KINE, SOCKET},
     launch::{File, Flags, Launch},
     libexec::Components,
@@ -98,6 +99,11 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
             flags.set("etcd-servers", SOCKET);
         }
         Datastore::Etcd(etcd) => set_etcd(&mut flags, etcd),
+        Datastore::EmbeddedEtcd(_) => {
+            after.push(ETCD.to_owned());
+            // Its own member alone, as in k3s: what a member cannot do, none of them can, or the member is being mended.
+            set_etcd(&mut flags, &own_member(paths));
+        }
     }
     flags.list("feature-gates", &gates);
     let user = &config.args.kube_apiserver;
@@ -164,6 +170,18 @@ fn egress_selector(config: &ServerConfig, paths: &Paths) -> Option<File> {
         }],
     });
     Some(File { path: paths.server().join("etc/egress-selector-config.yaml"), content: format!("{selector}\n") })
+}
+
+/// This server's member, as kube-apiserver reaches it.
+fn own_member(paths: &Paths) -> Etcd {
+    Etcd {
+        endpoints: vec![EtcdEndpoint { tls: true, host: Ipv4Addr::LOCALHOST.to_string(), port: CLIENT_PORT }],
+        ca_file: Some(paths.tls("etcd/server-ca.crt")),
+        client: Some(ClientCertificate {
+            certificate: paths.tls("etcd/client.crt"),
+            key: paths.tls("etcd/client.key"),
+        }),
+    }
 }
 
 fn set_etcd(flags: &mut Flags, etcd: &Etcd) {

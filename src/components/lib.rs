@@ -8,6 +8,7 @@ mod capabilities;
 mod containerd;
 mod control_loop;
 mod environment;
+mod etcd;
 mod kine;
 mod kube_apiserver;
 mod kube_controller_manager;
@@ -27,6 +28,7 @@ mod user_config;
 
 pub use containerd::{TemplateGeneration, UserTemplate, containerd};
 pub use environment::InheritedEnvironment;
+pub use etcd::{CLIENT_PORT, ETCD, ETCDUTL, EtcdMember, EtcdStart, EtcdTimeouts, etcd};
 pub use kine::{KINE, kine};
 pub use kube_apiserver::kube_apiserver;
 pub use kube_controller_manager::kube_controller_manager;

@@ -7,9 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k3s_config::{datastore::Runner, server::ServerConfig};
+use k3s_config::{datastore::Datastore, server::ServerConfig};
 
-use crate::kine::KINE;
+use crate::{
+    etcd::{ETCD, ETCDUTL},
+    kine::KINE,
+};
 
 /// What Helm is called among the components.
 pub const HELM: &str = "helm";
@@ -23,6 +26,8 @@ pub enum Need {
     Node,
     /// A server whose state is in a database elsewhere.
     Kine,
+    /// A server that is a member of its cluster's own etcd.
+    Etcd,
     /// A server that installs Helm charts.
     Helm,
 }
@@ -32,7 +37,11 @@ impl Need {
     pub fn of_server(config: &ServerConfig) -> Vec<Self> {
         let mut needs = vec![Self::ControlPlane];
         needs.extend(config.node.is_some().then_some(Self::Node));
-        needs.extend((config.datastore.runner() == Runner::Child).then_some(Self::Kine));
+        needs.extend(match &config.datastore {
+            Datastore::Sql(_) => Some(Self::Kine),
+            Datastore::EmbeddedEtcd(_) => Some(Self::Etcd),
+            Datastore::Sqlite { .. } | Datastore::Etcd(_) => None,
+        });
         needs.extend((!config.disabled.helm_controller).then_some(Self::Helm));
         needs
     }
@@ -42,6 +51,7 @@ impl Need {
         match self {
             Self::ControlPlane => &["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
             Self::Kine => &[KINE],
+            Self::Etcd => &[ETCD, ETCDUTL],
             Self::Helm => &[HELM],
             Self::Node => &[
                 "containerd",

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    embedded_etcd::{self, EmbeddedEtcd},
     environment::Environment,
     error::Error,
     grammar::is_dns_subdomain,
@@ -16,8 +17,8 @@ use crate::{
 };
 
 /// Which store holds the cluster's state. Three questions about it have an answer each: [who runs it](Self::runner), [whether servers
-/// share it](Self::is_shared), and how kube-apiserver reaches it: the servers of [`Datastore::Etcd`] itself, any other on this
-/// server's own socket.
+/// share it](Self::is_shared), and how kube-apiserver reaches it: the servers of [`Datastore::Etcd`] itself, the member of
+/// [`Datastore::EmbeddedEtcd`] by loopback, any other on this server's own socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Datastore {
     /// The embedded one: `<data-dir>/server/db/state.db`.
@@ -29,6 +30,8 @@ pub enum Datastore {
     Sql(Sql),
     /// Servers of etcd's v3 API: etcd, kine or `k3s datastore serve`. Other servers of the cluster may use them too.
     Etcd(Etcd),
+    /// etcd with a member on each server, which runs it.
+    EmbeddedEtcd(EmbeddedEtcd),
 }
 
 /// Who runs the program that serves etcd's API.
@@ -118,7 +121,7 @@ impl Datastore {
     pub fn runner(&self) -> Runner {
         match self {
             Self::Sqlite { .. } => Runner::ThisProcess,
-            Self::Sql(_) => Runner::Child,
+            Self::Sql(_) | Self::EmbeddedEtcd(_) => Runner::Child,
             Self::Etcd(_) => Runner::Elsewhere,
         }
     }
@@ -127,16 +130,19 @@ impl Datastore {
     pub fn is_shared(&self) -> bool {
         match self {
             Self::Sqlite { .. } => false,
-            Self::Sql(_) | Self::Etcd(_) => true,
+            Self::Sql(_) | Self::Etcd(_) | Self::EmbeddedEtcd(_) => true,
         }
     }
 
     /// kine runs in the server's directory, so a relative path starts there. No error tells the endpoint: it may hold a password.
     pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
         let files = TlsFiles::from_values(values, environment)?;
-        let datastore = match values.given("datastore-endpoint") {
-            None => Self::embedded(data_dir),
-            Some(given) => {
+        let etcd = EmbeddedEtcd::from_values(values, data_dir, environment)?;
+        let datastore = match (etcd, values.given("datastore-endpoint")) {
+            (Some(etcd), None) => Self::EmbeddedEtcd(etcd),
+            (Some(etcd), Some(given)) => return Err(etcd.refuse_endpoint(values, given)),
+            (None, None) => Self::embedded(data_dir),
+            (None, Some(given)) => {
                 match given.text.split_once("://") {
                     Some(("sqlite", "")) => Self::embedded(data_dir),
                     Some(("sqlite", path)) if path.contains('?') => {
@@ -155,16 +161,25 @@ impl Datastore {
                 }
             }
         };
-        if datastore.runner() != Runner::ThisProcess {
-            let local = ["snapshot-schedule-cron", "cluster-reset"].into_iter().find_map(|name| values.given(name));
-            if let Some(given) = local.filter(|given| given.text != "false") {
-                return Err(given
-                    .invalid("snapshots of an external datastore are taken and restored where it runs; leave it out"));
+        match &datastore {
+            Self::Sqlite { .. } | Self::EmbeddedEtcd(_) => {
+                files.refuse(
+                    "it is for an external datastore, which --datastore-endpoint does not name; leave it out",
+                )?;
             }
-        } else {
-            files.refuse("it is for an external datastore, which --datastore-endpoint does not name; leave it out")?;
+            Self::Sql(_) | Self::Etcd(_) => {
+                let local = ["snapshot-schedule-cron", "cluster-reset"].into_iter().find_map(|name| values.given(name));
+                if let Some(given) = local.filter(|given| given.text != "false") {
+                    return Err(given.invalid(
+                        "snapshots of an external datastore are taken and restored where it runs; leave it out",
+                    ));
+                }
+            }
         }
-        if datastore.runner() != Runner::Child
+        if !matches!(datastore, Self::EmbeddedEtcd(_)) {
+            embedded_etcd::refuse_flags(values)?;
+        }
+        if !matches!(datastore, Self::Sql(_))
             && let Some(given) = Pool::FLAGS.into_iter().find_map(|name| values.given(name))
         {
             return Err(given.invalid(

@@ -377,7 +377,7 @@ mod tests {
             help.lines().any(|line| line.contains("-t, --token <TOKEN>") && line.contains("[env: K3S_TOKEN]")),
             "{help}"
         );
-        assert!(!help.contains("--cluster-init") && !help.contains("--cluster-secret"), "{help}");
+        assert!(!help.contains("--etcd-s3") && !help.contains("--cluster-secret"), "{help}");
         assert!(help.lines().all(|line| !line.starts_with("          ")), "a line is broken in two: {help}");
     }
 

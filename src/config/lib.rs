@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod args;
 pub mod datastore;
+pub mod embedded_etcd;
 mod environment;
 mod error;
 mod file;

@@ -272,10 +272,10 @@ mod tests {
 
     #[test]
     fn what_is_refused_may_be_overridden_and_may_ask_for_its_default() {
-        let host = Host::new().config("cluster-init: true\n");
+        let host = Host::new().config("etcd-s3: true\n");
         assert!(host.server(&[]).is_err());
-        assert!(host.server(&["--cluster-init=false"]).is_ok());
-        assert!(host.server(&["--cluster-init=false", "--etcd-snapshot-retention=5"]).is_ok());
+        assert!(host.server(&["--etcd-s3=false"]).is_ok());
+        assert!(host.server(&["--etcd-s3=false", "--etcd-s3-retention=5"]).is_ok());
     }
 
     #[test]

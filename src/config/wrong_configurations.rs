@@ -223,8 +223,8 @@ fn on_the_command_line_of_a_server() {
         ),
         // Not there yet
         (
-            &["--cluster-init"],
-            "--cluster-init: embedded etcd is not served by this version; leave it out to keep the cluster's state in SQLite",
+            &["--etcd-s3"],
+            "--etcd-s3: keeping snapshots in S3 is not served by this version; leave it out and copy them from --snapshot-dir",
         ),
         (
             &["--datastore-endpoint=postgres://"],
@@ -233,10 +233,6 @@ fn on_the_command_line_of_a_server() {
         (
             &["--datastore-endpoint=hunter2"],
             "--datastore-endpoint: this is no datastore's address; leave it out, or write sqlite:///FILE, https://HOST:2379, postgres://…, mysql://… or nats://…",
-        ),
-        (
-            &["--server=https://10.0.0.1:6443"],
-            "--server: a cluster of several servers is not served by this version; leave it out to run the one server",
         ),
         (
             &["--flannel-backend=wireguard-native"],
@@ -321,8 +317,8 @@ fn in_the_environment() {
             "K3S_KUBECONFIG_MODE: `999` is not a file mode; write it in octal, such as 0644",
         ),
         (
-            Host::new().variable("K3S_URL", "https://10.0.0.1:6443"),
-            "K3S_URL: a cluster of several servers is not served by this version; leave it out to run the one server",
+            Host::new().variable("K3S_URL", "10.0.0.1:6443"),
+            "K3S_URL: `10.0.0.1:6443` is not a server's address; write it as https://HOST:6443",
         ),
         (
             Host::new().named("localhost"),

@@ -34,6 +34,7 @@ mod key;
 mod lease;
 mod listen;
 mod log;
+mod members;
 mod metrics;
 #[cfg(test)]
 mod model;
@@ -53,6 +54,7 @@ pub use client::{Client, ClientError, Stored};
 pub use datastore::{Datastore, Options, Serving, Status, serve};
 pub use error::Error;
 pub use listen::{Access, BoundEndpoint, Endpoint, Listener, TlsListener};
-pub use remote::{RemoteOptions, RemoteServer};
+pub use members::{EtcdCluster, Knowledge, Member, MemberStatus};
+pub use remote::{RemoteOptions, RemoteServer, StreamError};
 pub use revision::Revision;
 pub use tls::ServerTls;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::ready;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +84,17 @@ impl RemoteServer {
     }
 }
 
+/// Why an answer of many parts did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// Whoever gives it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Whoever takes it.
+    #[error(transparent)]
+    Taken(#[from] io::Error),
+}
+
 /// The store that they serve.
 #[derive(Debug)]
 pub(crate) struct Remote(RemoteOptions);
@@ -153,17 +165,50 @@ impl Remote {
     }
 
     /// Asks the first server that lets itself be reached. Once a request is sent it is not sent again: it may have been heard.
-    async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, ClientError>
+    pub(crate) async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, ClientError>
     where
         Q: Message + Default + 'static,
         A: Message + Default + 'static,
     {
+        let (server, channel) = self.first_reached().await?;
+        answer(channel, path, request).await.map_err(|status| refused(server, &status))
+    }
+
+    /// As [`Self::ask`], with an answer of many parts, which `take` gets as they come; each may take as long as an answer may.
+    pub(crate) async fn ask_for_stream<Q, A>(
+        &self,
+        path: &'static str,
+        request: Q,
+        mut take: impl AsyncFnMut(A) -> io::Result<()>,
+    ) -> Result<(), StreamError>
+    where
+        Q: Message + Default + 'static,
+        A: Message + Default + 'static,
+    {
+        let (server, channel) = self.first_reached().await?;
+        let late = || ClientError::Unreachable(format!("{server}: no answer within {} s", PATIENCE.as_secs()));
+        let mut grpc = Grpc::new(channel);
+        let asked = async {
+            grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
+            let codec = ProstCodec::<Q, A>::default();
+            grpc.server_streaming(Request::new(request), PathAndQuery::from_static(path), codec).await
+        };
+        let parts = timeout(PATIENCE, asked).await.map_err(|_| late())?;
+        let mut parts = parts.map_err(|status| refused(server, &status))?.into_inner();
+        while let Some(part) =
+            timeout(PATIENCE, parts.message()).await.map_err(|_| late())?.map_err(|status| refused(server, &status))?
+        {
+            take(part).await?;
+        }
+        Ok(())
+    }
+
+    /// A connection to the first server that lets itself be reached.
+    async fn first_reached(&self) -> Result<(&RemoteServer, Channel), ClientError> {
         let mut reasons = Vec::new();
         for server in &self.0.servers {
             match timeout(PATIENCE, self.connect(server)).await {
-                Ok(Ok(channel)) => {
-                    return answer(channel, path, request).await.map_err(|status| refused(server, &status));
-                }
+                Ok(Ok(channel)) => return Ok((server, channel)),
                 Ok(Err(error)) => reasons.push(format!("{server}: {}", chain(error.as_ref()))),
                 Err(_) => reasons.push(format!("{server}: no connection within {} s", PATIENCE.as_secs())),
             }

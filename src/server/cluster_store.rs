@@ -1,9 +1,13 @@
 //! The store of the cluster's state: opened in this process, or asked where a child or somebody else runs it.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
-use k3s_components::{Components, Launch, Paths, kine};
-use k3s_config::datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd};
+use k3s_components::{Components, Launch, Paths, etcd, kine};
+use k3s_config::{
+    datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd},
+    embedded_etcd::EmbeddedEtcd,
+    server::ServerConfig,
+};
 use k3s_datastore::{
     Access, BoundEndpoint, Client, ClientError, Datastore, Endpoint, Options, RemoteOptions, RemoteServer,
 };
@@ -12,7 +16,13 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Error, bootstrap_data::PREFIX};
+use crate::{
+    Error,
+    bootstrap_data::PREFIX,
+    certificates::Certificates,
+    etcd::{Membership, Starting},
+    host::Host,
+};
 
 /// How long to wait before a store that does not answer is asked again: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
@@ -24,12 +34,17 @@ pub(crate) enum ClusterStore {
     Embedded(Datastore),
     /// In another one, a child's or elsewhere: kube-apiserver asks it itself.
     Asked(Client),
+    /// In this server's member of the cluster's own etcd: kube-apiserver asks that.
+    Member(Arc<Membership>),
 }
 
 /// What a store is opened with.
 pub(crate) struct Opening<'a> {
-    pub(crate) config: &'a DatastoreConfig,
+    pub(crate) config: &'a ServerConfig,
     pub(crate) paths: &'a Paths,
+    pub(crate) host: &'a Host,
+    /// What members of etcd know each other by.
+    pub(crate) certificates: &'a Certificates,
     pub(crate) components: &'a Components,
     pub(crate) supervisor: &'a Supervisor,
     /// Says what is missing meanwhile; opened by whoever has its credentials too.
@@ -40,8 +55,8 @@ impl ClusterStore {
     /// Opens the database; or starts the child that serves it, and waits until it answers, as a store elsewhere has to. `None` if
     /// `shutdown` came first.
     pub(crate) async fn open(opening: Opening<'_>, shutdown: &CancellationToken) -> Result<Option<Self>, Error> {
-        let Opening { config, paths, components, supervisor, gate } = opening;
-        let servers = match config {
+        let Opening { config, paths, components, supervisor, gate, .. } = opening;
+        let servers = match &config.datastore {
             DatastoreConfig::Sqlite { path } => {
                 return Ok(Some(Self::Embedded(Datastore::open(Options::new(path)).await?)));
             }
@@ -52,6 +67,10 @@ impl ClusterStore {
                 RemoteOptions { servers: vec![socket], ca_file: None, client: None }
             }
             DatastoreConfig::Etcd(etcd) => remote(etcd),
+            DatastoreConfig::EmbeddedEtcd(etcd) => {
+                let member = shutdown.run_until_cancelled(Box::pin(start_member(etcd, &opening))).await;
+                return Ok(member.transpose()?.map(|member| Self::Member(Arc::new(member))));
+            }
         };
         let client = Client::remote(&servers)?;
         let answered = shutdown.run_until_cancelled(answers(&client, gate)).await;
@@ -63,6 +82,7 @@ impl ClusterStore {
         match self {
             Self::Embedded(datastore) => datastore.client(),
             Self::Asked(client) => client.clone(),
+            Self::Member(member) => member.client(),
         }
     }
 
@@ -70,7 +90,15 @@ impl ClusterStore {
     pub(crate) fn embedded(&self) -> Option<&Datastore> {
         match self {
             Self::Embedded(datastore) => Some(datastore),
-            Self::Asked(_) => None,
+            Self::Asked(_) | Self::Member(_) => None,
+        }
+    }
+
+    /// This server's member of etcd, where it is one.
+    pub(crate) fn member(&self) -> Option<&Arc<Membership>> {
+        match self {
+            Self::Member(member) => Some(member),
+            Self::Embedded(_) | Self::Asked(_) => None,
         }
     }
 
@@ -78,7 +106,7 @@ impl ClusterStore {
     pub(crate) async fn bind(&self, paths: &Paths) -> Result<Option<BoundEndpoint>, Error> {
         match self {
             Self::Embedded(_) => Ok(Some(Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?)),
-            Self::Asked(_) => Ok(None),
+            Self::Asked(_) | Self::Member(_) => Ok(None),
         }
     }
 
@@ -101,7 +129,7 @@ impl ClusterStore {
     pub(crate) async fn stopped(&self) -> Error {
         match self {
             Self::Embedded(datastore) => Error::Datastore(datastore.stopped().await),
-            Self::Asked(_) => pending().await,
+            Self::Asked(_) | Self::Member(_) => pending().await,
         }
     }
 
@@ -109,9 +137,21 @@ impl ClusterStore {
     pub(crate) async fn close(&self) -> Result<(), Error> {
         match self {
             Self::Embedded(datastore) => Ok(datastore.close().await?),
-            Self::Asked(_) => Ok(()),
+            Self::Asked(_) | Self::Member(_) => Ok(()),
         }
     }
+}
+
+/// Starts this server's member, and waits until it has a vote and a leader.
+async fn start_member(config: &EmbeddedEtcd, opening: &Opening<'_>) -> Result<Membership, Error> {
+    let Opening { paths, host, certificates, components, supervisor, gate, .. } = *opening;
+    let starting = Starting { etcd: config, config: opening.config, paths, host, certificates, gate };
+    let membership = starting.prepare().await?;
+    let launch = etcd(config, membership.member(), paths, components);
+    launch.install_files()?;
+    supervisor.start([launch.program])?;
+    membership.until_it_votes(gate).await?;
+    Ok(membership)
 }
 
 fn remote(etcd: &Etcd) -> RemoteOptions {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin_client::AdminClientSender,
+    etcd::{EtcdNodes, Membership},
     host::Host,
     node_passwords::{DeferredNodePasswords, NodePasswords},
     peers::PeerTunnels,
@@ -38,6 +39,8 @@ pub(crate) struct Controllers<'a> {
     /// Told when the API answers.
     pub(crate) admin_client: &'a AdminClientSender,
     pub(crate) node_passwords: &'a Arc<NodePasswords>,
+    /// This server's member of etcd, where it is one.
+    pub(crate) member: Option<&'a Arc<Membership>>,
     /// Told of nodes and pods.
     pub(crate) egress: &'a watch::Sender<Egress>,
 }
@@ -84,7 +87,8 @@ impl Controllers<'_> {
         let mut registry = Registry::default();
         registry
             .add(Some(ApiEndpoints { own: front, shared_as: self.is_shared().then(|| self.host.hostname.clone()) }))
-            .add(NodeController::new(!config.disabled.cloud_controller, own_node))
+            .add(NodeController::new(!config.disabled.cloud_controller, own_node.clone()))
+            .add(self.member.map(|member| EtcdNodes { membership: member.clone(), own_node }))
             .add(Some(NodePasswordOwners))
             .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
             .add(has_egress.then(egress))

@@ -7,7 +7,7 @@ use k3s_files::FileError;
 use k3s_supervise::GraphError;
 use sysexits::ExitCode;
 
-use crate::BootstrapError;
+use crate::{BootstrapError, EtcdError};
 
 /// A server that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +104,9 @@ pub enum Error {
     /// The datastore could not open, or stopped by itself.
     #[error(transparent)]
     Datastore(#[from] k3s_datastore::Error),
+    /// This server's member of etcd.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// The node's part.
     #[error(transparent)]
     Node(#[from] k3s_agent::Error),
@@ -145,6 +148,7 @@ impl Error {
             | Self::Bootstrap(_)
             | Self::Certificate { .. }
             | Self::Node(_) => ExitCode::Config,
+            Self::Etcd(error) => error.exit_code(),
             Self::Daemon(error) => error.exit_code(),
             Self::Graph(_) => ExitCode::Software,
         }

@@ -9,6 +9,7 @@ mod certificates;
 mod cluster_store;
 mod controllers;
 mod error;
+mod etcd;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod host;
@@ -29,6 +30,7 @@ mod token;
 pub use admin_client::{AdminClient, AdminClientSender};
 pub use bootstrap_data::BootstrapError;
 pub use error::Error;
+pub use etcd::EtcdError;
 pub use k3s_supervisor_api::Replacement;
 pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};

@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use k3s_components::Paths;
-use k3s_config::datastore::Datastore;
+use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd};
 use k3s_datastore::{Client, snapshot::is_lost};
 
-use crate::{BootstrapError, Error};
+use crate::{BootstrapError, Error, etcd::EtcdFolder};
 
 /// What only a cluster that has been served has: Kubernetes makes the first namespaces before all else.
 const NAMESPACES: &str = "/registry/namespaces/";
@@ -21,7 +21,13 @@ pub(crate) fn check_file(config: &Datastore, paths: &Paths) -> Result<(), Error>
         Datastore::Sqlite { path } if has_served(paths) && is_lost(path).map_err(Error::file(path))? => {
             Err(lost(path.display().to_string(), paths))
         }
-        Datastore::Sqlite { .. } | Datastore::Sql(_) | Datastore::Etcd(_) => Ok(()),
+        // Who joins gets the cluster's state from its servers, and who was removed is told so.
+        Datastore::EmbeddedEtcd(EmbeddedEtcd { dir, join: None, .. })
+            if has_served(paths) && EtcdFolder::new(dir).is_lost() =>
+        {
+            Err(lost(dir.display().to_string(), paths))
+        }
+        Datastore::Sqlite { .. } | Datastore::Sql(_) | Datastore::Etcd(_) | Datastore::EmbeddedEtcd(_) => Ok(()),
     }
 }
 
@@ -35,6 +41,7 @@ pub(crate) async fn check_content(config: &Datastore, client: &Client, paths: &P
     }
     let place = match config {
         Datastore::Sqlite { path } => path.display().to_string(),
+        Datastore::EmbeddedEtcd(etcd) => etcd.dir.display().to_string(),
         Datastore::Sql(_) | Datastore::Etcd(_) => "--datastore-endpoint".to_owned(),
     };
     Err(lost(place, paths))

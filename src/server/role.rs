@@ -160,11 +160,14 @@ impl Server {
         let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
         lost_datastore::check_file(&config.datastore, &paths)?;
         let host = Host::of(&mut config).await?;
+        let certificates = Certificates::new(&config, &paths, &host)?;
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let gate = supervisor.gate("datastore")?;
         let opening = Opening {
-            config: &config.datastore,
+            config: &config,
             paths: &paths,
+            host: &host,
+            certificates: &certificates,
             components: &package.components,
             supervisor,
             gate: &gate,
@@ -178,7 +181,6 @@ impl Server {
         };
         let Some(store) = opened else { return Ok(None) };
         let prepared = async {
-            let certificates = Certificates::new(&config, &paths, &host)?;
             let Credentials { pki, token } = credentials(&config, &paths, &certificates, &store).await?;
             let pki = Arc::new(pki);
             let shown = certificates.front_tls(&pki, SystemTime::now())?;
@@ -204,6 +206,7 @@ impl Server {
                 reserved,
                 token: token.clone(),
                 dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
+                etcd: store.member().cloned(),
                 config: config::published(&config, &paths, &host)?,
             });
             let metrics = config.supervisor_metrics.then(|| {
@@ -313,7 +316,8 @@ impl Server {
             let in_process = async {
                 tokio::join!(
                     Box::pin(self.control(client, &view, shutdown)),
-                    Box::pin(self.renew(&addresses, shutdown))
+                    Box::pin(self.renew(&addresses, shutdown)),
+                    Box::pin(self.watch_member(shutdown)),
                 );
                 view.close().await;
                 Ok(())
@@ -350,9 +354,17 @@ impl Server {
             view,
             admin_client: &self.admin_client,
             node_passwords: &self.node_passwords,
+            member: self.store.member(),
             egress: &self.egress,
         };
         controllers.run(shutdown).await;
+    }
+
+    /// Looks after this server's member of etcd, where it is one.
+    async fn watch_member(&self, shutdown: &CancellationToken) {
+        let Some(member) = self.store.member() else { return };
+        let task = self.supervisor.task("etcd-member");
+        task.run(shutdown, |line| member.clone().watch(self.supervisor.clone(), line)).await;
     }
 
     /// Keeps certificates fresh, and right for the addresses that the machine has.

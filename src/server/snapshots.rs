@@ -240,7 +240,9 @@ pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
 fn database(config: &ServerConfig) -> Result<&Path, Error> {
     match &config.datastore {
         DatastoreConfig::Sqlite { path } => Ok(path),
-        DatastoreConfig::Sql(_) | DatastoreConfig::Etcd(_) => Err(Error::KeptElsewhere),
+        DatastoreConfig::Sql(_) | DatastoreConfig::Etcd(_) | DatastoreConfig::EmbeddedEtcd(_) => {
+            Err(Error::KeptElsewhere)
+        }
     }
 }
 

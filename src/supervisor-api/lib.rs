@@ -9,6 +9,7 @@ mod certificate;
 mod client;
 mod cluster;
 mod headers;
+mod members;
 pub mod paths;
 mod token;
 
@@ -18,4 +19,5 @@ pub use certificate::CertificateKind;
 pub use client::{Client, RequestError};
 pub use cluster::{ClusterDocument, IpNetDocument, NotARange, PortRangeDocument};
 pub use headers::{NODE_IP, NODE_NAME, NODE_PASSWORD, basic, bearer};
+pub use members::{MemberDocument, MembersDocument};
 pub use token::TokenRotation;

@@ -28,3 +28,6 @@ pub const AUTHORITIES: &str = "/v1-k3s/cert/cacerts";
 pub const ENCRYPTION_STATUS: &str = "/v1-k3s/encrypt/status";
 /// Takes another way to encrypt them.
 pub const ENCRYPTION_CONFIG: &str = "/v1-k3s/encrypt/config";
+
+/// The members of the cluster's etcd: a [`MembersDocument`](crate::MembersDocument).
+pub const DB_INFO: &str = "/db/info";

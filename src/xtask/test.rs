@@ -82,9 +82,9 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     }
     step("components", || Component::all()?.iter().try_for_each(|component| component.build().map(drop)))?;
     step("etcd's contract, by etcd first", || {
-        let etcd = Component::named("etcd")?.build()?.folder;
+        let program = |name: &str| Ok::<_, anyhow::Error>(Component::named(name)?.build()?.folder.join(name));
         let mut contract = nextest(CONTRACT);
-        contract.env("ETCD_BINARY", etcd.join("etcd")).env("ETCDCTL_BINARY", etcd.join("etcdctl"));
+        contract.env("ETCD_BINARY", program("etcd")?).env("ETCDCTL_BINARY", program("etcdctl")?);
         count(&mut contract, counts)
     })?;
     step("tunnels, with remotedialer at the other end", || {

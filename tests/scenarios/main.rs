@@ -18,6 +18,7 @@ mod chart_registry;
 mod charts;
 mod controllers;
 mod database;
+mod embedded_etcd;
 mod images;
 mod manifests;
 mod network_policy;

@@ -128,7 +128,9 @@ pub(super) const SECTIONS: &[Section] = &[
                 .server(),
             text("agent-token-file", "FILE", "File that holds it").env("K3S_AGENT_TOKEN_FILE").server(),
             text("cluster-secret", "TOKEN", "Old name of --token").env("K3S_CLUSTER_SECRET").secret().renamed("token"),
-            switch("cluster-init", "Start a cluster on embedded etcd").env("K3S_CLUSTER_INIT").server().unserved(ETCD),
+            switch("cluster-init", "Start a cluster on embedded etcd, which further servers join")
+                .env("K3S_CLUSTER_INIT")
+                .server(),
             switch("cluster-reset", "Restore the snapshot of --cluster-reset-restore-path and end")
                 .env("K3S_CLUSTER_RESET")
                 .server(),
@@ -138,12 +140,9 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         heading: "Joining",
         flags: &[
-            text("server", "URL", "Server to join")
+            text("server", "URL", "Server to join, as https://HOST:6443; a server joins its embedded etcd")
                 .short('s')
-                .env("K3S_URL")
-                .server()
-                .unserved(refusal(SEVERAL_SERVERS, "leave it out to run the one server")),
-            text("server", "URL", "Server to join, as https://HOST:6443").short('s').env("K3S_URL").agent(),
+                .env("K3S_URL"),
             text("lb-server-port", "PORT", "Local port of the load balancer in front of the servers")
                 .env("K3S_LB_SERVER_PORT")
                 .default("6444")
@@ -204,27 +203,27 @@ pub(super) const SECTIONS: &[Section] = &[
                 .default("10m")
                 .server()
                 .accepted("snapshots are listed as they are in their folder"),
-            switch("etcd-expose-metrics", "Metrics of etcd").server().unserved(ETCD),
+            switch("etcd-expose-metrics", "Show the embedded etcd's metrics at the node's address too, on port 2381").server(),
             // AWS_* variables only complete --etcd-s3: their presence alone asks for nothing.
-            switch("etcd-s3", "Snapshots to S3").server().unserved(ETCD),
-            text("etcd-s3-endpoint", "HOST", "S3 endpoint").default("s3.amazonaws.com").server().unserved(ETCD),
-            text("etcd-s3-endpoint-ca", "FILE", "Its CA").server().unserved(ETCD),
-            switch("etcd-s3-skip-ssl-verify", "Do not check its certificate").server().unserved(ETCD),
-            text("etcd-s3-access-key", "KEY", "S3 access key").secret().server().unserved(ETCD),
-            text("etcd-s3-secret-key", "KEY", "S3 secret key").secret().server().unserved(ETCD),
-            text("etcd-s3-session-token", "TOKEN", "S3 session token").secret().server().unserved(ETCD),
-            text("etcd-s3-bucket", "NAME", "S3 bucket").server().unserved(ETCD),
+            switch("etcd-s3", "Snapshots to S3").server().unserved(S3),
+            text("etcd-s3-endpoint", "HOST", "S3 endpoint").default("s3.amazonaws.com").server().unserved(S3),
+            text("etcd-s3-endpoint-ca", "FILE", "Its CA").server().unserved(S3),
+            switch("etcd-s3-skip-ssl-verify", "Do not check its certificate").server().unserved(S3),
+            text("etcd-s3-access-key", "KEY", "S3 access key").secret().server().unserved(S3),
+            text("etcd-s3-secret-key", "KEY", "S3 secret key").secret().server().unserved(S3),
+            text("etcd-s3-session-token", "TOKEN", "S3 session token").secret().server().unserved(S3),
+            text("etcd-s3-bucket", "NAME", "S3 bucket").server().unserved(S3),
             text("etcd-s3-bucket-lookup-type", "TYPE", "How buckets are addressed")
                 .default("auto")
                 .server()
-                .unserved(ETCD),
-            text("etcd-s3-region", "NAME", "S3 region").default("us-east-1").server().unserved(ETCD),
-            text("etcd-s3-folder", "NAME", "S3 folder").server().unserved(ETCD),
-            text("etcd-s3-proxy", "URL", "Proxy to S3").secret().server().unserved(ETCD),
-            text("etcd-s3-config-secret", "NAME", "Secret that holds these settings").server().unserved(ETCD),
-            switch("etcd-s3-insecure", "S3 without TLS").server().unserved(ETCD),
-            text("etcd-s3-timeout", "TIME", "S3 timeout").default("5m0s").server().unserved(ETCD),
-            text("etcd-s3-retention", "COUNT", "Snapshots to keep in S3").default("5").server().unserved(ETCD),
+                .unserved(S3),
+            text("etcd-s3-region", "NAME", "S3 region").default("us-east-1").server().unserved(S3),
+            text("etcd-s3-folder", "NAME", "S3 folder").server().unserved(S3),
+            text("etcd-s3-proxy", "URL", "Proxy to S3").secret().server().unserved(S3),
+            text("etcd-s3-config-secret", "NAME", "Secret that holds these settings").server().unserved(S3),
+            switch("etcd-s3-insecure", "S3 without TLS").server().unserved(S3),
+            text("etcd-s3-timeout", "TIME", "S3 timeout").default("5m0s").server().unserved(S3),
+            text("etcd-s3-retention", "COUNT", "Snapshots to keep in S3").default("5").server().unserved(S3),
         ],
     },
     Section {
@@ -276,7 +275,7 @@ pub(super) const SECTIONS: &[Section] = &[
             list("kube-cloud-controller-arg", "NAME=VALUE", "Argument for the cloud controller")
                 .server()
                 .unserved(CLOUD),
-            list("etcd-arg", "NAME=VALUE", "Argument for etcd").server().unserved(ETCD),
+            list("etcd-arg", "NAME=VALUE", "Argument for the embedded etcd").server(),
         ],
     },
     Section {
@@ -363,7 +362,7 @@ const fn refusal(what: &'static str, instead: &'static str) -> Refusal {
 
 pub(crate) const SEVERAL_SERVERS: &str = "a cluster of several servers";
 const LEAVE_OUT: &str = "leave it out";
-const ETCD: Refusal = refusal("embedded etcd", "leave it out to keep the cluster's state in SQLite");
+const S3: Refusal = refusal("keeping snapshots in S3", "leave it out and copy them from --snapshot-dir");
 pub(crate) const SELINUX: Refusal = refusal("SELinux for containers", LEAVE_OUT);
 const PORTS: Refusal =
     refusal("a second port for the supervisor or kube-apiserver", "use --https-listen-port for both");

@@ -133,7 +133,7 @@ impl ClusterView {
     }
 
     /// The cluster's nodes, or the own one alone where that is all that counts.
-    pub(crate) fn nodes(&self) -> Reflector<Node> {
+    pub fn nodes(&self) -> Reflector<Node> {
         let (client, config) = match &self.access {
             Access::Node { name, kubelet, scope: NodeScope { nodes: Scope::Own, .. }, .. } => {
                 (kubelet, Config::default().fields(&format!("metadata.name={name}")))

@@ -35,6 +35,7 @@ pub(super) async fn status(service: Service, _: EmptyRequest) -> Result<StatusRe
         raft_applied_index: index,
         errors: errors.into_iter().collect(),
         db_size_in_use: size.in_use,
+        is_learner: false,
         storage_version: "3.6.0".to_owned(),
         db_size_quota: size.total.saturating_add(room),
         downgrade_info: Some(DowngradeInfo {}),

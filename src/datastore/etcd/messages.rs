@@ -376,6 +376,48 @@ pub(crate) struct Member {
     pub(crate) peer_urls: Vec<String>,
     #[prost(string, repeated, tag = "4")]
     pub(crate) client_urls: Vec<String>,
+    #[prost(bool, tag = "5")]
+    pub(crate) is_learner: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberListRequest {
+    #[prost(bool, tag = "1")]
+    pub(crate) linearizable: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberAddRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) peer_urls: Vec<String>,
+    #[prost(bool, tag = "2")]
+    pub(crate) is_learner: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberAddResponse {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) member: Option<Member>,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) members: Vec<Member>,
+}
+
+/// A request that names a member: of MemberRemove, MemberPromote, and with `peer_urls` of MemberUpdate.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) peer_urls: Vec<String>,
+}
+
+/// A part of a snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SnapshotResponse {
+    #[prost(uint64, tag = "2")]
+    pub(crate) remaining_bytes: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) blob: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -432,6 +474,8 @@ pub(crate) struct StatusResponse {
     pub(crate) errors: Vec<String>,
     #[prost(int64, tag = "9")]
     pub(crate) db_size_in_use: i64,
+    #[prost(bool, tag = "10")]
+    pub(crate) is_learner: bool,
     #[prost(string, tag = "11")]
     pub(crate) storage_version: String,
     #[prost(int64, tag = "12")]

@@ -40,7 +40,9 @@ use crate::{
     Error,
     admin_client::AdminClient,
     authorities::{self, ReplaceError},
+    bootstrap_data,
     caller::{Caller, Group},
+    etcd::Membership,
     node_dialer::NodeDialer,
     node_passwords::NodePasswords,
     token::ServerToken,
@@ -83,6 +85,8 @@ pub struct Cluster {
     pub token: Arc<ServerToken>,
     /// Reaches nodes: for kube-apiserver's CONNECT.
     pub dialer: NodeDialer,
+    /// The cluster's own etcd, where it has one: other servers join it.
+    pub(crate) etcd: Option<Arc<Membership>>,
     /// `/v1-k3s/config`
     pub config: Value,
 }
@@ -98,6 +102,7 @@ pub struct Routes {
     admin_client: AdminClient,
     token: Arc<ServerToken>,
     dialer: NodeDialer,
+    etcd: Option<Arc<Membership>>,
     config: Bytes,
 }
 
@@ -130,7 +135,7 @@ impl Service for Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, dialer, config } = cluster;
+        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, dialer, etcd, config } = cluster;
         Self {
             static_files: StaticFiles::new(server_dir.join("static")),
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), admin_client.clone()),
@@ -144,6 +149,7 @@ impl Routes {
             admin_client,
             token,
             dialer,
+            etcd,
             config: line(&config),
             server_dir,
         }
@@ -212,9 +218,10 @@ impl Routes {
     ) -> Result<Response<Body>, Status> {
         match route {
             ForServers::Bootstrap => {
-                warn!(peer = %peer.address, "A server asks to join, and there is no etcd that it could join.");
-                Err(Status::bad_request("etcd disabled"))
+                self.etcd(peer)?;
+                self.bootstrap_data().await
             }
+            ForServers::EtcdMembers => self.etcd_members(self.etcd(peer)?).await,
             ForServers::EncryptionStatus => self.encryption_status(),
             ForServers::EncryptionConfig => {
                 self.admin_client.client()?;
@@ -266,6 +273,34 @@ impl Routes {
                 Err(Status::internal("the server cannot read its certificate authority; its log says why"))
             }
         }
+    }
+
+    /// The etcd that another server may join; 400 as k3s' where there is none.
+    fn etcd(&self, peer: &Peer) -> Result<&Membership, Status> {
+        self.etcd.as_deref().ok_or_else(|| {
+            warn!(peer = %peer.address, "A server asks to join, and there is no etcd that it could join.");
+            Status::bad_request("etcd disabled")
+        })
+    }
+
+    /// As this server has it on the disk: what members of etcd believe each other by at this moment.
+    async fn bootstrap_data(&self) -> Result<Response<Body>, Status> {
+        let server_dir = self.server_dir.clone();
+        match spawn_blocking(move || bootstrap_data::from_disk(&server_dir)).await {
+            Ok(Ok(data)) => Ok(document(data.to_json().into())),
+            Ok(Err(error)) => {
+                error!(%error, "Cannot read what a server that joins asks for.");
+                Err(Status::internal("the server cannot read its certificate authorities; its log says why"))
+            }
+            // A panic of it is in the log.
+            Err(_) => Err(Status::internal("the server cannot read its certificate authorities; its log says why")),
+        }
+    }
+
+    async fn etcd_members(&self, etcd: &Membership) -> Result<Response<Body>, Status> {
+        let members = etcd.document().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let members = serde_json::to_value(members).expect("it is numbers and texts");
+        Ok(document(line(&members)))
     }
 
     /// The body is `{"newToken": "…"}`, or without it for a random one. What goes wrong with files and the datastore is told to the log

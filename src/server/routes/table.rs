@@ -38,6 +38,7 @@ pub(super) enum ForServers {
     EncryptionConfig,
     ReplaceAuthorities,
     Bootstrap,
+    EtcdMembers,
     RotateToken,
 }
 
@@ -80,13 +81,14 @@ const PUT: &[Method] = &[Method::PUT];
 
 static STATIC: Route = route(paths::STATIC, AccessPolicy::Open(Open::StaticFile));
 
-static ROUTES: [Route; 16] = [
+static ROUTES: [Route; 17] = [
     route(paths::PING, AccessPolicy::Open(Open::Ping)),
     route(paths::CACERTS, AccessPolicy::Open(Open::Authority)),
     route(paths::ENCRYPTION_STATUS, AccessPolicy::Servers(READ, ForServers::EncryptionStatus)),
     route(paths::ENCRYPTION_CONFIG, AccessPolicy::Servers(PUT, ForServers::EncryptionConfig)),
     route(paths::AUTHORITIES, AccessPolicy::Servers(PUT, ForServers::ReplaceAuthorities)),
     route(paths::SERVER_BOOTSTRAP, AccessPolicy::Servers(READ, ForServers::Bootstrap)),
+    route(paths::DB_INFO, AccessPolicy::Servers(READ, ForServers::EtcdMembers)),
     route(paths::TOKEN, AccessPolicy::Servers(PUT, ForServers::RotateToken)),
     certificate(CertificateKind::ServingKubelet),
     certificate(CertificateKind::ClientKubelet),

@@ -66,6 +66,7 @@ impl Setup {
                 Password::new(TOKEN),
             )),
             dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
+            etcd: None,
             config: json!({"ClusterDomain": "cluster.local"}),
         });
         let front = Front::serve(client_ca, server_ca, Arc::new(routes), Settings::default()).await;

@@ -1,0 +1,181 @@
+//! The etcd that servers run themselves, a member each.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    agent::ServerUrl,
+    args::ComponentArgs,
+    environment::Environment,
+    error::Error,
+    secret::Secret,
+    token,
+    values::{Given, Values},
+};
+
+/// A server's member of the cluster's etcd, and how it gets there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbeddedEtcd {
+    /// Its data: `<data-dir>/server/db/etcd`, where k3s has it too.
+    pub dir: PathBuf,
+    /// The cluster to join (`--server`) where there is no data yet; a new one (`--cluster-init`) if `None`.
+    pub join: Option<JoinedServer>,
+    /// Whether its metrics are shown at the node's address too, rather than on loopback alone (`--etcd-expose-metrics`).
+    pub expose_metrics: bool,
+    /// Users' arguments for it (`--etcd-arg`).
+    pub args: ComponentArgs,
+}
+
+/// A server of the cluster that is to be joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinedServer {
+    /// Where it answers.
+    pub url: ServerUrl,
+    /// The whole token to join with; the one that this server was set up with if `None`.
+    pub token: Option<Secret>,
+}
+
+/// What a configuration of one member is without.
+const FLAGS: [&str; 2] = ["etcd-arg", "etcd-expose-metrics"];
+
+/// What members, servers and kube-apiserver have agreed on between themselves.
+const RESERVED: [&str; 16] = [
+    "advertise-client-urls",
+    "client-transport-security",
+    "config-file",
+    "data-dir",
+    "force-new-cluster",
+    "initial-advertise-peer-urls",
+    "initial-cluster",
+    "initial-cluster-state",
+    "listen-client-http-urls",
+    "listen-client-urls",
+    "listen-metrics-urls",
+    "listen-peer-urls",
+    "name",
+    "peer-transport-security",
+    "unsafe-no-fsync",
+    "wal-dir",
+];
+
+impl EmbeddedEtcd {
+    /// `None` where nobody asks for one, and no server of this data directory has been a member.
+    pub(crate) fn from_values(
+        values: &Values,
+        data_dir: &Path,
+        environment: &Environment,
+    ) -> Result<Option<Self>, Error> {
+        let dir = data_dir.join("server/db/etcd");
+        let server = values.given("server");
+        // As k3s: who has been a member stays one.
+        if !values.is_on("cluster-init") && server.is_none() && !dir.join("member/wal").is_dir() {
+            return Ok(None);
+        }
+        let token = token::find(values, "token", "token-file", environment)?;
+        let join = |server: &Given| {
+            let token = token.as_ref().map(token::joining).transpose()?;
+            Ok::<_, Error>(JoinedServer { url: server.parse(str::parse)?, token })
+        };
+        let args = values.component_args("etcd-arg")?;
+        if let Some(name) = RESERVED.iter().find(|name| args.value_of(name).is_some())
+            && let Some(given) = values.given("etcd-arg")
+        {
+            let instead = if *name == "listen-metrics-urls" { "use --etcd-expose-metrics" } else { "leave it out" };
+            return Err(given.invalid(format!("{name} is settled between etcd's members and k3s; {instead}")));
+        }
+        let expose_metrics = values.is_on("etcd-expose-metrics");
+        Ok(Some(Self { dir, join: server.map(join).transpose()?, expose_metrics, args }))
+    }
+
+    /// Why there cannot be both this and the store at an `endpoint`.
+    pub(crate) fn refuse_endpoint(&self, values: &Values, endpoint: &Given) -> Error {
+        let asked = ["server", "cluster-init"].into_iter().filter_map(|name| values.given(name));
+        match asked.into_iter().find(|given| given.text != "false") {
+            Some(given) => given.invalid(
+                "the servers of a cluster keep its state in an etcd of their own or at --datastore-endpoint; keep one of them",
+            ),
+            None => endpoint.invalid(format!(
+                "this server is a member of its cluster's own etcd, whose data is in {}; leave it out, or move that folder away",
+                self.dir.display()
+            )),
+        }
+    }
+}
+
+/// Refuses what only an embedded etcd could heed.
+pub(crate) fn refuse_flags(values: &Values) -> Result<(), Error> {
+    let given = FLAGS.into_iter().find_map(|name| values.given(name)).filter(|given| given.text != "false");
+    given.map_or(Ok(()), |given| {
+        Err(given.invalid("it is for the embedded etcd, which --cluster-init or --server starts; leave it out"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        datastore::{Datastore, Runner},
+        test_host::Host,
+    };
+
+    fn etcd(host: &Host, args: &[&str]) -> Result<Option<EmbeddedEtcd>, String> {
+        let (config, _) = host.server(args).map_err(|error| host.anonymous(error))?;
+        Ok(match config.datastore {
+            Datastore::EmbeddedEtcd(etcd) => Some(etcd),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_first_server_begins_a_cluster_and_others_join_it() {
+        let host = Host::new();
+        assert_eq!(etcd(&host, &[]), Ok(None));
+        let first = etcd(&host, &["--cluster-init", "--etcd-arg=quota-backend-bytes=4294967296"]).unwrap().unwrap();
+        assert_eq!((first.dir, first.join), ("/var/lib/rancher/k3s/server/db/etcd".into(), None));
+        assert_eq!(first.args.value_of("quota-backend-bytes"), Some("4294967296"));
+        let second = etcd(&host, &["--server=https://10.0.0.1:6443", "--token=K10::server:pw"]).unwrap().unwrap();
+        let joined = second.join.expect("a server to join");
+        assert_eq!(joined.url.to_string(), "https://10.0.0.1:6443");
+        assert_eq!(joined.token.as_ref().map(Secret::expose), Some("K10::server:pw"));
+    }
+
+    #[test]
+    fn who_has_been_a_member_stays_one() {
+        let host = Host::new().file("server/db/etcd/member/wal/0.wal", "");
+        let (config, _) = host.server(&["--data-dir=."]).unwrap();
+        assert_eq!((config.datastore.runner(), config.datastore.is_shared()), (Runner::Child, true));
+        let refused = etcd(&host, &["--data-dir=.", "--datastore-endpoint=https://10.0.0.1:2379"]).unwrap_err();
+        assert_eq!(
+            refused,
+            "--datastore-endpoint: this server is a member of its cluster's own etcd, whose data is in DIR/./server/db/etcd; leave it out, or move that folder away"
+        );
+    }
+
+    #[test]
+    fn what_does_not_go_together() {
+        let cases: [(&[&str], &str); 5] = [
+            (
+                &["--cluster-init", "--datastore-endpoint=https://10.0.0.1:2379"],
+                "--cluster-init: the servers of a cluster keep its state in an etcd of their own or at --datastore-endpoint; keep one of them",
+            ),
+            (
+                &["--etcd-expose-metrics"],
+                "--etcd-expose-metrics: it is for the embedded etcd, which --cluster-init or --server starts; leave it out",
+            ),
+            (
+                &["--cluster-init", "--etcd-arg=name=me"],
+                "--etcd-arg: name is settled between etcd's members and k3s; leave it out",
+            ),
+            (
+                &["--cluster-init", "--etcd-arg=listen-metrics-urls=http://0.0.0.0:2381"],
+                "--etcd-arg: listen-metrics-urls is settled between etcd's members and k3s; use --etcd-expose-metrics",
+            ),
+            (
+                &["--server=http://10.0.0.1"],
+                "--server: `http://10.0.0.1` is not a server's address; write it as https://HOST:6443",
+            ),
+        ];
+        for (args, sentence) in cases {
+            assert_eq!(etcd(&Host::new(), args), Err(sentence.to_owned()), "{args:?}");
+        }
+    }
+}

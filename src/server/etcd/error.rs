@@ -1,0 +1,134 @@
+//! Why a server is no member, with what to do.
+
+use std::{io, path::PathBuf};
+
+use k3s_agent::JoinError;
+use k3s_config::agent::ServerUrl;
+use k3s_datastore::ClientError;
+use k3s_files::FileError;
+use k3s_supervisor_api::RequestError;
+use sysexits::ExitCode;
+
+use super::agreement::Difference;
+
+/// Why this server is no member of its cluster's etcd.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    /// It was one.
+    #[error(
+        "this server was removed from the cluster's etcd: to join again, start it with --server=https://HOST:6443 of a server that is in the \
+         cluster; its data of before is then kept beside {}", dir.display()
+    )]
+    Removed {
+        /// Its data.
+        dir: PathBuf,
+    },
+    /// Another member is of a node of this name; most likely it was this server, whose data is lost.
+    #[error(
+        "the cluster's etcd has the member {member} of a node {node} still: if that was this server, run `kubectl delete node {node}` on another \
+         server and start this one again; if it is another machine, give this one another --node-name"
+    )]
+    DuplicateName {
+        /// The member's name.
+        member: String,
+        /// The node's.
+        node: String,
+    },
+    /// There is no token to join with.
+    #[error("--server needs the cluster's token: give the one in server/token of one of its servers as --token")]
+    NoToken,
+    /// It is no token, or one that lets in agents alone.
+    #[error("--token is not usable to join as a server: {0}")]
+    Token(#[from] k3s_identity::TokenError),
+    /// The server does not take it.
+    #[error("the server {server} does not accept the token: give the one in server/token there as --token")]
+    Credentials {
+        /// Who was asked.
+        server: ServerUrl,
+    },
+    /// Its cluster has another store.
+    #[error(
+        "the server {server} has no etcd that could be joined ({why}): start it with --cluster-init, or this one with the cluster's --datastore-endpoint"
+    )]
+    NoEtcd {
+        /// Who was asked.
+        server: ServerUrl,
+        /// Its own words.
+        why: String,
+    },
+    /// Servers have to agree.
+    #[error(
+        "this server is configured otherwise than its cluster: {}; give it the cluster's settings",
+        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    Differs(Vec<Difference>),
+    /// A cluster on SQLite was run here.
+    #[error(
+        "{} holds the state of a cluster, and moving it to etcd is not served by this version: leave --cluster-init and --server out to go on \
+         with it, or choose another --data-dir", path.display()
+    )]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A server could not be asked, or not be believed.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// A server answered what makes no sense.
+    #[error("the answer of {server} to {path} cannot be used: {why}")]
+    Answer {
+        /// Who was asked.
+        server: ServerUrl,
+        /// For what.
+        path: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// etcd itself.
+    #[error("the cluster's etcd does not take this server: {0}")]
+    Client(#[from] ClientError),
+    /// What etcd is asked with.
+    #[error(transparent)]
+    Store(#[from] k3s_datastore::Error),
+    /// A file of the member's.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The disk does not do what etcd will need.
+    #[error("{} cannot be written and synchronised ({source}): etcd needs a disk that can", path.display())]
+    Disk {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl EtcdError {
+    /// The process's exit code, after sysexits.h.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Removed { .. }
+            | Self::DuplicateName { .. }
+            | Self::NoToken
+            | Self::Token(_)
+            | Self::NoEtcd { .. }
+            | Self::Differs(_)
+            | Self::Sqlite { .. } => ExitCode::Config,
+            Self::Credentials { .. } => ExitCode::NoPerm,
+            Self::Join(_) | Self::Answer { .. } | Self::Client(_) => ExitCode::Unavailable,
+            Self::Store(error) => error.exit_code(),
+            Self::File(_) | Self::Disk { .. } => ExitCode::IoErr,
+        }
+    }
+
+    /// Whether the same may do in a while: nobody has said no for good.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Client(_) | Self::Join(JoinError::Request(_)))
+    }
+}
+
+impl From<RequestError> for EtcdError {
+    fn from(error: RequestError) -> Self {
+        Self::Join(error.into())
+    }
+}

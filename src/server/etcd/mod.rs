@@ -1,0 +1,25 @@
+//! Embedded etcd: this server's member of the cluster's own store.
+//!
+//! ```text
+//! no data, --cluster-init ──────────────────────────────────► first member ─┐
+//! no data, --server ─► authorities, members, one more learner ─► learner ───┼─► member: it has a vote, kube-apiserver starts
+//! data ─────────────────────────────────────────────────────► goes on ──────┘        │
+//!   ▲                                                                               │ its node is deleted, or it is told to go
+//!   └── joins again, its old data set aside ◄── tombstone: removed ◄─────────────────┘
+//! ```
+//! Files, names and rules are k3s' (`pkg/etcd`): either program goes on from the other's folder, and both may be members of one cluster.
+
+mod agreement;
+mod disk;
+mod error;
+mod folder;
+mod join;
+mod learners;
+mod membership;
+mod nodes;
+mod watch;
+
+pub use error::EtcdError;
+pub(crate) use folder::EtcdFolder;
+pub(crate) use membership::{Membership, Starting};
+pub(crate) use nodes::EtcdNodes;

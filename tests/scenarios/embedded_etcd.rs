@@ -1,0 +1,191 @@
+//! Servers that keep the cluster's state in an etcd of their own.
+
+use std::collections::BTreeMap;
+
+use cluster_tests::{Network, Node, PATIENCE, Process, step};
+
+const FOLDER: &str = "/var/lib/rancher/k3s/server/db/etcd";
+
+/// Whether the children are those of before, but for etcd.
+fn others_live(before: &BTreeMap<String, Process>, after: &BTreeMap<String, Process>) -> bool {
+    before.iter().all(|(name, process)| name == "etcd" || after.get(name) == Some(process))
+}
+
+/// What `k3s status` says of the members: each one's name without its suffix, and what it is.
+fn members(server: &Node) -> BTreeMap<String, String> {
+    let status = server.status();
+    let tasks = status["tasks"].as_array().cloned().unwrap_or_default();
+    let task = tasks.into_iter().find(|task| task["name"] == "etcd-member").unwrap_or_default();
+    let member = |object: &serde_json::Value| {
+        let (name, state) = (object["object"].as_str()?, object["state"].as_str()?);
+        Some((name.rsplit_once('-').map_or(name, |(node, _)| node).to_owned(), state.to_owned()))
+    };
+    task["objects"].as_array().into_iter().flatten().filter_map(member).collect()
+}
+
+/// Waits until a server knows these members and no others, all with a vote.
+fn wait_for_voters(server: &Node, nodes: &[&Node]) {
+    server.wait_for_status(&format!("of {} members with a vote and 0 that learn", nodes.len()));
+    let expected: Vec<_> = nodes.iter().map(|node| node.name()).collect();
+    let known = members(server);
+    assert!(known.len() == nodes.len() && expected.iter().all(|name| known.contains_key(*name)), "{known:?}");
+}
+
+#[test]
+fn a_first_server_runs_etcd_which_is_restarted_alone() {
+    let network = Network::new();
+    let mut server = Node::boot(&network, "one");
+    let flags = "--token=s3cret --etcd-arg=quota-backend-bytes=4294967296";
+
+    step("the store starts before the rest, with k3s' files", || {
+        server.start_k3s(&format!("--cluster-init {flags}"));
+        server.wait_until_ready();
+        let settings = server.succeed(&format!("cat {FOLDER}/config"));
+        assert!(settings.contains("\"quota-backend-bytes\": 4294967296"), "{settings}");
+        assert!(server.succeed(&format!("cat {FOLDER}/name")).starts_with("one-"));
+        server.wait_for_log("Measured the disk of etcd");
+        let status = server.status();
+        let moments = status["timeline"].as_array().expect("the status has a timeline");
+        let at =
+            |name: &str, what: &str| moments.iter().position(|moment| moment["name"] == name && moment["what"] == what);
+        let (ready, started) = (at("etcd", "ready"), at("kube-apiserver", "starting"));
+        assert!(ready.is_some() && ready < started, "{moments:?}");
+    });
+    step("the status tells of the member", || {
+        server.wait_for_status("the leader is one-");
+        assert_eq!(members(&server), BTreeMap::from([("one".to_owned(), "leader".to_owned())]));
+        server.wait_for_status("fdatasync takes");
+    });
+    step("the cluster's authorities are in etcd, sealed by the token", || {
+        // `/bootstrap/` to `/bootstrap0`, in base64.
+        let range = r#"{"key": "L2Jvb3RzdHJhcC8=", "range_end": "L2Jvb3RzdHJhcDA=", "keys_only": true}"#;
+        let found = server.succeed(&format!(
+            "cd /var/lib/rancher/k3s/server/tls/etcd && curl -sf --cacert server-ca.crt --cert client.crt --key client.key https://127.0.0.1:2382/v3/kv/range -d '{range}'"
+        ));
+        let found: serde_json::Value = serde_json::from_str(&found).expect("etcd answers in JSON");
+        let keys: Vec<_> = found["kvs"].as_array().into_iter().flatten().map(|kv| &kv["key"]).collect();
+        // `/bootstrap/1ec1c26b50d5`: what s3cret seals.
+        assert_eq!(keys, ["L2Jvb3RzdHJhcC8xZWMxYzI2YjUwZDU="]);
+    });
+    step("the node says which member it has", || {
+        let annotation = "get node one -o jsonpath='{.metadata.annotations.etcd\\.k3s\\.cattle\\.io/node-name}'";
+        let name = server.succeed(&format!("cat {FOLDER}/name"));
+        server.wait_until_succeeds(&format!("test \"$(k3s kubectl {annotation})\" = {name}"), PATIENCE);
+        assert_eq!(server.kubectl("get nodes -l node-role.kubernetes.io/etcd=true -o name"), "node/one\n");
+    });
+    step("metrics are shown on loopback alone", || {
+        server.succeed("curl -sf http://127.0.0.1:2381/metrics | grep -q ^etcd_server_has_leader");
+        server.fail(&format!("curl -sf http://{}:2381/metrics", server.address()));
+    });
+    step("etcd dies and is restarted alone", || {
+        let before = server.components();
+        server.kill(before["etcd"]);
+        let after = server.wait_for_components(|running| running.get("etcd").is_some_and(|new| *new != before["etcd"]));
+        assert!(others_live(&before, &after), "{before:?} became {after:?}");
+        server.wait_until_succeeds("k3s kubectl create configmap after-etcd", PATIENCE);
+        assert!(others_live(&before, &server.components()));
+    });
+    step("it goes on from its data, without being told that it is a member", || {
+        server.stop_k3s();
+        let log = server.succeed("cat /var/log/k3s.log");
+        assert!(log.trim_end().ends_with("Stopped."), "{log}");
+        server.crash();
+        server.start();
+        server.start_k3s(flags);
+        server.wait_until_ready();
+        server.kubectl("get configmap after-etcd");
+    });
+    step("a member whose data is lost does not begin anew by itself", || {
+        server.stop_k3s();
+        server.succeed(&format!("mv {FOLDER} /var/lib/lost"));
+        let refused = server.fail(&format!("timeout 60 k3s server --cluster-init {flags}"));
+        assert!(refused.contains("holds nothing, but this server has run a cluster"), "{refused}");
+    });
+}
+
+#[test]
+fn three_servers_outlive_one_of_them() {
+    let network = Network::new();
+    let (mut one, two, mut three) =
+        (Node::boot(&network, "one"), Node::boot(&network, "two"), Node::boot(&network, "three"));
+    let agent = Node::boot(&network, "agent");
+    let flags = "--token=s3cret --disable-agent";
+    let join = |server: &Node| format!("--token=s3cret --server=https://{}:6443", server.address());
+
+    step("a second and a third server join the first", || {
+        one.start_k3s(&format!("--cluster-init {flags}"));
+        one.wait_for_log("The Kubernetes API is served.");
+        // They need not wait for each other.
+        two.start_k3s(&join(&one));
+        three.start_k3s(&join(&one));
+        for server in [&two, &three] {
+            server.wait_until_ready();
+        }
+        for server in [&one, &two, &three] {
+            wait_for_voters(server, &[&one, &two, &three]);
+        }
+        for file in ["server-ca.crt", "client-ca.key", "etcd/peer-ca.key", "service.key"] {
+            let digest = format!("sha256sum < /var/lib/rancher/k3s/server/tls/{file}");
+            assert_eq!(one.succeed(&digest), three.succeed(&digest), "{file}");
+        }
+        one.kubectl("create configmap stored --from-literal=key=value");
+        assert_eq!(three.kubectl("get configmap stored -o jsonpath={.data.key}"), "value");
+    });
+    step("a server with other settings, or another token, is told so", || {
+        let differs = agent.fail(&format!("timeout 60 k3s server {} --cluster-cidr=10.50.0.0/16", join(&one)));
+        assert!(differs.contains("--cluster-cidr is 10.50.0.0/16 here and 10.42.0.0/16 there"), "{differs}");
+        let refused =
+            agent.fail(&format!("timeout 60 k3s server --token=other --server=https://{}:6443", one.address()));
+        assert!(refused.contains("does not accept the token"), "{refused}");
+        agent.fail("ls /var/lib/rancher/k3s/server/tls/server-ca.crt");
+    });
+    step("an agent learns where all servers are", || {
+        agent
+            .write("/etc/rancher/k3s/config.yaml", &format!("server: https://{}:6443\ntoken: s3cret\n", one.address()));
+        agent.restart_k3s_agent("");
+        one.wait_until_node_ready("agent");
+        let state = "/var/lib/rancher/k3s/agent/etc/k3s-agent-load-balancer.json";
+        for server in [&one, &two, &three] {
+            agent.wait_until_succeeds(&format!("grep -q '\"{}:6443\"' {state}", server.address()), PATIENCE);
+        }
+    });
+    step("the first server dies, and writes go on", || {
+        one.crash();
+        two.wait_until_succeeds("k3s kubectl --request-timeout=5s create configmap without-one", PATIENCE);
+        three.kubectl("get configmap without-one");
+        agent.wait_until_succeeds(
+            "k3s kubectl --kubeconfig=/var/lib/rancher/k3s/agent/kubelet.kubeconfig --request-timeout=2s get node agent",
+            PATIENCE,
+        );
+    });
+    step("without a quorum the last one says what to do", || {
+        three.crash();
+        two.wait_for_status("1 of 3 members answer and 2 are needed: start the servers that are away");
+        three.start();
+        three.start_k3s("--token=s3cret");
+        two.wait_until_succeeds("k3s kubectl --request-timeout=5s create configmap quorum-again", PATIENCE);
+    });
+    step("the first server comes back", || {
+        one.start();
+        one.start_k3s(flags);
+        one.wait_until_succeeds("k3s kubectl get configmap quorum-again", PATIENCE);
+    });
+    step("a deleted node takes its member along", || {
+        one.wait_until_node_ready("three");
+        one.kubectl("delete node three --timeout=120s");
+        wait_for_voters(&one, &[&one, &two]);
+        three.wait_for_status("This server was removed from the cluster's etcd: restart it with --server=");
+    });
+    step("a removed member that comes back is told so, and joins anew when it is asked to", || {
+        three.stop_k3s();
+        let refused = three.fail("timeout 60 k3s server --token=s3cret");
+        assert!(
+            refused.contains("was removed from the cluster's etcd: to join again, start it with --server="),
+            "{refused}"
+        );
+        three.start_k3s(&join(&two));
+        wait_for_voters(&one, &[&one, &two, &three]);
+        three.wait_until_ready();
+        three.succeed("ls -d /var/lib/rancher/k3s/server/db/etcd-backup-*");
+    });
+}
