@@ -25,14 +25,24 @@ use crate::{
     workspace,
 };
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Leave out the bills of materials, which need tools that are built first.
     #[arg(long)]
     no_sbom: bool,
+    /// Only the container image, which the scenarios run.
+    #[arg(long)]
+    image: bool,
     /// Where the packages go; `target/packages` if not given.
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
+}
+
+impl Args {
+    /// For the scenarios.
+    pub(crate) fn image_alone() -> Self {
+        Self { image: true, ..Self::default() }
+    }
 }
 
 /// Packs what is in `target/dist`, and prints a digest a file and the table of sizes.
@@ -42,6 +52,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let dist = dist::folder();
     let name = format!("k3s-{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     let image = pack_image(&folder, &name)?;
+    if args.image {
+        println!("{}", image.display());
+        return Ok(());
+    }
     let extensions = extension::pack(&dist, &folder, &name)?;
     if !args.no_sbom {
         sbom::write(&folder.join("sbom"))?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     component::Component,
     counts::Counts,
-    dist, fuzz, nix,
+    dist, fuzz, nix, packages,
     process::{cargo, succeed},
     reproducible,
     storage_tests::{self, Datastore},
@@ -96,6 +96,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args::default()))?;
+    step("the product's image", || packages::run(&packages::Args::image_alone()))?;
     step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts))?;
     step("the scenarios' packages", || system_packages::ensure_each(&SCENARIO_PACKAGES))?;
     step("cluster scenarios", || count(nextest(&format!("package({SCENARIOS})")).arg("--no-fail-fast"), counts))

@@ -38,7 +38,7 @@ pub use step::step;
 pub use warden::node_init;
 
 /// Where Cargo builds, and where `cargo xtask dist` puts what it assembles.
-fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| checkout.unwrap_or(Path::new("/")).join("target"), PathBuf::from)
