@@ -13,11 +13,15 @@ import time
 from qemu import MachineEnded
 
 
+# Seconds that anything may take: on a host whose processors others want as well, minutes become quarters of an hour.
+PATIENCE = 2700
+
+
 class RequestedAssertionFailed(Exception):
     """What a test asked for is not so."""
 
 
-def retry(function, timeout=900):
+def retry(function, timeout=PATIENCE):
     """Calls `function` each second until it is true; the last call, at `timeout`, is told that it is the last."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -45,7 +49,7 @@ class Machine:
             self.qemu.start()
             self.booted = False
 
-    def connect(self, timeout=900):
+    def connect(self, timeout=PATIENCE):
         """Waits until the guest takes commands."""
         self.start()
         if not self.booted:
@@ -53,7 +57,7 @@ class Machine:
             self.booted = True
             self.log(f"{self.name}: answers {time.monotonic() - self.qemu.started_at:.1f} s after power on")
 
-    def shutdown(self, timeout=900):
+    def shutdown(self, timeout=PATIENCE):
         """Asks systemd to power off, and waits until it is; returns the seconds that it took."""
         if not self.qemu.runs:
             return 0.0
@@ -67,7 +71,7 @@ class Machine:
         self.log(f"{self.name}: powered off in {took:.1f} s")
         return took
 
-    def wait_for_shutdown(self, timeout=900):
+    def wait_for_shutdown(self, timeout=PATIENCE):
         try:
             self.qemu.wait(timeout)
         except subprocess.TimeoutExpired as expired:
@@ -86,7 +90,7 @@ class Machine:
 
     # Commands.
 
-    def execute(self, command, check_return=True, check_output=True, timeout=900):
+    def execute(self, command, check_return=True, check_output=True, timeout=PATIENCE):
         """(status, stdout) of a root shell with `set -euo pipefail`."""
         status, out, _ = self._execute(command, timeout)
         return (status if check_return else -1), (out if check_output else "")
@@ -94,7 +98,7 @@ class Machine:
     def succeed(self, *commands, timeout=None):
         outs = ""
         for command in commands:
-            status, out, err = self._execute(command, timeout or 900)
+            status, out, err = self._execute(command, timeout or PATIENCE)
             if status != 0:
                 raise RequestedAssertionFailed(
                     f"{self.name}: command `{command}` failed (exit code {status})\n{out}{err}")
@@ -104,16 +108,16 @@ class Machine:
     def fail(self, *commands, timeout=None):
         outs = ""
         for command in commands:
-            status, out, _ = self._execute(command, timeout or 900)
+            status, out, _ = self._execute(command, timeout or PATIENCE)
             if status == 0:
                 raise RequestedAssertionFailed(f"{self.name}: command `{command}` unexpectedly succeeded\n{out}")
             outs += out
         return outs
 
-    def wait_until_succeeds(self, command, timeout=900):
+    def wait_until_succeeds(self, command, timeout=PATIENCE):
         return self._until(command, timeout, lambda status: status == 0, "succeed")
 
-    def wait_until_fails(self, command, timeout=900):
+    def wait_until_fails(self, command, timeout=PATIENCE):
         return self._until(command, timeout, lambda status: status != 0, "fail")
 
     def _until(self, command, timeout, wanted, what):
@@ -162,7 +166,7 @@ class Machine:
         if state != require_state:
             raise RequestedAssertionFailed(f'{self.name}: unit "{unit}" is {state}, not {require_state}')
 
-    def wait_for_unit(self, unit, user=None, timeout=900):
+    def wait_for_unit(self, unit, user=None, timeout=PATIENCE):
         def is_active(_):
             state = self.get_unit_property(unit, "ActiveState", user)
             if state == "failed":
@@ -186,19 +190,19 @@ class Machine:
 
     # Waiting for other things.
 
-    def wait_for_file(self, filename, timeout=900):
+    def wait_for_file(self, filename, timeout=PATIENCE):
         self.wait_until_succeeds(f"test -e {shlex.quote(filename)}", timeout)
 
-    def wait_for_open_port(self, port, addr="localhost", timeout=900):
+    def wait_for_open_port(self, port, addr="localhost", timeout=PATIENCE):
         self.wait_until_succeeds(f"nc -z {addr} {port}", timeout)
 
-    def wait_for_closed_port(self, port, addr="localhost", timeout=900):
+    def wait_for_closed_port(self, port, addr="localhost", timeout=PATIENCE):
         self.wait_until_fails(f"nc -z {addr} {port}", timeout)
 
-    def wait_for_open_unix_socket(self, addr, timeout=900):
+    def wait_for_open_unix_socket(self, addr, timeout=PATIENCE):
         self.wait_until_succeeds(f"nc -z -U {shlex.quote(addr)}", timeout)
 
-    def wait_for_console_text(self, regex, timeout=900):
+    def wait_for_console_text(self, regex, timeout=PATIENCE):
         self.start()
         retry(lambda _: re.search(regex, self.get_console_log()) is not None, timeout)
 
