@@ -2,7 +2,12 @@
 //!
 //! It names everything the server is reached by and was ever asked for; each change issues it again for the same key.
 
-use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::Path,
+    time::SystemTime,
+};
 
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -17,6 +22,7 @@ use crate::{
     files::{self, PRIVATE},
     key::PrivateKey,
     leaf::Profile,
+    pem,
     renewal::{self, Decision, Reason},
     san::San,
     server::ServerPki,
@@ -39,7 +45,7 @@ pub struct FrontCertificate {
 impl FrontCertificate {
     /// What the server in `dir` (`<data>/server`) showed when it last ran, however long ago; `None` if it never did.
     pub fn last(dir: &Path) -> Option<Self> {
-        Secret::load(&dir.join("tls/dynamic-cert.json")).ok()?.certificate().ok()
+        ServingSecret::load(&dir.join("tls/dynamic-cert.json")).ok()?.certificate().ok()
     }
 
     /// The certificate, followed by its authority's chain.
@@ -47,9 +53,21 @@ impl FrontCertificate {
         &self.chain
     }
 
+    /// What it is valid for.
+    pub fn names(&self) -> &BTreeSet<San> {
+        &self.certificate.sans
+    }
+
     /// For rustls' certificate resolvers.
     pub fn certified_key(&self) -> CertifiedKey {
         CertifiedKey::new(self.chain.clone(), self.key.signer())
+    }
+
+    /// With its key and its names, as servers share it.
+    pub fn secret(&self) -> ServingSecret {
+        let mut secret = ServingSecret(Map::new());
+        secret.store(&pem::encode_certificates(&self.chain), &self.key, &self.certificate.sans);
+        secret
     }
 }
 
@@ -69,12 +87,12 @@ impl ServerPki {
     pub fn front_certificate(&self, further: &[San], now: SystemTime) -> Result<FrontCertificate, Error> {
         let path = self.tls.join("dynamic-cert.json");
         let trigger = self.tls.join("dynamic-cert-regenerate");
-        let mut secret = Secret::load(&path)?;
-        if secret.is_static() {
+        let mut secret = ServingSecret::load(&path)?;
+        if ServingSecret::is_static(&secret.annotations()) {
             return secret.certificate().map_err(|why| Error::StaticCertificate { path, why });
         }
 
-        let mut sans = &self.serving_sans | &secret.names();
+        let mut sans = &self.serving_sans | &ServingSecret::names(&secret.annotations());
         sans.extend(further.iter().cloned());
         let profile = Profile { organization: Some("k3s".into()), ..Profile::server("k3s", sans) };
         let regenerate = trigger.exists();
@@ -100,10 +118,26 @@ impl ServerPki {
     }
 }
 
-/// A Kubernetes Secret of type `kubernetes.io/tls`; fields that are not ours stay.
-struct Secret(Map<String, Value>);
+/// A Kubernetes Secret of type `kubernetes.io/tls`, whose annotations list the names; fields that are not ours stay.
+pub struct ServingSecret(Map<String, Value>);
 
-impl Secret {
+impl ServingSecret {
+    /// The names that annotations list.
+    pub fn names(annotations: &BTreeMap<String, String>) -> BTreeSet<San> {
+        let listed = annotations.iter().filter(|(key, _)| key.starts_with(NAME));
+        listed.filter_map(|(_, name)| name.parse().ok()).collect()
+    }
+
+    /// Whether annotations say that a user brought the certificate.
+    pub fn is_static(annotations: &BTreeMap<String, String>) -> bool {
+        annotations.get(STATIC).is_some_and(|value| value == "true")
+    }
+
+    /// Its fields.
+    pub fn into_json(self) -> Value {
+        Value::Object(self.0)
+    }
+
     /// What the file holds. It is a cache: what cannot be read is made again.
     fn load(path: &Path) -> Result<Self, Error> {
         let Some(text) = files::read(path)? else { return Ok(Self(Map::new())) };
@@ -116,18 +150,10 @@ impl Secret {
         }
     }
 
-    fn annotations(&self) -> impl Iterator<Item = (&String, &str)> {
+    fn annotations(&self) -> BTreeMap<String, String> {
         let annotations = self.0.get("metadata").and_then(|metadata| metadata.get("annotations"));
         let annotations = annotations.and_then(Value::as_object).into_iter().flatten();
-        annotations.filter_map(|(key, value)| Some((key, value.as_str()?)))
-    }
-
-    fn is_static(&self) -> bool {
-        self.annotations().any(|annotation| annotation == (&STATIC.to_owned(), "true"))
-    }
-
-    fn names(&self) -> BTreeSet<San> {
-        self.annotations().filter(|(key, _)| key.starts_with(NAME)).filter_map(|(_, name)| name.parse().ok()).collect()
+        annotations.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
     }
 
     fn data(&self, key: &str) -> Option<Vec<u8>> {
@@ -168,7 +194,7 @@ impl Secret {
     }
 }
 
-impl fmt::Display for Secret {
+impl fmt::Display for ServingSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", Value::Object(self.0.clone()))
     }
@@ -234,6 +260,7 @@ mod tests {
 
         let again = pki.front_certificate(&[], request().now).unwrap();
         assert_eq!(again.chain(), front.chain());
+        assert_eq!(again.secret().into_json(), secret, "and shared as it is stored");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub use chain::root;
 pub use client_auth::{AnyClientCertificate, ClientCa, ClientIdentity, Rejection};
 pub use current_certificate::{CertificateError, CurrentCertificate};
 pub use error::Error;
-pub use front::FrontCertificate;
+pub use front::{FrontCertificate, ServingSecret};
 pub use inventory::{Listed, NotListed, Validity};
 pub use key::{PrivateKey, PublicKey, RequestError};
 pub use kubeconfig::{ComponentKubeconfig, UserKubeconfig};

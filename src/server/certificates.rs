@@ -1,6 +1,7 @@
 //! The certificates of a server: which it has, for what names, and what is written with them.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -47,6 +48,8 @@ pub(crate) struct Certificates {
 /// What the front shows its clients, checks them by, and shows kube-apiserver.
 pub(crate) struct FrontTls {
     pub(crate) certificate: Arc<CurrentCertificate>,
+    /// What that is valid for.
+    pub(crate) names: BTreeSet<San>,
     pub(crate) client_ca: Arc<ClientCa>,
     pub(crate) upstream: Upstream,
 }
@@ -122,7 +125,7 @@ impl Certificates {
     /// What the front uses of `pki`; its own certificate is made, kept or renewed.
     pub(crate) fn front_tls(&self, pki: &ServerPki, now: SystemTime) -> Result<FrontTls, Error> {
         let unusable = |path: &Path, why: String| Error::Certificate { path: path.to_path_buf(), why };
-        let certificate = pki.front_certificate(&[], now)?.certified_key();
+        let front = pki.front_certificate(&[], now)?;
         let client_ca = ClientCa::new(pki.client_ca.bundle())
             .map_err(|error| unusable(&pki.client_ca.files().certificate, error.to_string()))?;
         let proxy = &pki.client_auth_proxy;
@@ -132,8 +135,8 @@ impl Certificates {
         let address = (Ipv4Addr::LOCALHOST, self.apiserver_port).into();
         let upstream = Upstream::new(address, pki.server_ca.bundle(), Arc::new(proxy_certificate))
             .map_err(|error| unusable(&pki.server_ca.files().certificate, error.to_string()))?;
-        let certificate = Arc::new(CurrentCertificate::new(certificate));
-        Ok(FrontTls { certificate, client_ca: Arc::new(client_ca), upstream })
+        let certificate = Arc::new(CurrentCertificate::new(front.certified_key()));
+        Ok(FrontTls { certificate, names: front.names().clone(), client_ca: Arc::new(client_ca), upstream })
     }
 }
 

@@ -24,6 +24,8 @@ use crate::{
     host::Host,
     node_passwords::{DeferredNodePasswords, NodePasswords},
     peers::PeerTunnels,
+    renewal::Renewal,
+    serving_names::ServingNames,
 };
 
 /// What they work with.
@@ -41,6 +43,7 @@ pub(crate) struct Controllers<'a> {
     pub(crate) node_passwords: &'a Arc<NodePasswords>,
     /// This server's member of etcd, where it is one.
     pub(crate) member: Option<&'a Arc<Membership>>,
+    pub(crate) renewal: &'a Arc<Renewal>,
     /// Told of nodes and pods.
     pub(crate) egress: &'a watch::Sender<Egress>,
 }
@@ -91,6 +94,7 @@ impl Controllers<'_> {
             .add(self.member.map(|member| EtcdNodes { membership: member.clone(), own_node }))
             .add(Some(NodePasswordOwners))
             .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
+            .add(self.is_shared().then(|| ServingNames { renewal: self.renewal.clone() }))
             .add(has_egress.then(egress))
             .add((self.is_shared() && config.node.is_some()).then(|| self.peer_tunnels(front)))
             .add(has_coredns.then_some(NodeHosts))

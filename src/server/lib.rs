@@ -22,6 +22,7 @@ mod renewal;
 mod role;
 pub mod routes;
 mod server_request;
+mod serving_names;
 pub mod snapshots;
 #[cfg(test)]
 mod testing;

@@ -11,6 +11,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     future::pending,
     net::IpAddr,
     panic::resume_unwind,
@@ -22,9 +23,13 @@ use k3s_agent::Renewed;
 use k3s_components::Paths;
 use k3s_config::server::EgressMode;
 use k3s_files::FileError;
-use k3s_pki::{AgentPki, CurrentCertificate, ServerPki, renewal::renew_before};
+use k3s_pki::{AgentPki, CurrentCertificate, San, ServerPki, ServingSecret, renewal::renew_before};
 use k3s_supervise::Supervisor;
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::{Mutex, watch},
+    task::spawn_blocking,
+    time::sleep,
+};
 use tracing::{error, info};
 
 use crate::{
@@ -43,8 +48,12 @@ pub(crate) struct Renewal {
     supervisor: Supervisor,
     /// Whether kube-apiserver holds a certificate for tunnels.
     egress_mode: EgressMode,
+    /// The newest. Who holds it writes certificates.
+    pki: Mutex<Arc<ServerPki>>,
     /// What the front shows its clients.
     front: Arc<CurrentCertificate>,
+    /// What that is valid for.
+    front_names: watch::Sender<BTreeSet<San>>,
     /// What it shows kube-apiserver.
     proxy: Arc<CurrentCertificate>,
     /// What the others began with.
@@ -68,7 +77,7 @@ impl Renewal {
     pub(crate) fn new(
         certificates: Certificates,
         tls: &FrontTls,
-        pki: &ServerPki,
+        pki: &Arc<ServerPki>,
         paths: &Paths,
         supervisor: &Supervisor,
         egress_mode: EgressMode,
@@ -80,7 +89,9 @@ impl Renewal {
             paths: paths.clone(),
             supervisor: supervisor.clone(),
             egress_mode,
+            pki: Mutex::new(pki.clone()),
             front: tls.certificate.clone(),
+            front_names: watch::Sender::new(tls.names.clone()),
             proxy: tls.upstream.proxy_certificate.clone(),
             held: ClientCertificates::read(paths)?,
             renewed: watch::Sender::new(()),
@@ -91,6 +102,29 @@ impl Renewal {
     /// Told whenever our own clients of the API have new certificates.
     pub(crate) fn renewed(&self) -> Renewed {
         self.renewed.subscribe()
+    }
+
+    /// The names on the front's certificate, as they change.
+    pub(crate) fn front_names(&self) -> watch::Receiver<BTreeSet<San>> {
+        self.front_names.subscribe()
+    }
+
+    /// Has the front shown by these names too, and returns what it shows from the next handshake on.
+    pub(crate) async fn name_front(&self, names: BTreeSet<San>) -> Result<ServingSecret, Error> {
+        let current = self.pki.lock().await;
+        let (pki, names) = (current.clone(), Vec::from_iter(names));
+        let front = on_disk(move || Ok(pki.front_certificate(&names, SystemTime::now())?)).await?;
+        self.front.take_over(&CurrentCertificate::new(front.certified_key()));
+        self.tell_names(front.names());
+        Ok(front.secret())
+    }
+
+    fn tell_names(&self, names: &BTreeSet<San>) {
+        self.front_names.send_if_modified(|told| {
+            let changed = told != names;
+            told.clone_from(names);
+            changed
+        });
     }
 
     /// Renews what is due and what lacks one of `ips`, the machine's addresses, for as long as it is polled. What fails is told, and tried
@@ -127,8 +161,9 @@ impl Renewal {
         certificates: &Certificates,
         held: &mut ClientCertificates,
         now: SystemTime,
-    ) -> Result<ServerPki, Error> {
-        let (pki, FrontTls { certificate, upstream, .. }, clients) = {
+    ) -> Result<Arc<ServerPki>, Error> {
+        let mut current = self.pki.lock().await;
+        let (pki, FrontTls { certificate, names, upstream, .. }, clients) = {
             let (certificates, paths) = (certificates.clone(), self.paths.clone());
             on_disk(move || {
                 let pki = certificates.ensure(now)?;
@@ -137,7 +172,11 @@ impl Renewal {
             })
             .await?
         };
+        let pki = Arc::new(pki);
+        current.clone_from(&pki);
+        drop(current);
         self.front.take_over(&certificate);
+        self.tell_names(&names);
         self.proxy.take_over(&upstream.proxy_certificate);
         let before = std::mem::replace(held, clients);
         if before.clients != held.clients {
@@ -227,7 +266,7 @@ mod tests {
             Certificates::new(&self.config, &self.paths, &self.host).unwrap()
         }
 
-        fn renewal(&self, pki: &ServerPki, now: SystemTime) -> (Renewal, FrontTls, ClientCertificates) {
+        fn renewal(&self, pki: &Arc<ServerPki>, now: SystemTime) -> (Renewal, FrontTls, ClientCertificates) {
             let (certificates, egress_mode) = (self.certificates(), self.config.egress_mode);
             let tls = certificates.front_tls(pki, now).unwrap();
             let renewal = Renewal::new(certificates, &tls, pki, &self.paths, &self.supervisor, egress_mode).unwrap();
@@ -248,7 +287,7 @@ mod tests {
         let read = || files.map(|name| fs::read(paths.tls(name)).unwrap());
 
         let begin = SystemTime::now();
-        let pki = server.certificates().ensure(begin).unwrap();
+        let pki = Arc::new(server.certificates().ensure(begin).unwrap());
         let (renewal, tls, mut held) = server.renewal(&pki, begin);
         let mut renewed = renewal.renewed();
         let (first, shown) = (read(), format!("{:?}", tls.certificate));
@@ -275,7 +314,7 @@ mod tests {
     async fn a_server_that_moves_has_certificates_for_its_new_address() {
         let mut server = Server::new(&[]);
         let now = SystemTime::now();
-        let pki = server.certificates().ensure(now).unwrap();
+        let pki = Arc::new(server.certificates().ensure(now).unwrap());
         let (renewal, tls, mut held) = server.renewal(&pki, now);
         let shown = format!("{:?}", tls.certificate);
         let moved = IpAddr::from([192, 0, 2, 2]);
@@ -295,6 +334,23 @@ mod tests {
         let names = Certificate::parse(&front.chain()[0]).unwrap().sans;
         assert!(names.contains(&San::Ip(moved)) && names.contains(&San::Ip(ADDRESS)));
         assert_ne!(format!("{:?}", tls.certificate), shown);
+    }
+
+    #[tokio::test]
+    async fn names_of_other_servers_are_shown_and_stay() {
+        let server = Server::new(&[]);
+        let now = SystemTime::now();
+        let pki = Arc::new(server.certificates().ensure(now).unwrap());
+        let (renewal, tls, mut held) = server.renewal(&pki, now);
+        let (shown, mut told) = (format!("{:?}", tls.certificate), renewal.front_names());
+        let name: San = "register.example".parse().unwrap();
+
+        let secret = renewal.name_front([name.clone()].into()).await.unwrap().into_json();
+        assert_eq!(secret["metadata"]["annotations"]["listener.cattle.io/cn-register.example"], "register.example");
+        assert_ne!(format!("{:?}", tls.certificate), shown);
+        assert!(told.has_changed().unwrap() && told.borrow_and_update().contains(&name));
+        server.renew(&renewal, &mut held, now + 246 * DAY).await;
+        assert!(told.borrow().contains(&name) && !told.has_changed().unwrap());
     }
 
     /// Answers as kube-apiserver does: a certificate may end while its connection stands.
@@ -334,7 +390,7 @@ mod tests {
             lifetime: Lifetime::of_days(1.try_into().unwrap()),
             ..ServerRequest::example(begin)
         };
-        let pki = ServerPki::ensure(&server.paths.server(), &request).unwrap();
+        let pki = Arc::new(ServerPki::ensure(&server.paths.server(), &request).unwrap());
         let node = AgentRequest {
             node_name: "edge".parse().unwrap(),
             node_ips: vec![ADDRESS],

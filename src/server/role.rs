@@ -185,7 +185,7 @@ impl Server {
             let pki = Arc::new(pki);
             let shown = certificates.front_tls(&pki, SystemTime::now())?;
             let renewal = Renewal::new(certificates, &shown, &pki, &paths, supervisor, config.egress_mode)?;
-            let FrontTls { certificate, client_ca, upstream } = shown;
+            let FrontTls { certificate, client_ca, upstream, .. } = shown;
             let (api_ready, ready) = watch::channel(false);
             let token = Arc::new(ServerToken::new(
                 paths.server(),
@@ -355,6 +355,7 @@ impl Server {
             admin_client: &self.admin_client,
             node_passwords: &self.node_passwords,
             member: self.store.member(),
+            renewal: &self.renewal,
             egress: &self.egress,
         };
         controllers.run(shutdown).await;

@@ -38,7 +38,7 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
     let flags = format!("{} --token={TOKEN}", on(&store));
 
     step("a server waits for its datastore, and says so", || {
-        one.start_k3s(&flags);
+        one.start_k3s(&format!("{flags} --tls-san=register.example"));
         one.wait_until_succeeds("k3s status | grep 'waiting for datastore (no answer yet: http://'", PATIENCE);
         assert_eq!(one.succeed("grep -c 'The datastore does not answer yet' /var/log/k3s.log").trim(), "1");
     });
@@ -61,6 +61,11 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
         assert_eq!(two.kubectl("get configmap stored -o jsonpath={.data.key}"), "value");
         let nodes = two.kubectl("get nodes -l node-role.kubernetes.io/control-plane=true -o name");
         assert_eq!(nodes, "node/one\nnode/two\n");
+    });
+    step("a name of one server is a name of each", || {
+        let ask = "curl --fail --silent --cacert /var/lib/rancher/k3s/server/tls/server-ca.crt";
+        let named = "--resolve register.example:6443:127.0.0.1 https://register.example:6443/cacerts";
+        two.wait_until_succeeds(&format!("{ask} {named}"), PATIENCE);
     });
     step("snapshots are for whoever has the datastore", || {
         let refused = one.fail(&format!("K3S_DATASTORE_ENDPOINT=http://{}:2379 k3s snapshot save", store.address()));
