@@ -89,23 +89,42 @@ wait
 
 #[test]
 fn what_pods_say_arrives_whole_at_slow_readers() {
+    read_slowly("", 1);
+}
+
+/// `cargo nextest run -p cluster-tests --run-ignored only slow_readers`: some ten minutes.
+#[test]
+#[ignore = "twenty rounds"]
+fn what_pods_say_arrives_whole_in_each_egress_mode_time_and_again() {
+    for mode in ["agent", "pod", "cluster", "disabled"] {
+        read_slowly(&format!("--egress-selector-mode={mode}"), 5);
+    }
+}
+
+fn read_slowly(flags: &str, rounds: usize) {
     let network = Network::new();
     let [server, agent] = ["server", "agent"].map(|name| Node::boot(&network, name));
-    step("pods run on a server and on an agent", || {
+    step(&format!("a server and an agent run, {flags}"), || {
         [&server, &agent].iter().for_each(|node| node.give_demo_image());
-        server.start_k3s("");
+        server.start_k3s(flags);
         agent.start_k3s_agent(&server, "");
         server.wait_until_ready();
         server.wait_until_node_ready("agent");
-        server.apply(&["server", "agent"].map(pods).join("---"));
-        server.wait_until_succeeds("k3s kubectl wait --for=condition=Ready pod --all --timeout=20s", PATIENCE);
+        server.write("/tmp/ways", WAYS);
     });
-    server.write("/tmp/ways", WAYS);
-    for (node, port) in [("server", 9000), ("agent", 9001)] {
-        step(&format!("every byte of the pods on the {node} arrives, by each way"), || {
-            let told = server.succeed(&format!("bash /tmp/ways {node} {port}"));
-            let whole = told.lines().filter(|line| line.ends_with(": whole")).count();
-            assert!(whole == 8 && told.lines().count() == 8, "{told}");
+    for _ in 0..rounds {
+        step("pods run on both", || {
+            server.apply(&["server", "agent"].map(pods).join("---"));
+            server.wait_until_succeeds("k3s kubectl wait --for=condition=Ready pod --all --timeout=20s", PATIENCE);
         });
+        for (node, port) in [("server", 9000), ("agent", 9001)] {
+            step(&format!("every byte of the pods on the {node} arrives, by each way"), || {
+                let told = server.succeed(&format!("bash /tmp/ways {node} {port}"));
+                let whole = told.lines().filter(|line| line.ends_with(": whole")).count();
+                assert!(whole == 8 && told.lines().count() == 8, "{told}");
+            });
+        }
+        // Who was attached to once cannot be again.
+        server.kubectl("delete pod --all");
     }
 }
