@@ -42,6 +42,30 @@ let
       ln -s ${program.name} "$out/${link}"
     '') (program.links or [ ])}
   '';
+
+  # Sets the variable of that name to where Go keeps the module of a package.
+  setModuleFolder = package: ''
+    moduleFolder=$(go list -find -f '{{.Module.Dir}}' ${package})
+    test -n "$moduleFolder"
+  '';
+  # A copy of a module is built in which files are ours.
+  swap = module: files: ''
+    ${setModuleFolder "${module}/${dirOf (lib.head (lib.attrNames files))}"}
+    mkdir -p swapped/${module}
+    cp -r "$moduleFolder"/. swapped/${module}
+    chmod -R u+w swapped/${module}
+    ${lib.concatStrings (
+      lib.mapAttrsToList (theirs: ours: ''
+        cp ${ours} swapped/${module}/${theirs}
+      '') files
+    )}
+    go mod edit -replace ${module}=./swapped/${module}
+  '';
+  # A file of the module that lies beside the programs.
+  copy = file: path: ''
+    ${setModuleFolder (lib.head declaration.programs).package}
+    cat "$moduleFolder"/${path} > "$out/${file}"
+  '';
 in
 buildGo126Module {
   pname = "k3s-${name}";
@@ -80,7 +104,9 @@ buildGo126Module {
     runHook preBuild
     mkdir -p "$out"
     ${lib.optionalString (declaration ? generated) "go generate ."}
+    ${lib.concatStrings (lib.mapAttrsToList swap (declaration.swapped or { }))}
     ${lib.concatMapStrings build declaration.programs}
+    ${lib.concatStrings (lib.mapAttrsToList copy (declaration.files or { }))}
     runHook postBuild
   '';
   installPhase = "runHook preInstall; runHook postInstall";

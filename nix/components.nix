@@ -1,10 +1,10 @@
-# Every component that is built from its module as it is; storage-tests, of which a file is exchanged, is for tests alone.
+# Every component but storage-tests, whose programs are tests.
 { lib, callPackage }:
 let
   build = callPackage ./component.nix { };
   declared = lib.filterAttrs (
     name: kind: kind == "directory" && builtins.pathExists (./components + "/${name}/component.json")
   ) (builtins.readDir ./components);
-  plain = lib.filterAttrs (name: _: !(lib.importJSON (./components + "/${name}/component.json")) ? swapped) declared;
+  isOfTests = name: lib.any (program: program.test or false) (lib.importJSON (./components + "/${name}/component.json")).programs;
 in
-lib.mapAttrs (name: _: build name) plain
+lib.mapAttrs (name: _: build name) (lib.filterAttrs (name: _: !isOfTests name) declared)

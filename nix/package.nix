@@ -29,6 +29,7 @@ rustPlatform.buildRustPackage (package: {
         "Cargo.toml"
         "Cargo.lock"
         ".cargo"
+        "charts"
         "images"
         "manifests"
         "nix/components"
@@ -56,7 +57,7 @@ rustPlatform.buildRustPackage (package: {
     runHook preInstall
     release=$(dirname "$(find "''${CARGO_TARGET_DIR:-target}" -path '*/release/xtask' -type f | head -n 1)")
     K3S_COMPONENTS=${package.passthru.componentFolders} NIX_HARDENING_ENABLE= \
-      "$release/xtask" dist --program "$release/k3s" --output "$out"
+      "$release/xtask" dist --traefik --program "$release/k3s" --output "$out"
     runHook postInstall
   '';
   # cargo and Go's linker have stripped what is to be stripped.

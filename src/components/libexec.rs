@@ -132,14 +132,15 @@ impl Libexec {
     /// # Errors
     /// Components are missing, all of which are named.
     pub fn package(&self, needs: &[Need], version: &'static str) -> Result<Package, MissingComponents> {
-        Ok(Package { components: self.require(needs)?, images: self.packaged_images(), version })
+        let (images, charts) = (self.shared("images"), self.shared("charts"));
+        Ok(Package { components: self.require(needs)?, images, charts, version })
     }
 
-    /// `share/k3s/images` of the same package: the archives that come with it.
-    fn packaged_images(&self) -> Option<PathBuf> {
+    /// `share/k3s/<name>` of the same package.
+    fn shared(&self, name: &str) -> Option<PathBuf> {
         self.dirs
             .iter()
-            .filter_map(|dir| Some(dir.parent()?.parent()?.join("share/k3s/images")))
+            .filter_map(|dir| Some(dir.parent()?.parent()?.join("share/k3s").join(name)))
             .find(|dir| dir.is_dir())
     }
 }
@@ -151,6 +152,8 @@ pub struct Package {
     pub components: Components,
     /// The folder of image archives, where there is one.
     pub images: Option<PathBuf>,
+    /// The folder of Helm charts, where there is one.
+    pub charts: Option<PathBuf>,
     /// Kubernetes' version.
     pub version: &'static str,
 }

@@ -182,6 +182,7 @@ const COLLECTIONS: &[&str] = &[
     "clusterroles",
     "serviceaccounts",
     "daemonsets",
+    "helmcharts",
 ];
 
 impl State {
@@ -257,6 +258,10 @@ impl State {
         let object = match (method, present) {
             (&Method::POST, Some(_)) => {
                 return status(StatusCode::CONFLICT, "AlreadyExists", &format!("{path} already exists"));
+            }
+            (&Method::DELETE, Some(mut object)) if object["metadata"]["finalizers"].is_array() => {
+                object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                object
             }
             (&Method::DELETE, Some(object)) => {
                 self.remove(path);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k3s_components::{Components, HELM, Paths};
+use k3s_components::{HELM, Package, Paths};
 use k3s_config::{
     network::Overlay,
     server::{Addon, EgressMode, ServerConfig},
@@ -34,7 +34,7 @@ pub(crate) struct Controllers<'a> {
     pub(crate) paths: &'a Paths,
     pub(crate) host: &'a Host,
     pub(crate) supervisor: &'a Supervisor,
-    pub(crate) components: &'a Components,
+    pub(crate) package: &'a Package,
     /// The API, and what is seen of it.
     pub(crate) client: Client,
     pub(crate) view: &'a ClusterView,
@@ -144,7 +144,7 @@ impl Controllers<'_> {
 
     fn helm_controller(&self) -> HelmController {
         let helm = Helm::new(
-            self.components.path(HELM),
+            self.package.components.path(HELM),
             self.paths.run().join("helm"),
             self.paths.cred("supervisor.kubeconfig"),
             self.paths.tls("server-ca.crt"),
@@ -158,6 +158,7 @@ impl Controllers<'_> {
         let config = self.config;
         Deploy {
             folder: self.paths.server().join("manifests"),
+            charts: self.package.charts.clone(),
             disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
             variables: Variables {
                 cluster_dns: config.network.cluster_dns.clone(),

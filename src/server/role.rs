@@ -200,6 +200,7 @@ impl Server {
             let reserved = Reserved::of(&config, &host, &pki);
             let routes = Routes::new(Cluster {
                 server_dir: paths.server(),
+                charts: package.charts.clone(),
                 pki,
                 admin_client,
                 node_passwords: node_passwords.clone(),
@@ -349,7 +350,7 @@ impl Server {
             paths: &self.paths,
             host: &self.host,
             supervisor: &self.supervisor,
-            components: &self.package.components,
+            package: &self.package,
             client,
             view,
             admin_client: &self.admin_client,

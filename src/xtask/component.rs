@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::counts::Counts;
@@ -39,10 +39,16 @@ struct Declaration {
     tags: Vec<String>,
     /// The folder that `go generate` fills before the build.
     generated: Option<String>,
-    /// Files of the module that are exchanged for ours in the copy that is built: its path, and our file.
+    /// Modules of which a copy is built with some files exchanged for ours: a file's path in the module, and our file.
     #[serde(default)]
-    swapped: BTreeMap<PathBuf, PathBuf>,
+    swapped: BTreeMap<String, BTreeMap<PathBuf, PathBuf>>,
     programs: Vec<Program>,
+    /// Files of the module that lie beside the programs: name, and path in the module.
+    #[serde(default)]
+    files: BTreeMap<PathBuf, PathBuf>,
+    /// Built only for those who ask for what it is in: it takes longer than all others.
+    #[serde(default)]
+    optional: bool,
     /// Where the product has the programs, below `libexec/k3s`; not set if it has them in an image or not at all.
     libexec: Option<PathBuf>,
 }
@@ -99,6 +105,11 @@ impl Component {
         workspace::declared(&folder, "component.json")?.iter().map(|name| Self::load(&folder, name)).collect()
     }
 
+    /// Those that everybody builds.
+    pub(crate) fn usual() -> Result<Vec<Self>> {
+        Ok(Self::all()?.into_iter().filter(|component| !component.is_optional()).collect())
+    }
+
     /// The component called `name`.
     pub(crate) fn named(name: &str) -> Result<Self> {
         let mut all = Self::all()?;
@@ -139,9 +150,14 @@ impl Component {
         &self.folder
     }
 
-    /// Whether the build takes a file of ours for one of the upstream module's.
-    pub(crate) fn exchanges_files(&self) -> bool {
-        !self.declaration.swapped.is_empty()
+    /// Whether its programs are tests, which are no part of the flake.
+    pub(crate) fn is_of_tests(&self) -> bool {
+        self.declaration.programs.iter().any(|program| program.test)
+    }
+
+    /// Whether it is built only for those who ask for what it is in.
+    pub(crate) fn is_optional(&self) -> bool {
+        self.declaration.optional
     }
 
     /// The names of its programs, without those of links.
@@ -196,8 +212,8 @@ impl Component {
         if self.declaration.generated.is_some() {
             succeed(&mut go(&["generate", "."]))?;
         }
-        if !self.declaration.swapped.is_empty() {
-            self.swap_files(&source, go)?;
+        for (module, files) in &self.declaration.swapped {
+            swap_files(module, files, &source, go)?;
         }
         for program in &self.declaration.programs {
             let binary = output.join(&program.name);
@@ -213,23 +229,16 @@ impl Component {
                 symlink(&program.name, output.join(link))?;
             }
         }
-        Ok(output)
-    }
-
-    /// Lets the build take a copy of the upstream module in which the declared files are ours. go.sum guards the original.
-    fn swap_files(&self, source: &Path, go: impl Fn(&[&str]) -> Command) -> Result<()> {
-        let module = self.declaration.module.as_str();
-        succeed(&mut go(&["mod", "download", module]))?;
-        let original = String::from_utf8(stdout(&mut go(&["list", "-m", "-f", "{{.Dir}}", module]))?)?;
-        let copy = source.join("swapped");
-        folder::copy(Path::new(original.trim_end()), &copy)?;
-        for (theirs, ours) in &self.declaration.swapped {
-            let place = copy.join(theirs);
-            // Files of Go's module cache are read-only, and so are their copies.
-            fs::remove_file(&place).with_context(|| format!("{module} has no file {}", theirs.display()))?;
-            fs::copy(source.join(ours), &place).with_context(|| format!("Cannot copy {}", ours.display()))?;
+        if !self.declaration.files.is_empty() {
+            let package = self.declaration.programs.first().context("A component has programs")?.package.as_str();
+            let module = module_folder(package, go)?;
+            for (name, path) in &self.declaration.files {
+                // Written, not copied: files of Go's module cache are read-only.
+                let contents = fs::read(module.join(path));
+                fs::write(output.join(name), contents.with_context(|| format!("There is no {}", path.display()))?)?;
+            }
         }
-        succeed(&mut go(&["mod", "edit", "-replace", &format!("{module}=./swapped")]))
+        Ok(output)
     }
 
     /// Runs the tests of the component's own code.
@@ -310,6 +319,32 @@ impl Component {
         }
         command
     }
+}
+
+/// Where Go keeps the module of a package.
+fn module_folder(package: &str, go: impl Fn(&[&str]) -> Command) -> Result<PathBuf> {
+    let folder = String::from_utf8(stdout(&mut go(&["list", "-find", "-f", "{{.Module.Dir}}", package]))?)?;
+    ensure!(!folder.trim().is_empty(), "{package} is in no module");
+    Ok(PathBuf::from(folder.trim_end()))
+}
+
+/// Lets the build take a copy of `module` in which `files` are ours. go.sum guards the original.
+fn swap_files(
+    module: &str,
+    files: &BTreeMap<PathBuf, PathBuf>,
+    source: &Path,
+    go: impl Fn(&[&str]) -> Command,
+) -> Result<()> {
+    let first = files.keys().next().and_then(|file| file.parent()).context("No file of the module is named")?;
+    let copy = Path::new("swapped").join(module);
+    folder::copy(&module_folder(&format!("{module}/{}", first.display()), &go)?, &source.join(&copy))?;
+    for (theirs, ours) in files {
+        let place = source.join(&copy).join(theirs);
+        // Files of Go's module cache are read-only, and so are their copies.
+        fs::remove_file(&place).with_context(|| format!("{module} has no file {}", theirs.display()))?;
+        fs::copy(source.join(ours), &place).with_context(|| format!("Cannot copy {}", ours.display()))?;
+    }
+    succeed(&mut go(&["mod", "edit", "-replace", &format!("{module}=./{}", copy.display())]))
 }
 
 fn is_test(file: &Path) -> bool {

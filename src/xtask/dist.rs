@@ -5,6 +5,7 @@
 //! libexec/k3s/                the upstream programs
 //! libexec/k3s/cni/            the CNI plugins: containerd's bin_dir
 //! share/k3s/images/*.tar      the images that a node needs
+//! share/k3s/charts/*.tgz      the Helm charts of packaged add-ons, with --traefik
 //! ```
 
 use std::fs;
@@ -15,22 +16,34 @@ use anyhow::{Context, Result};
 
 use crate::component::{Component, Scratch};
 use crate::process::{cargo, succeed};
-use crate::{folder, images, workspace};
+use crate::{charts, folder, images, workspace};
 
 /// Names by which `k3s` is one of its verbs.
 const LINKS: [&str; 2] = ["ctr", "kubectl"];
 
+/// How much of the product there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// What takes minutes to build: enough for all scenarios but those of Traefik.
+    Usual,
+    /// As it is released.
+    Whole,
+}
+
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
+    /// Put in Traefik and its charts, as a release has them. It takes 10 minutes to build, once.
+    #[arg(long)]
+    pub(crate) traefik: bool,
     /// Put in `k3s` as `cargo build` makes it: built in seconds, and slower, for a scenario under development.
     #[arg(long)]
-    debug: bool,
+    pub(crate) debug: bool,
     /// Put in this `k3s`, built elsewhere.
     #[arg(long, value_name = "FILE", conflicts_with = "debug")]
-    program: Option<PathBuf>,
+    pub(crate) program: Option<PathBuf>,
     /// Make the tree here, without the images for tests.
     #[arg(long, value_name = "FOLDER")]
-    output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// Builds what is missing, then replaces the tree. Images for tests go to `target/dist-test`.
@@ -57,7 +70,13 @@ fn assemble(args: &Args, tree: &Path, test_images: Option<&Path>) -> Result<()> 
         folder::copy(&built.folder, &tree.join("libexec/k3s").join(place))?;
         println!("{:<12} {}", component.name(), component.version());
     }
-    images::pack(&tree.join("share/k3s/images"), test_images)?;
+    let content = if args.traefik { Content::Whole } else { Content::Usual };
+    images::pack(&tree.join("share/k3s/images"), test_images, content)?;
+    if content == Content::Whole {
+        charts::pack(&tree.join("share/k3s/charts"))?;
+    } else {
+        println!("Without Traefik: servers of this tree leave it out. Releases are made with --traefik.");
+    }
     let bin = tree.join("bin");
     fs::create_dir_all(&bin)?;
     fs::copy(program(args)?, bin.join("k3s"))?;

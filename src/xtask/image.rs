@@ -143,6 +143,12 @@ impl Image {
         })
     }
 
+    /// Whether it holds a component that few ask for.
+    pub(crate) fn is_optional(&self) -> Result<bool> {
+        let components: Vec<_> = self.components().map(Component::named).collect::<Result<_>>()?;
+        Ok(components.iter().any(Component::is_optional))
+    }
+
     /// Packs the image as `<folder>/<name>.tar`. Components that it holds are built first.
     pub(crate) fn pack(&self, folder: &Path) -> Result<Packed> {
         fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;

@@ -1,6 +1,7 @@
 //! Developer tasks: `cargo xtask <verb>`. One file a verb.
 
 mod bench;
+mod charts;
 mod component;
 mod components;
 mod counts;
@@ -14,6 +15,7 @@ mod fuzz;
 mod go_test;
 mod image;
 mod images;
+mod ingress;
 mod nix;
 mod packages;
 mod process;
@@ -56,6 +58,8 @@ enum Verb {
     StorageTests(storage_tests::Args),
     /// Run Kubernetes' own end-to-end tests on two nodes, from `target/dist`.
     E2e(e2e::Args),
+    /// Run the scenario of Traefik, from a `target/dist` that has it.
+    Ingress(ingress::Args),
     /// Run tests on virtual machines: real systemd, journald and cgroup v2, from `target/dist`.
     VmTest(vm_test::Args),
     /// Assemble `target/dist`: k3s, its components and images as packages hold them.
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::StorageTests(args) => storage_tests::run(&args),
         Verb::E2e(args) => e2e::run(&args),
+        Verb::Ingress(args) => ingress::run(&args),
         Verb::VmTest(args) => vm_test::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Packages(args) => packages::run(&args),

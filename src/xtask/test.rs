@@ -80,7 +80,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     if args.unit {
         return Ok(());
     }
-    step("components", || Component::all()?.iter().try_for_each(|component| component.build().map(drop)))?;
+    step("components", || Component::usual()?.iter().try_for_each(|component| component.build().map(drop)))?;
     step("etcd's contract, by etcd first", || {
         let program = |name: &str| Ok::<_, anyhow::Error>(Component::named(name)?.build()?.folder.join(name));
         let mut contract = nextest(CONTRACT);
@@ -92,7 +92,9 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         let mut tunnels = nextest(&format!("package({TUNNELS})"));
         count(tunnels.env("REMOTEDIALER", remotedialer.join("remotedialer")), counts)
     })?;
-    step("tests of components", || Component::all()?.iter().try_for_each(|component| add(component.test()?, counts)))?;
+    step("tests of components", || {
+        Component::usual()?.iter().try_for_each(|component| add(component.test()?, counts))
+    })?;
     step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))?;
     step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
     step("dist", || dist::run(&dist::Args::default()))?;

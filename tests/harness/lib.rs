@@ -37,6 +37,11 @@ pub use node::{Finished, Job, Node, Wire};
 pub use step::step;
 pub use warden::node_init;
 
+/// The tree that nodes run.
+pub fn dist() -> PathBuf {
+    target().join("dist")
+}
+
 /// Where Cargo builds, and where `cargo xtask dist` puts what it assembles.
 pub fn target() -> PathBuf {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent();

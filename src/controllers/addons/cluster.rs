@@ -7,7 +7,7 @@ use std::{
 
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
     core::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta, discovery::Scope},
     discovery::pinned_kind,
 };
@@ -24,6 +24,8 @@ use crate::backoff;
 const FIELD_MANAGER: &str = "k3s";
 /// Where an object goes that names no namespace, as in k3s.
 const DEFAULT_NAMESPACE: &str = "default";
+/// What Helm makes a release of: group and kind.
+const HELM_CHART: (&str, &str) = ("helm.cattle.io", "HelmChart");
 /// How long the kinds of a definition that was just applied are waited for.
 const ESTABLISHED: Duration = Duration::from_secs(15);
 
@@ -151,6 +153,32 @@ impl Cluster {
         self.prune(present, &BTreeSet::new()).await
     }
 
+    /// Deletes the last HelmChart of a file that `set` still holds, and tells what it is called: the ones before go when it has gone. Helm
+    /// uninstalls nothing that is of a kind which went with another chart.
+    pub(super) async fn delete_last_chart(
+        &mut self,
+        set: &ObjectSet,
+        objects: &[ManifestObject],
+    ) -> kube::Result<Option<String>> {
+        for ManifestObject { object, .. } in objects.iter().rev() {
+            let kind = kind_of(object);
+            if (&*kind.group, &*kind.kind) != HELM_CHART {
+                continue;
+            }
+            let Some(served) = self.served(&kind).await? else { continue };
+            let api = self.api(&served, object.metadata.namespace.as_deref());
+            let Some(found) = api.get_metadata_opt(&object.name_any()).await? else { continue };
+            if !set.holds(&found.metadata) || !may_be_pruned(&found.metadata) {
+                continue;
+            }
+            if found.metadata.deletion_timestamp.is_none() {
+                delete(&api, &found.metadata).await?;
+            }
+            return Ok(Some(title(object)));
+        }
+        Ok(None)
+    }
+
     /// Deletes those of `objects` that an earlier release applied, which marked nothing.
     pub(super) async fn delete_unmarked(&mut self, objects: &[ManifestObject]) -> kube::Result<()> {
         // What came last in a file stands on what came first.
@@ -236,9 +264,7 @@ impl Cluster {
                 continue;
             }
             let (_, kind, namespace, name) = &key;
-            let only_this = kube::api::Preconditions { uid: metadata.uid.clone(), resource_version: None };
-            let params = DeleteParams::background().preconditions(only_this);
-            ignore_missing(self.api(&served, namespace.as_deref()).delete(name, &params).await.map(drop))?;
+            delete(&self.api(&served, namespace.as_deref()), &metadata).await?;
             info!(kind, namespace, name, "Deleted an object that no manifest holds any more.");
         }
         Ok(())
@@ -278,6 +304,13 @@ impl Cluster {
 struct Present {
     served: Served,
     metadata: ObjectMeta,
+}
+
+/// Deletes the object that was found, and not another of its name.
+async fn delete(api: &Api<DynamicObject>, found: &ObjectMeta) -> kube::Result<()> {
+    let only_this = Preconditions { uid: found.uid.clone(), resource_version: None };
+    let params = DeleteParams::background().preconditions(only_this);
+    ignore_missing(api.delete(found.name.as_deref().unwrap_or_default(), &params).await.map(drop))
 }
 
 /// Makes fields that k3s wrote ours, so that those which leave a manifest leave the object: k3s updates objects, we apply them, and what

@@ -31,6 +31,7 @@ use super::{
     folder::{ManifestFile, Scan, addon_name, scan},
     manifest,
     object_set::ObjectSet,
+    packaged::PACKAGED,
 };
 use crate::{Context, Controller, backoff};
 
@@ -51,6 +52,12 @@ impl Controller for Deploy {
             files: HashMap::new(),
         };
         run.define().await?;
+        for (packaged, chart) in self.left_out() {
+            info!(
+                manifest = packaged,
+                chart, "A packaged add-on is left out: its chart did not come with this package."
+            );
+        }
         let mut changes = Changes::new();
         loop {
             run.stage();
@@ -62,6 +69,13 @@ impl Controller for Deploy {
                 () = run.next_attempt() => {}
             }
         }
+    }
+}
+
+impl Deploy {
+    /// The packaged manifests that are not staged for a chart that is missing, each with that.
+    fn left_out(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        PACKAGED.iter().filter_map(|packaged| Some((packaged.path, self.missing_chart(packaged)?)))
     }
 }
 
@@ -109,6 +123,8 @@ enum DeployError {
     Name { name: String, first: String },
     #[error("it cannot be deleted: {0}")]
     Delete(io::Error),
+    #[error("{0} is being uninstalled")]
+    Uninstalling(String),
 }
 
 impl DeployError {
@@ -118,7 +134,7 @@ impl DeployError {
             Self::Read(_) | Self::TooLarge => Some(Step::ReadFailed),
             Self::Manifest(_) => Some(Step::ParseFailed),
             Self::Apply(_) => Some(Step::ApplyFailed),
-            Self::Addon(_) | Self::Name { .. } | Self::Delete(_) => None,
+            Self::Addon(_) | Self::Name { .. } | Self::Delete(_) | Self::Uninstalling(_) => None,
         }
     }
 }
@@ -139,7 +155,7 @@ impl Run<'_> {
 
     /// Puts the packaged manifests into the folder.
     fn stage(&self) {
-        for packaged in super::packaged::PACKAGED {
+        for packaged in PACKAGED {
             match self.deploy.stage(packaged) {
                 Ok(()) => self.context.status.solved(packaged.path),
                 Err(error) => self.context.status.problem(packaged.path, error.to_string()),
@@ -201,9 +217,18 @@ impl Run<'_> {
             state: "skipped".to_owned(),
             why: None,
         });
+        let is_there = |path: &str| found.wanted.iter().any(|file| file.name == path);
+        let left_out = self.deploy.left_out().filter(|(path, _)| !is_there(path)).map(|(path, chart)| ObjectStatus {
+            object: path.to_owned(),
+            state: "left out".to_owned(),
+            why: Some(format!("its chart {chart} did not come with this package")),
+        });
         let wanted = found.wanted.iter().map(|file| listed(file, "applied"));
-        let mut all: Vec<_> =
-            wanted.chain(found.disabled.iter().map(|file| listed(file, "disabled"))).chain(skipped).collect();
+        let mut all: Vec<_> = wanted
+            .chain(found.disabled.iter().map(|file| listed(file, "disabled")))
+            .chain(skipped)
+            .chain(left_out)
+            .collect();
         // What waits comes first, then by name.
         all.sort_by(|a, b| (a.state != "waits", &a.object).cmp(&(b.state != "waits", &b.object)));
         self.context.status.list(all);
@@ -291,6 +316,9 @@ impl Run<'_> {
         };
         let former = addon.iter().flat_map(|addon| addon.kinds.clone());
         let kinds: Vec<_> = kinds_of(&objects).into_iter().chain(former).collect();
+        if let Some(chart) = self.cluster.delete_last_chart(&ObjectSet::of(&name), &objects).await? {
+            return Err(DeployError::Uninstalling(chart));
+        }
         self.cluster.delete(&ObjectSet::of(&name), &kinds).await?;
         self.cluster.delete_unmarked(&objects).await?;
         if file.removable {

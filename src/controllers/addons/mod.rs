@@ -30,6 +30,8 @@ pub use packaged::Variables;
 pub struct Deploy {
     /// `<data>/server/manifests`
     pub folder: PathBuf,
+    /// The folder of the charts that came with the program. A packaged manifest of charts that it lacks is left out.
+    pub charts: Option<PathBuf>,
     /// `--disable`, by the names k3s has for its add-ons.
     pub disabled: BTreeSet<String>,
     /// What is filled into the packaged manifests.
@@ -44,6 +46,7 @@ impl Deploy {
     pub(crate) fn example(folder: impl Into<PathBuf>, disabled: &[&str]) -> Self {
         Self {
             folder: folder.into(),
+            charts: None,
             disabled: disabled.iter().map(|name| (*name).to_owned()).collect(),
             variables: Variables {
                 cluster_dns: vec!["10.43.0.10".parse().unwrap()],

@@ -51,6 +51,11 @@ impl ObjectSet {
         format!("{HASH}={}", self.hash)
     }
 
+    /// Whether an object is marked as one of them.
+    pub(super) fn holds(&self, object: &ObjectMeta) -> bool {
+        object.labels.as_ref().and_then(|labels| labels.get(HASH)) == Some(&self.hash)
+    }
+
     /// Marks `object` as one of them.
     pub(super) fn mark(&self, object: &mut DynamicObject) {
         object.metadata.labels.get_or_insert_default().insert(HASH.into(), self.hash.clone());

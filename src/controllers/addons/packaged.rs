@@ -6,6 +6,8 @@ use serde_json::Value;
 
 /// What the name of an image stands after.
 const IMAGE: &str = "%{IMAGE:";
+/// What the name of a chart's archive stands after.
+const CHARTS: &str = "/static/charts/";
 
 /// A manifest inside the program.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ pub(super) const PACKAGED: &[Packaged] = packaged![
     "metrics-server/resource-reader.yaml",
     "rolebindings.yaml",
     "runtimes.yaml",
+    "traefik.yaml",
 ];
 
 /// The values that k3s' manifests name as `%{NAME}%`.
@@ -65,11 +68,17 @@ impl Packaged {
             ("CLUSTER_DOMAIN", variables.cluster_domain.clone()),
             ("DEFAULT_LOCAL_STORAGE_PATH", variables.local_storage_in_json()),
             ("PREFERRED_ADDRESS_TYPES", variables.preferred_address_types.to_owned()),
+            ("SYSTEM_DEFAULT_REGISTRY_RAW", variables.system_default_registry.clone().unwrap_or_default()),
         ];
         let text = values
             .into_iter()
             .fold(self.text.to_owned(), |text, (name, value)| text.replace(&format!("%{{{name}}}%"), &value));
         variables.fill_in_images(&text)
+    }
+
+    /// The archives of the package's charts that it names.
+    pub(super) fn charts(&self) -> impl Iterator<Item = &'static str> {
+        self.text.split(CHARTS).skip(1).filter_map(|text| text.split_whitespace().next())
     }
 }
 
@@ -125,6 +134,8 @@ mod tests {
         assert!(PACKAGED.is_sorted_by_key(|packaged| packaged.path));
         for packaged in PACKAGED {
             let text = packaged.render(&variables());
+            // The Helm controller's.
+            let text = text.replace("%{KUBERNETES_API}%", "127.0.0.1:6443");
             assert!(!text.contains("%{"), "{} has an unknown variable", packaged.path);
             assert!(!manifest::parse(text.as_bytes()).unwrap().is_empty());
         }

@@ -13,11 +13,17 @@ impl Deploy {
         self.folder.join(packaged.path)
     }
 
-    /// Brings `packaged`'s file up to date: written if its content differs, unless its add-on is disabled or it is skipped. Folders get
-    /// mode 0700, files 0600.
+    /// The chart that keeps `packaged` from being staged: one that did not come with the program. There is none if nobody wants it.
+    pub(super) fn missing_chart(&self, packaged: &Packaged) -> Option<&'static str> {
+        let is_there = |name: &str| self.charts.as_ref().is_some_and(|charts| charts.join(name).is_file());
+        packaged.charts().find(|name| !is_there(name)).filter(|_| self.is_wanted(&self.path(packaged)))
+    }
+
+    /// Brings `packaged`'s file up to date: written if its content differs, unless its add-on is disabled, it is skipped, or a chart of it
+    /// is missing. Folders get mode 0700, files 0600.
     pub(super) fn stage(&self, packaged: &Packaged) -> Result<(), FileError> {
         let path = self.path(packaged);
-        if is_disabled(&self.folder, &path, &self.disabled) || is_skipped(&path) {
+        if !self.is_wanted(&path) || self.missing_chart(packaged).is_some() {
             return Ok(());
         }
         if let Some(folder) = path.parent() {
@@ -27,6 +33,10 @@ impl Deploy {
             info!(path = %path.display(), "Staged a packaged manifest.");
         }
         Ok(())
+    }
+
+    fn is_wanted(&self, path: &Path) -> bool {
+        !is_disabled(&self.folder, path, &self.disabled) && !is_skipped(path)
     }
 }
 
@@ -66,6 +76,26 @@ mod tests {
         fs::write(&coredns, "changed: by hand").unwrap();
         stage(&deploy);
         assert!(fs::read_to_string(&coredns).unwrap().contains("kube-dns"), "packaged files are ours, as in k3s");
+    }
+
+    #[test]
+    fn a_manifest_of_charts_is_staged_where_they_came_along() {
+        let root = tempfile::tempdir().unwrap();
+        let traefik = PACKAGED.iter().find(|packaged| packaged.path == "traefik.yaml").unwrap();
+        let mut deploy = deploy(root.path(), &[]);
+        deploy.stage(traefik).unwrap();
+        assert!(deploy.missing_chart(traefik).unwrap().starts_with("traefik-crd-"));
+        assert!(!deploy.path(traefik).exists());
+        deploy.disabled.insert("traefik".into());
+        assert_eq!(deploy.missing_chart(traefik), None, "nobody wants it");
+        deploy.disabled.clear();
+        deploy.charts = Some(root.path().join("charts"));
+        fs::create_dir(root.path().join("charts")).unwrap();
+        for chart in traefik.charts() {
+            fs::write(root.path().join("charts").join(chart), "").unwrap();
+        }
+        deploy.stage(traefik).unwrap();
+        assert!(deploy.missing_chart(traefik).is_none() && deploy.path(traefik).exists());
     }
 
     #[test]

@@ -274,25 +274,53 @@ async fn an_object_may_come_in_the_file_of_its_definition_and_before_it() {
 #[tokio::test]
 async fn a_disabled_addon_goes_with_its_file_and_nothing_of_others_does() {
     let mut server = Server::new();
-    server.write("traefik.yaml", config_map("dns", &json!({})) + "\n---\n" + &config_map("kept", &json!({})));
-    server.run(async { server.until_applied("traefik.yaml").await }).await;
+    server.write("web.yaml", config_map("dns", &json!({})) + "\n---\n" + &config_map("kept", &json!({})));
+    server.run(async { server.until_applied("web.yaml").await }).await;
     // Of somebody else: one beside it, one that a user took out of the add-on's hands.
     server.api.put(CONFIG_MAPS, serde_json::from_str(&config_map("foreign", &json!({}))).unwrap());
     let mut kept = server.config_map("kept").unwrap();
     kept["metadata"]["annotations"]["objectset.rio.cattle.io/prune"] = "false".into();
     server.api.put(CONFIG_MAPS, kept);
 
-    server.disabled = vec!["traefik"];
+    server.disabled = vec!["web"];
     server
         .run(async {
-            server.until("deleting", || server.addon("traefik").is_none()).await;
+            server.until("deleting", || server.addon("web").is_none()).await;
             assert_eq!(server.config_map("dns"), None);
             assert!(server.config_map("foreign").is_some() && server.config_map("kept").is_some());
-            assert!(!server.folder.join("traefik.yaml").exists());
+            assert!(!server.folder.join("web.yaml").exists());
             // One that comes while it is disabled goes as well.
-            server.write("traefik.yml", config_map("dns", &json!({})));
-            server.until("deleting the file", || !server.folder.join("traefik.yml").exists()).await;
+            server.write("web.yml", config_map("dns", &json!({})));
+            server.until("deleting the file", || !server.folder.join("web.yml").exists()).await;
             assert_eq!(server.config_map("dns"), None);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn charts_of_a_disabled_addon_go_one_after_another_from_the_last() {
+    let mut server = Server::new();
+    server.api.serve("helm.cattle.io/v1", &[("helmcharts", "HelmChart", true)]);
+    let chart = |name: &str| {
+        json!({"apiVersion": "helm.cattle.io/v1", "kind": "HelmChart",
+            "metadata": {"name": name, "namespace": "kube-system", "finalizers": ["wrangler.cattle.io/on-helm-chart-remove"]}})
+    };
+    server.write("app.yaml", format!("{}\n---\n{}", chart("app-crd"), chart("app")));
+    server.run(async { server.until_applied("app.yaml").await }).await;
+    let path = |name: &str| format!("/apis/helm.cattle.io/v1/namespaces/kube-system/helmcharts/{name}");
+    let is_going = |name: &str| {
+        server.api.get(&path(name)).is_some_and(|chart| chart["metadata"]["deletionTimestamp"].is_string())
+    };
+    server.disabled = vec!["app"];
+    server
+        .run(async {
+            assert_eq!(server.until_problem("app.yaml").await, "HelmChart kube-system/app is being uninstalled");
+            assert!(is_going("app") && !is_going("app-crd") && server.folder.join("app.yaml").exists());
+            server.api.delete(&path("app"));
+            server.until("the first chart's turn", || is_going("app-crd")).await;
+            server.api.delete(&path("app-crd"));
+            server.until("the end of the add-on", || server.addon("app").is_none()).await;
+            assert!(!server.folder.join("app.yaml").exists());
         })
         .await;
 }

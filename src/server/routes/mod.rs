@@ -73,6 +73,8 @@ const IGNORED_BODY: Duration = Duration::from_secs(1);
 pub struct Cluster {
     /// `<data>/server`
     pub server_dir: PathBuf,
+    /// The package's charts, which are served at `/static/charts` where `<data>/server/static/charts` has none of that name.
+    pub charts: Option<PathBuf>,
     /// Signs nodes' certificates.
     pub pki: Arc<ServerPki>,
     /// The API.
@@ -135,9 +137,10 @@ impl Service for Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, pki, admin_client, node_passwords, reserved, token, dialer, etcd, config } = cluster;
+        let Cluster { server_dir, charts, pki, admin_client, node_passwords, reserved, token, dialer, etcd, config } =
+            cluster;
         Self {
-            static_files: StaticFiles::new(server_dir.join("static")),
+            static_files: StaticFiles::new(server_dir.join("static"), charts),
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), admin_client.clone()),
             in_flight: InFlight::new(),
             certificates: Certificates {

@@ -1,4 +1,5 @@
-//! `/static/*`: files of `<data>/server/static`, public. Charts that the add-ons install are fetched from here.
+//! `/static/*`: files of `<data>/server/static`, and below `charts/` those of the package, public. Charts that the add-ons install are
+//! fetched from here.
 //!
 //! Everybody may ask, and not read: so an answer holds no file open. Each piece is read when the client has room for it, and there are so
 //! many answers at once and no more.
@@ -32,10 +33,14 @@ const OPEN: usize = 8;
 /// What is read at a time, bytes.
 const PIECE: usize = 32 << 10;
 
-/// The files of a folder.
+/// Where the package's charts are served.
+const CHARTS: &str = "charts/";
+
+/// The files of a folder, and charts.
 #[derive(Debug)]
 pub(super) struct StaticFiles {
     root: PathBuf,
+    charts: Option<PathBuf>,
     open: Arc<Semaphore>,
     transfers: Arc<Transfers>,
 }
@@ -70,9 +75,9 @@ struct Rest {
 }
 
 impl StaticFiles {
-    /// Those below `root`.
-    pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, open: Arc::new(Semaphore::new(OPEN)), transfers: Arc::default() }
+    /// Those below `root` and, where it has none of that name, those of `charts`.
+    pub(super) fn new(root: PathBuf, charts: Option<PathBuf>) -> Self {
+        Self { root, charts, open: Arc::new(Semaphore::new(OPEN)), transfers: Arc::default() }
     }
 
     /// The file at `path` (percent-encoded, relative), streamed to a client at `to`. Folders are not listed.
@@ -85,12 +90,15 @@ impl StaticFiles {
             return Err(Status::method_not_allowed("static files can only be read"));
         }
         let missing = || Status::not_found(format!("there is no static file {path}"));
-        let file = below(&self.root, path).ok_or_else(missing)?;
+        let places = self.places(path);
+        if places.is_empty() {
+            return Err(missing());
+        }
         let transfer = self.transfers.clone().begin(network(to))?;
-        let version = match on_a_thread(&self.open, file.clone(), |path| Version::of(&path)).await {
-            Ok(version) => version.ok_or_else(missing)?,
+        let (file, version) = match on_a_thread(&self.open, places, first_of).await {
+            Ok(found) => found.ok_or_else(missing)?,
             Err(error) => {
-                error!(path = %file.display(), %error, "Cannot read a static file.");
+                error!(path, %error, "Cannot read a static file.");
                 return Err(Status::internal(format!(
                     "the server cannot read the static file {path}; its log says why"
                 )));
@@ -109,6 +117,12 @@ impl StaticFiles {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         response.headers_mut().insert(header::CONTENT_LENGTH, version.length.into());
         Ok(response)
+    }
+
+    /// Where the file may be, the likeliest first.
+    fn places(&self, path: &str) -> Vec<PathBuf> {
+        let chart = self.charts.as_deref().zip(path.strip_prefix(CHARTS));
+        [below(&self.root, path), chart.and_then(|(charts, name)| below(charts, name))].into_iter().flatten().collect()
     }
 }
 
@@ -178,11 +192,21 @@ impl Rest {
     }
 }
 
+/// The first of these that is a file.
+fn first_of(places: Vec<PathBuf>) -> io::Result<Option<(PathBuf, Version)>> {
+    for path in places {
+        if let Some(version) = Version::of(&path)? {
+            return Ok(Some((path, version)));
+        }
+    }
+    Ok(None)
+}
+
 /// Does something with the file at `path` where waiting for a disk holds nobody up, when few others do.
-async fn on_a_thread<T: Send + 'static>(
+async fn on_a_thread<P: Send + 'static, T: Send + 'static>(
     open: &Arc<Semaphore>,
-    path: PathBuf,
-    read: impl FnOnce(PathBuf) -> io::Result<T> + Send + 'static,
+    path: P,
+    read: impl FnOnce(P) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let turn = open.clone().acquire_owned().await.map_err(io::Error::other)?;
     let reading = spawn_blocking(move || {
@@ -233,7 +257,7 @@ mod tests {
         std::fs::create_dir_all(root.join("charts")).unwrap();
         std::fs::write(root.join("charts/traefik-39.0.5+up39.0.5.tgz"), "chart").unwrap();
         std::fs::write(dir.path().join("token"), "secret").unwrap();
-        let files = StaticFiles::new(root);
+        let files = StaticFiles::new(root, None);
 
         for path in ["charts/traefik-39.0.5+up39.0.5.tgz", "charts/traefik-39.0.5%2Bup39.0.5.tgz"] {
             let response = files.answer(&Method::GET, path, HERE).await;
@@ -270,11 +294,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_packages_charts_are_served_behind_those_of_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let [root, charts] = ["static", "package"].map(|name| dir.path().join(name));
+        std::fs::create_dir_all(root.join("charts")).unwrap();
+        std::fs::create_dir(&charts).unwrap();
+        for (file, text) in
+            [("static/charts/own.tgz", "own"), ("package/own.tgz", "x"), ("package/app.tgz", "packaged")]
+        {
+            std::fs::write(dir.path().join(file), text).unwrap();
+        }
+        let files = StaticFiles::new(root, Some(charts));
+        for (path, text) in [("charts/own.tgz", "own"), ("charts/app.tgz", "packaged")] {
+            let answer = files.answer(&Method::GET, path, HERE).await.into_body().collect().await.unwrap();
+            assert_eq!(answer.to_bytes(), text, "{path}");
+        }
+        for path in ["app.tgz", "charts/none.tgz", "charts/../app.tgz", "charts/", "charts/%2e%2e/package/app.tgz"] {
+            assert_eq!(files.answer(&Method::GET, path, HERE).await.status(), 404, "{path}");
+        }
+    }
+
+    #[tokio::test]
     async fn answers_that_nobody_reads_hold_no_file_open_and_are_so_many() {
         let dir = tempfile::tempdir().unwrap();
         let content: Vec<u8> = (0..3 * PIECE + 1).map(|byte| byte as u8).collect();
         std::fs::write(dir.path().join("chart"), &content).unwrap();
-        let files = StaticFiles::new(dir.path().to_owned());
+        let files = StaticFiles::new(dir.path().to_owned(), None);
         let open = || {
             let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
             fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file.starts_with(dir.path()))).count()

@@ -49,6 +49,7 @@ impl Setup {
         let (egress, known) = watch::channel(Egress::new(None, "127.0.0.1".parse().unwrap()));
         let routes = Routes::new(Cluster {
             server_dir: server_dir.path().to_owned(),
+            charts: None,
             pki: pki.clone(),
             node_passwords: Arc::new(NodePasswords::new(admin_client.clone(), Some(own_node))),
             admin_client,

@@ -256,7 +256,8 @@ impl Format {
     }
 }
 
-/// What a process said that explains its end best: its last error, or else its last line.
+/// What a process said that explains its end best: its last error, with the lines after it as long as they end in a colon, or else its last
+/// line.
 #[derive(Debug, Default)]
 struct LastWords {
     line: Vec<u8>,
@@ -268,12 +269,21 @@ impl LastWords {
 
     fn scan(&mut self, line: &[u8], priority: Priority) {
         let is_error = priority <= Priority::Error;
-        if line.trim_ascii().is_empty() || (self.is_error && !is_error) {
+        if line.trim_ascii().is_empty() {
             return;
         }
-        self.is_error = is_error;
-        self.line.clear();
-        self.line.extend_from_slice(&line[..line.len().min(Self::LONGEST)]);
+        let goes_on = self.is_error && !is_error;
+        if !goes_on {
+            self.is_error = is_error;
+            self.line.clear();
+        } else if self.line.ends_with(b":") {
+            self.line.push(b' ');
+        } else {
+            return;
+        }
+        let room = Self::LONGEST.saturating_sub(self.line.len());
+        let line = line.trim_ascii();
+        self.line.extend_from_slice(&line[..line.len().min(room)]);
     }
 
     fn into_line(self) -> Option<String> {

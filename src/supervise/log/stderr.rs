@@ -63,6 +63,13 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_error_that_ends_in_a_colon_goes_on() {
+        let script = "echo 'Error: wrong values in the chart:'; echo 'app:'; echo \"- at '': no such value\"; echo other; echo 'bye:'";
+        let (_, words) = run(script, Format::Plain).await;
+        assert_eq!(words.as_deref(), Some("Error: wrong values in the chart: app: - at '': no such value"));
+    }
+
+    #[tokio::test]
     async fn a_descendant_that_keeps_the_output_open_is_not_waited_for() {
         let (text, _) = run("sleep 1000 & echo $!", Format::Plain).await;
         let sleeper = nix::unistd::Pid::from_raw(text.trim().parse().unwrap());

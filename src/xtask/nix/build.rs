@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args, nix: &Nix) -> Result<()> {
     }
     let tree = build(nix, &flake, "k3s")?;
     // The same builder made the program: what differs between the two is how Nix and xtask go about it.
-    dist::run(&dist::Args::default())?;
+    dist::run(&dist::Args { traefik: true, ..dist::Args::default() })?;
     let (ours, theirs) = (digest::of_folder(&dist::folder())?, digest::of_folder(&tree)?);
     let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     let differing: Vec<_> = names.into_iter().filter(|name| ours.get(*name) != theirs.get(*name)).collect();

@@ -37,7 +37,7 @@ pub(super) fn write(nix: &Nix) -> Result<()> {
     let mut known = read(&path)?;
     let mut hashes = BTreeMap::new();
     for component in Component::all()? {
-        if component.exchanges_files() {
+        if component.is_of_tests() {
             continue;
         }
         let inputs = inputs(&component)?;
@@ -57,7 +57,7 @@ pub(super) fn write(nix: &Nix) -> Result<()> {
 pub(super) fn compare() -> Result<Counts> {
     let mut known = read(&path())?;
     let mut outdated = Vec::new();
-    for component in Component::all()?.iter().filter(|component| !component.exchanges_files()) {
+    for component in Component::all()?.iter().filter(|component| !component.is_of_tests()) {
         let inputs = inputs(component)?;
         if known.remove(component.name()).is_none_or(|hash| hash.inputs != inputs) {
             outdated.push(component.name().to_owned());
