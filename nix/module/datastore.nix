@@ -13,8 +13,8 @@ in
   options.services.k3s = {
     datastore = {
       endpoint = optional types.str ''
-        `sqlite:///FILE`, or `https://HOST:2379,…` of an etcd that several servers share; SQLite below the data directory
-        if null.
+        `sqlite:///FILE`; for several servers `https://HOST:2379,…` of an etcd, `postgres://…`, `mysql://…` or `nats://…`.
+        SQLite below the data directory if null.
       '';
       caFile = optional types.path "Certificate authority of an https datastore; the operating system's if null.";
       certFile = optional types.path "Certificate to show it.";

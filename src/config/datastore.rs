@@ -34,17 +34,6 @@ pub enum Datastore {
     EmbeddedEtcd(EmbeddedEtcd),
 }
 
-/// Who runs the program that serves etcd's API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Runner {
-    /// `k3s` itself: the store opens and closes with it.
-    ThisProcess,
-    /// `k3s`, as a supervised child: it starts before all others and is restarted alone.
-    Child,
-    /// Somebody else.
-    Elsewhere,
-}
-
 /// A database that kine makes an etcd of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sql {
@@ -115,15 +104,6 @@ impl Datastore {
     /// The default below a data directory, where k3s keeps it too.
     pub fn embedded(data_dir: &Path) -> Self {
         Self::Sqlite { path: data_dir.join("server/db/state.db") }
-    }
-
-    /// Who runs the program that kube-apiserver asks.
-    pub fn runner(&self) -> Runner {
-        match self {
-            Self::Sqlite { .. } => Runner::ThisProcess,
-            Self::Sql(_) | Self::EmbeddedEtcd(_) => Runner::Child,
-            Self::Etcd(_) => Runner::Elsewhere,
-        }
     }
 
     /// Whether servers beside this one may use it, so that they have to agree on who does what.
@@ -373,7 +353,7 @@ mod tests {
             "--datastore-connection-max-lifetime=1h30m",
         ];
         let datastore = datastore(&args).unwrap();
-        assert_eq!((datastore.runner(), datastore.is_shared()), (Runner::Child, true));
+        assert!(datastore.is_shared());
         let Datastore::Sql(sql) = &datastore else { panic!("this is a database") };
         assert_eq!(sql.endpoint.expose(), "postgres://k3s:hunter2@db:5432/k3s?sslmode=verify-full");
         assert_eq!(sql.ca_file.as_deref(), Some(Path::new("/etc/ca.crt")));

@@ -112,10 +112,7 @@ pub(crate) fn refuse_flags(values: &Values) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        datastore::{Datastore, Runner},
-        test_host::Host,
-    };
+    use crate::{datastore::Datastore, test_host::Host};
 
     fn etcd(host: &Host, args: &[&str]) -> Result<Option<EmbeddedEtcd>, String> {
         let (config, _) = host.server(args).map_err(|error| host.anonymous(error))?;
@@ -142,7 +139,7 @@ mod tests {
     fn who_has_been_a_member_stays_one() {
         let host = Host::new().file("server/db/etcd/member/wal/0.wal", "");
         let (config, _) = host.server(&["--data-dir=."]).unwrap();
-        assert_eq!((config.datastore.runner(), config.datastore.is_shared()), (Runner::Child, true));
+        assert!(matches!(config.datastore, Datastore::EmbeddedEtcd(_)) && config.datastore.is_shared());
         let refused = etcd(&host, &["--data-dir=.", "--datastore-endpoint=https://10.0.0.1:2379"]).unwrap_err();
         assert_eq!(
             refused,

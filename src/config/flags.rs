@@ -353,6 +353,7 @@ mod tests {
     use std::{collections::HashSet, fs};
 
     use super::*;
+    use crate::server::Addon;
 
     #[test]
     fn the_table_is_sound() {
@@ -387,6 +388,18 @@ mod tests {
         let expected =
             ["--data-dir", "-token", "--token=a", "--debug", "-v2", "--kubelet-arg", "-v=4"].map(OsString::from);
         assert_eq!(with_two_dashes(Role::Server, &args), expected);
+    }
+
+    #[test]
+    fn every_add_on_is_named_where_users_look() {
+        let module = concat!(env!("CARGO_MANIFEST_DIR"), "/../../nix/module/node.nix");
+        let module = fs::read_to_string(module).expect("the module is in the tree");
+        let listed = module.lines().find(|line| line.contains("Packaged add-ons to leave out:")).unwrap();
+        let help = Flag::find(Role::Server, "disable").unwrap().help;
+        for addon in Addon::ALL.map(Addon::name) {
+            assert!(help.contains(addon), "src/config/flags/table.rs: {help}");
+            assert!(listed.contains(addon), "nix/module/node.nix: {listed}");
+        }
     }
 
     /// The tables of docs/configuration.md, made of the table above.

@@ -88,7 +88,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "ExtraControllerArgs": args(&config.args.kube_controller_manager),
         "ExtraEtcdArgs": match &config.datastore {
             Datastore::EmbeddedEtcd(etcd) => args(&etcd.args),
-            _ => Value::Null,
+            Datastore::Sqlite { .. } | Datastore::Sql(_) | Datastore::Etcd(_) => Value::Null,
         },
         "ExtraSchedulerAPIArgs": args(&config.args.kube_scheduler),
         "HelmJobImage": "",

@@ -139,7 +139,8 @@ const FOR_NODES: [&str; 9] = [
     "/v1-k3s/readyz",
 ];
 
-const FOR_SERVERS: [&str; 5] = [
+const FOR_SERVERS: [&str; 6] = [
+    "/db/info",
     "/v1-k3s/encrypt/status",
     "/v1-k3s/encrypt/config",
     "/v1-k3s/cert/cacerts",
