@@ -94,6 +94,10 @@ fn addons_work_by_default_and_go_when_they_are_disabled() {
     step("runtime classes are there for runtimes that containerd finds", || {
         server.kubectl("get runtimeclass crun nvidia wasmtime");
     });
+    step("an add-on that the package was made without is told of", || {
+        let state = if cluster_tests::dist().join("share/k3s/charts").exists() { "applied" } else { "left out" };
+        server.wait_until_succeeds(&format!("k3s status | grep -E '^traefik.yaml +deploy +{state}'"), PATIENCE);
+    });
     memory(&server);
     disabled(&server);
 }
