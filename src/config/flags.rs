@@ -18,7 +18,7 @@ use crate::error::Error;
 
 pub use catalogue::{CatalogueEntry, catalogue};
 use table::SECTIONS;
-pub(crate) use table::{SELINUX, SEVERAL_SERVERS};
+pub(crate) use table::SELINUX;
 
 /// The two ways to run a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -114,7 +114,7 @@ impl ServerConfig {
             datastore,
             snapshots,
             // A server that runs restores nothing.
-            restore: _,
+            cluster_reset: _,
             token,
             agent_token,
             kubeconfig,

@@ -17,7 +17,7 @@ use crate::{
     network::{ClusterNetwork, NodeMasks, address, host_address, port, reached_at},
     node::{NodeConfig, registry},
     secret::Secret,
-    snapshots::SnapshotConfig,
+    snapshots::{ClusterReset, SnapshotConfig},
     token,
     values::Values,
 };
@@ -45,8 +45,8 @@ pub struct ServerConfig {
     pub datastore: Datastore,
     /// Its snapshots.
     pub snapshots: SnapshotConfig,
-    /// A snapshot to restore instead of running (`--cluster-reset --cluster-reset-restore-path`).
-    pub restore: Option<PathBuf>,
+    /// What to do instead of running (`--cluster-reset`).
+    pub cluster_reset: Option<ClusterReset>,
     /// The password part of the server token, where one was given (`--token`, `--token-file`).
     pub token: Option<Secret>,
     /// The same for agents (`--agent-token`, `--agent-token-file`).
@@ -132,6 +132,7 @@ impl ServerConfig {
         };
         check_accepted(values)?;
 
+        let datastore = Datastore::from_values(values, &data_dir, environment)?;
         let token = token::find(values, "token", "token-file", environment)?;
         let agent_token = token::find(values, "agent-token", "agent-token-file", environment)?;
         Ok(Self {
@@ -145,9 +146,9 @@ impl ServerConfig {
             tls_sans: values.each("tls-san", certificate_name)?,
             network,
             egress_mode: values.text("egress-selector-mode").parse(str::parse)?,
-            datastore: Datastore::from_values(values, &data_dir, environment)?,
-            snapshots: SnapshotConfig::from_values(values, &data_dir, environment)?,
-            restore: SnapshotConfig::to_restore(values, environment)?,
+            snapshots: SnapshotConfig::from_values(values, &data_dir, &datastore, environment)?,
+            cluster_reset: ClusterReset::from_values(values, &datastore, environment)?,
+            datastore,
             token: token.as_ref().map(token::password).transpose()?,
             agent_token: agent_token.as_ref().map(token::password).transpose()?,
             kubeconfig: KubeconfigOutput::from_values(values, environment)?,

@@ -8,12 +8,10 @@ use std::{
 use croner::{Cron, parser::CronParser};
 use jiff::Zoned;
 
-use crate::{
-    environment::Environment,
-    error::Error,
-    flags::{Refusal, SEVERAL_SERVERS},
-    values::Values,
-};
+use crate::{datastore::Datastore, environment::Environment, error::Error, values::Values};
+
+/// When snapshots of an embedded etcd are taken unless something else is said: k3s' own default.
+const OF_ETCD: &str = "0 */12 * * *";
 
 /// What a server does about snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +24,16 @@ pub struct SnapshotConfig {
     pub compress: bool,
     /// How many scheduled ones stay (`--snapshot-retention`); zero keeps all.
     pub retention: usize,
-    /// When they are taken (`--snapshot-schedule-cron`); never by default: a disk fills only for those who asked.
+    /// When they are taken (`--snapshot-schedule-cron`). Never by default: a disk fills only for those who asked. Of an embedded etcd, which
+    /// has no second copy in one place, twice a day as in k3s.
     pub schedule: Option<Schedule>,
+}
+
+/// What a server is asked to do instead of running (`--cluster-reset`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterReset {
+    /// The snapshot to go on from (`--cluster-reset-restore-path`). Without one an embedded etcd goes on from its data, as the only member.
+    pub snapshot: Option<PathBuf>,
 }
 
 /// The times that a cron pattern names.
@@ -40,10 +46,16 @@ impl SnapshotConfig {
         data_dir.join("server/db/snapshots")
     }
 
-    pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
+    pub(crate) fn from_values(
+        values: &Values,
+        data_dir: &Path,
+        datastore: &Datastore,
+        environment: &Environment,
+    ) -> Result<Self, Error> {
         let folder = values.given("snapshot-dir").map(|given| given.path(environment)).transpose()?;
         let schedule = match values.given("snapshot-schedule-cron") {
             Some(given) => Some(given.parse(Schedule::parse)?),
+            None if matches!(datastore, Datastore::EmbeddedEtcd(_)) => Schedule::parse(OF_ETCD).ok(),
             None => None,
         };
         Ok(Self {
@@ -56,16 +68,21 @@ impl SnapshotConfig {
             schedule: schedule.filter(|_| !values.is_on("etcd-disable-snapshots")),
         })
     }
+}
 
-    /// The snapshot that is to be restored instead of running (`--cluster-reset --cluster-reset-restore-path`).
-    pub(crate) fn to_restore(values: &Values, environment: &Environment) -> Result<Option<PathBuf>, Error> {
+impl ClusterReset {
+    pub(crate) fn from_values(
+        values: &Values,
+        datastore: &Datastore,
+        environment: &Environment,
+    ) -> Result<Option<Self>, Error> {
         let reset = values.given("cluster-reset").filter(|given| given.text == "true");
         match (reset, values.given("cluster-reset-restore-path")) {
-            (Some(_), Some(path)) => path.path(environment).map(Some),
-            (Some(reset), None) => {
-                let instead = "leave it out, or give --cluster-reset-restore-path too to restore a snapshot";
-                Err(reset.not_served(Refusal { what: SEVERAL_SERVERS, instead }))
-            }
+            (Some(_), Some(path)) => Ok(Some(Self { snapshot: Some(path.path(environment)?) })),
+            (Some(_), None) if matches!(datastore, Datastore::EmbeddedEtcd(_)) => Ok(Some(Self { snapshot: None })),
+            (Some(reset), None) => Err(reset.invalid(
+                "a server on SQLite has no other members; leave it out, or give --cluster-reset-restore-path too to restore a snapshot",
+            )),
             (None, Some(path)) => Err(path.invalid("a snapshot is only restored with --cluster-reset; give that too")),
             (None, None) => Ok(None),
         }
@@ -118,6 +135,15 @@ mod tests {
     }
 
     #[test]
+    fn etcds_are_taken_twice_a_day_as_in_k3s() {
+        let schedule = |args: &[&str]| server(args).snapshots.schedule.map(|schedule| format!("{schedule:?}"));
+        assert_eq!(schedule(&["--cluster-init"]).as_deref(), Some("Schedule(0 */12 * * *)"));
+        let other = ["--cluster-init", "--etcd-snapshot-schedule-cron=0 3 * * *"];
+        assert_eq!(schedule(&other).as_deref(), Some("Schedule(0 3 * * *)"));
+        assert_eq!(schedule(&["--cluster-init", "--etcd-disable-snapshots"]), None);
+    }
+
+    #[test]
     fn k3s_names_for_etcd_are_heard_too() {
         let args =
             ["--etcd-snapshot-schedule-cron=0 */6 * * *", "--etcd-snapshot-retention=9", "--etcd-snapshot-dir=/backup"];
@@ -132,7 +158,8 @@ mod tests {
     #[test]
     fn a_restore_needs_both_flags() {
         let (reset, path) = ("--cluster-reset", "--cluster-reset-restore-path=/backup/a");
-        assert_eq!(server(&[reset, path]).restore.as_deref(), Some(Path::new("/backup/a")));
+        assert_eq!(server(&[reset, path]).cluster_reset, Some(ClusterReset { snapshot: Some("/backup/a".into()) }));
+        assert_eq!(server(&[reset, "--cluster-init"]).cluster_reset, Some(ClusterReset { snapshot: None }));
         for alone in [reset, path] {
             assert!(Host::new().server(&[alone]).is_err(), "{alone}");
         }

@@ -43,6 +43,8 @@ pub struct MemberStatus {
     pub is_learner: bool,
     /// How much of the common log it has applied.
     pub applied: u64,
+    /// The newest revision that it knows.
+    pub revision: i64,
     /// The size of its data, bytes.
     pub bytes: u64,
     /// What is wrong with it, in its own words.
@@ -122,7 +124,8 @@ impl EtcdCluster {
     pub async fn status(&self) -> Result<MemberStatus, ClientError> {
         let reply: StatusResponse = self.0.ask("/etcdserverpb.Maintenance/Status", EmptyRequest {}).await?;
         Ok(MemberStatus {
-            id: reply.header.map_or(0, |header| header.member_id),
+            id: reply.header.as_ref().map_or(0, |header| header.member_id),
+            revision: reply.header.map_or(0, |header| header.revision),
             leader: (reply.leader != 0).then_some(reply.leader),
             is_learner: reply.is_learner,
             applied: reply.raft_applied_index,

@@ -22,6 +22,7 @@ use crate::{
     certificates::Certificates,
     etcd::{Membership, Starting},
     host::Host,
+    snapshots::SnapshotSource,
 };
 
 /// How long to wait before a store that does not answer is asked again: at first, and at most.
@@ -86,11 +87,12 @@ impl ClusterStore {
         }
     }
 
-    /// The database, where it is this process's.
-    pub(crate) fn embedded(&self) -> Option<&Datastore> {
+    /// What snapshots are taken of.
+    pub(crate) fn snapshot_source(&self) -> SnapshotSource<'_> {
         match self {
-            Self::Embedded(datastore) => Some(datastore),
-            Self::Asked(_) | Self::Member(_) => None,
+            Self::Embedded(datastore) => SnapshotSource::Sqlite(datastore),
+            Self::Member(member) => SnapshotSource::Etcd(member),
+            Self::Asked(_) => SnapshotSource::Elsewhere,
         }
     }
 

@@ -90,6 +90,14 @@ pub enum Error {
         /// Why there is no answer.
         source: io::Error,
     },
+    /// There is nobody to take a snapshot.
+    #[error("no server answers on {} ({source}): a snapshot of etcd is taken by a running server", socket.display())]
+    NotRunning {
+        /// Where it was asked.
+        socket: PathBuf,
+        /// Why there is no answer.
+        source: io::Error,
+    },
     /// The running server's own sentence.
     #[error("{0}")]
     Refused(String),
@@ -122,9 +130,14 @@ impl Error {
     /// The process's exit code, after sysexits.h.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Listen { .. } | Self::NoServer { .. } | Self::Refused(_) => ExitCode::Unavailable,
+            Self::Listen { .. } | Self::NoServer { .. } | Self::NotRunning { .. } | Self::Refused(_) => {
+                ExitCode::Unavailable
+            }
             Self::Snapshot(
-                SnapshotError::NotASnapshot(_) | SnapshotError::Damaged { .. } | SnapshotError::Newer { .. },
+                SnapshotError::NotASnapshot(_)
+                | SnapshotError::Damaged { .. }
+                | SnapshotError::Newer { .. }
+                | SnapshotError::OtherStore { .. },
             )
             | Self::LostDatastore { .. } => ExitCode::DataErr,
             Self::NoDatastore { .. } => ExitCode::NoInput,
@@ -138,7 +151,7 @@ impl Error {
                 SnapshotError::File { .. } | SnapshotError::NoRoom { .. } | SnapshotError::NoRoomToRestore { .. },
             )
             | Self::Node(k3s_agent::Error::Replace(_)) => ExitCode::CantCreat,
-            Self::Snapshot(SnapshotError::UnderWay) => ExitCode::TempFail,
+            Self::Snapshot(SnapshotError::UnderWay | SnapshotError::Etcd(_)) => ExitCode::TempFail,
             Self::Snapshot(SnapshotError::Name(_)) | Self::KeptElsewhere => ExitCode::Usage,
             Self::Datastore(error) | Self::Snapshot(SnapshotError::Store(error)) => error.exit_code(),
             Self::Bootstrap(BootstrapError::Datastore(_) | BootstrapError::Damaged { .. }) => ExitCode::IoErr,

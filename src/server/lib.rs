@@ -31,7 +31,7 @@ mod token;
 pub use admin_client::{AdminClient, AdminClientSender};
 pub use bootstrap_data::BootstrapError;
 pub use error::Error;
-pub use etcd::EtcdError;
+pub use etcd::{EtcdError, Reset, reset};
 pub use k3s_supervisor_api::Replacement;
 pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};

@@ -282,7 +282,7 @@ impl Server {
     async fn serve(&self, listeners: Listeners, ends: &Ends) -> Result<(), Error> {
         let Listeners { front, front_settings, snapshots: asked, datastore } = listeners;
         let snapshots = Snapshots {
-            datastore: self.store.embedded(),
+            source: self.store.snapshot_source(),
             config: &self.config.snapshots,
             data_dir: &self.config.data_dir,
             node: &self.host.name,

@@ -35,7 +35,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     BootstrapError, Error, bootstrap,
-    bootstrap_data::{self, Precedence},
+    bootstrap_data::{self, Found, Precedence},
+    etcd::Membership,
     host::Host,
 };
 
@@ -60,10 +61,19 @@ enum Answer {
     Refused(String),
 }
 
+/// What they are taken of.
+pub(crate) enum SnapshotSource<'a> {
+    /// The database of this process.
+    Sqlite(&'a Datastore),
+    /// This server's member of etcd.
+    Etcd(&'a Membership),
+    /// Whoever has the cluster's state takes them there.
+    Elsewhere,
+}
+
 /// The snapshots of a running server.
 pub(crate) struct Snapshots<'a> {
-    /// `None` where the cluster's state is kept elsewhere.
-    pub(crate) datastore: Option<&'a Datastore>,
+    pub(crate) source: SnapshotSource<'a>,
     pub(crate) config: &'a SnapshotConfig,
     /// `--data-dir`
     pub(crate) data_dir: &'a Path,
@@ -108,7 +118,6 @@ impl Snapshots<'_> {
     }
 
     async fn save(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
-        let datastore = self.datastore.ok_or(Error::KeptElsewhere)?;
         make_default_folder(self.data_dir, folder)?;
         let save = Save {
             folder: folder.to_owned(),
@@ -118,7 +127,11 @@ impl Snapshots<'_> {
             version: self.version.to_owned(),
             token_hash: bootstrap_data::token_hash(self.token.borrow().expose()),
         };
-        let snapshot = datastore.save_snapshot(save).await?;
+        let snapshot = match self.source {
+            SnapshotSource::Sqlite(datastore) => datastore.save_snapshot(save).await?,
+            SnapshotSource::Etcd(member) => member.save_snapshot(save).await?,
+            SnapshotSource::Elsewhere => return Err(Error::KeptElsewhere),
+        };
         info!(path = %snapshot.path.display(), revision = snapshot.label.revision, bytes = snapshot.bytes, "Saved a snapshot.");
         Ok(snapshot)
     }
@@ -141,6 +154,12 @@ impl Snapshots<'_> {
 /// [`Error::Snapshot`], [`Error::Datastore`], or [`Error::NoServer`] if the database is in use and nobody answers.
 pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Snapshot, Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
+    if let DatastoreConfig::EmbeddedEtcd(_) = &config.datastore {
+        return match ask(&paths.snapshot_socket(), config, name).await {
+            Err(Error::NoServer { socket, source }) => Err(Error::NotRunning { socket, source }),
+            saved => saved,
+        };
+    }
     let path = database(config)?;
     if !path.exists() {
         return Err(Error::NoDatastore { path: path.to_owned() });
@@ -156,7 +175,7 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
         let SnapshotConfig { folder, compress, .. } = &config.snapshots;
         let (_, token) = watch::channel(token);
         Snapshots {
-            datastore: Some(&datastore),
+            source: SnapshotSource::Sqlite(&datastore),
             config: &config.snapshots,
             data_dir: &config.data_dir,
             node: &node,
@@ -209,17 +228,23 @@ pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Resul
     let found = bootstrap_data::find(&staged.list(bootstrap_data::PREFIX)?, token.as_ref(), None)?;
     let restored = staged.put_in_place()?;
     let server = paths.server();
+    take_authorities(found.as_ref(), &server)?;
+    Ok(restored)
+}
+
+/// Puts the cluster's authorities on the disk, as a store that was restored has them.
+pub(crate) fn take_authorities(found: Option<&Found>, server: &Path) -> Result<(), Error> {
     let Some(found) = found else {
         warn!("The snapshot holds no certificate authorities: those on the disk stay.");
-        return Ok(restored);
+        return Ok(());
     };
-    if bootstrap_data::differs(&found.data, &server)? {
-        if let Some(kept) = bootstrap_data::set_aside(&server)? {
+    if bootstrap_data::differs(&found.data, server)? {
+        if let Some(kept) = bootstrap_data::set_aside(server)? {
             info!(path = %kept.display(), "The certificates of before are kept.");
         }
-        bootstrap_data::reconcile(&found.data, &server, Precedence::Datastore)?;
+        bootstrap_data::reconcile(&found.data, server, Precedence::Datastore)?;
     }
-    Ok(restored)
+    Ok(())
 }
 
 /// The snapshots of a server.
@@ -247,7 +272,7 @@ fn database(config: &ServerConfig) -> Result<&Path, Error> {
 }
 
 /// The token as given, or as the server was set up with.
-fn known_token(config: &ServerConfig, paths: &Paths) -> Result<Option<Password>, Error> {
+pub(crate) fn known_token(config: &ServerConfig, paths: &Paths) -> Result<Option<Password>, Error> {
     match config.token.as_ref().map(Secret::expose) {
         Some(given) => Ok(Some(Password::new(given))),
         None => Ok(TokenFiles::password(&paths.server())?),

@@ -174,7 +174,7 @@ fn three_servers_outlive_one_of_them() {
         one.wait_until_node_ready("three");
         one.kubectl("delete node three --timeout=120s");
         wait_for_voters(&one, &[&one, &two]);
-        three.wait_for_status("This server was removed from the cluster's etcd: restart it with --server=");
+        three.wait_for_status("etcd: restart it with --server=https://HOST:6443 of another server to join again");
     });
     step("a removed member that comes back is told so, and joins anew when it is asked to", || {
         three.stop_k3s();
@@ -187,5 +187,68 @@ fn three_servers_outlive_one_of_them() {
         wait_for_voters(&one, &[&one, &two, &three]);
         three.wait_until_ready();
         three.succeed("ls -d /var/lib/rancher/k3s/server/db/etcd-backup-*");
+    });
+}
+
+#[test]
+fn a_cluster_goes_on_from_one_member_or_from_a_snapshot() {
+    let network = Network::new();
+    let (one, two, fresh) = (Node::boot(&network, "one"), Node::boot(&network, "two"), Node::boot(&network, "fresh"));
+    let flags = "--token=s3cret --disable-agent";
+    let join = |server: &Node| format!("{flags} --server=https://{}:6443", server.address());
+
+    step("two servers, and a snapshot of what they hold", || {
+        one.start_k3s(&format!("--cluster-init {flags}"));
+        one.wait_for_log("The Kubernetes API is served.");
+        two.start_k3s(&join(&one));
+        wait_for_voters(&two, &[&one, &two]);
+        two.wait_for_log("The Kubernetes API is served.");
+        one.kubectl("create configmap before");
+        let saved = one.succeed("k3s etcd-snapshot save --snapshot-compress");
+        assert!(saved.starts_with("Saved /var/lib/rancher/k3s/server/db/snapshots/on-demand-one-"), "{saved}");
+        let listed = one.succeed("k3s snapshot ls");
+        assert!(listed.contains("on-demand-one-") && listed.contains("1ec1c26b50d5"), "{listed}");
+        one.kubectl("create configmap after");
+    });
+    step("the other server is lost for good: the last one is the only member", || {
+        two.stop_k3s();
+        one.wait_for_status("1 of 2 members answer and 2 are needed");
+        one.stop_k3s();
+        let reset = one.succeed("k3s server --cluster-reset --token=s3cret");
+        assert!(reset.contains("is the only member of etcd, with the data that it had"), "{reset}");
+        let again = one.fail("k3s server --cluster-reset --token=s3cret");
+        assert!(again.contains("the cluster was reset already: start the server without --cluster-reset"), "{again}");
+        one.start_k3s(flags);
+        one.wait_until_succeeds("k3s kubectl get configmap after", PATIENCE);
+        wait_for_voters(&one, &[&one]);
+    });
+    step("the other server joins anew", || {
+        two.succeed(&format!("mv {FOLDER} /var/lib/lost"));
+        two.start_k3s(&join(&one));
+        wait_for_voters(&one, &[&one, &two]);
+        two.wait_until_succeeds("k3s kubectl get configmap after", PATIENCE);
+    });
+    step("a fresh machine goes on from the snapshot, with the token", || {
+        let name = one.succeed("cd /var/lib/rancher/k3s/server/db/snapshots && ls");
+        let from = one.path(format!("/var/lib/rancher/k3s/server/db/snapshots/{}", name.trim()));
+        std::fs::copy(from, fresh.path("/var/lib/snapshot")).expect("a snapshot is a file");
+        let restore = "k3s server --cluster-init --cluster-reset --cluster-reset-restore-path=/var/lib/snapshot";
+        let refused = fresh.fail(&format!("{restore} --token=other"));
+        assert!(refused.contains("encrypted with different token"), "{refused}");
+        fresh.fail(&format!("ls {FOLDER}"));
+        let restored = fresh.succeed(&format!("{restore} --token=s3cret"));
+        assert!(restored.contains("Restored /var/lib/snapshot; fresh-"), "{restored}");
+        fresh.start_k3s(flags);
+        fresh.wait_until_succeeds("k3s kubectl get configmap before", PATIENCE);
+        fresh.fail("k3s kubectl get configmap after");
+        let digest = "sha256sum < /var/lib/rancher/k3s/server/tls/server-ca.key";
+        assert_eq!(fresh.succeed(digest), one.succeed(digest));
+    });
+    step("snapshots are pruned and deleted", || {
+        one.succeed("k3s snapshot save && k3s snapshot prune --snapshot-retention=1");
+        let left = one.succeed("ls /var/lib/rancher/k3s/server/db/snapshots");
+        assert_eq!(left.lines().count(), 1, "{left}");
+        one.succeed(&format!("k3s snapshot delete {}", left.trim()));
+        assert_eq!(one.succeed("ls /var/lib/rancher/k3s/server/db/snapshots"), "");
     });
 }

@@ -131,7 +131,7 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("cluster-init", "Start a cluster on embedded etcd, which further servers join")
                 .env("K3S_CLUSTER_INIT")
                 .server(),
-            switch("cluster-reset", "Restore the snapshot of --cluster-reset-restore-path and end")
+            switch("cluster-reset", "Make this server the only member of its etcd, or restore the snapshot of --cluster-reset-restore-path, and end")
                 .env("K3S_CLUSTER_RESET")
                 .server(),
             text("cluster-reset-restore-path", "FILE", "Snapshot to restore").server(),
@@ -360,7 +360,6 @@ const fn refusal(what: &'static str, instead: &'static str) -> Refusal {
     Refusal { what, instead }
 }
 
-pub(crate) const SEVERAL_SERVERS: &str = "a cluster of several servers";
 const LEAVE_OUT: &str = "leave it out";
 const S3: Refusal = refusal("keeping snapshots in S3", "leave it out and copy them from --snapshot-dir");
 pub(crate) const SELINUX: Refusal = refusal("SELinux for containers", LEAVE_OUT);

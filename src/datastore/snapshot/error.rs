@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::label::SnapshotStore;
 use crate::error::Error;
 
 /// Each names the file and says what to do.
@@ -70,6 +71,20 @@ pub enum SnapshotError {
         /// The version that wrote it.
         version: String,
     },
+    /// It is of a server with another store.
+    #[error("the snapshot {} is of {}: restore it where the cluster's state is kept so", path.display(), match store {
+        SnapshotStore::Sqlite => "a datastore on SQLite, and this server has an etcd",
+        SnapshotStore::Etcd => "an etcd, and this server has its datastore on SQLite",
+    })]
+    OtherStore {
+        /// The file.
+        path: PathBuf,
+        /// What it is of.
+        store: SnapshotStore,
+    },
+    /// etcd did not give its data to the end.
+    #[error("etcd's data did not come whole: {0}")]
+    Etcd(String),
     /// The database cannot be read, copied or opened.
     #[error(transparent)]
     Store(#[from] Error),

@@ -34,12 +34,26 @@ pub struct Label {
     pub database_bytes: u64,
     /// Whether the database is a zstd frame.
     pub compressed: bool,
+    /// Whose file the database is; SQLite's where nothing is said.
+    #[serde(default)]
+    pub store: SnapshotStore,
     /// Format number of the database; newer ones are refused.
     pub format: i64,
     /// What `k3s --version` calls itself.
     pub version: String,
     /// What k3s tells tokens apart by: the first twelve digits of the SHA-256 of the password that opens it.
     pub token_hash: String,
+}
+
+/// What can go on from a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SnapshotStore {
+    /// Our store, on SQLite.
+    #[default]
+    Sqlite,
+    /// etcd: the database is what its own client saves.
+    Etcd,
 }
 
 /// A snapshot's file.
@@ -154,6 +168,7 @@ pub(super) mod tests {
             revision: 42,
             database_bytes: 10,
             compressed: false,
+            store: SnapshotStore::Sqlite,
             format: 1,
             version: "v1.36.3+k3s1".to_owned(),
             token_hash: "1ec1c26b50d5".to_owned(),

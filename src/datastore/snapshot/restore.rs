@@ -10,7 +10,7 @@ use nix::sys::statvfs::statvfs;
 use tracing::{info, warn};
 
 use super::SnapshotError;
-use super::label::Snapshot;
+use super::label::{Snapshot, SnapshotStore};
 use super::save::SPARE;
 use crate::client::Stored;
 use crate::error::Error;
@@ -49,6 +49,7 @@ impl Snapshot {
     /// # Errors
     /// [`SnapshotError::Damaged`], [`SnapshotError::Newer`], [`SnapshotError::File`].
     pub fn stage(&self, database: &Path) -> Result<Staged, SnapshotError> {
+        self.check_store(SnapshotStore::Sqlite)?;
         if self.label.format > FORMAT {
             return Err(SnapshotError::Newer { path: self.path.clone(), version: self.label.version.clone() });
         }
@@ -72,6 +73,24 @@ impl Snapshot {
         copy::finish_copy(&unpacked.0).map_err(damaged)?;
         let (log, recovered) = SqliteLog::open(&unpacked.0).map_err(damaged)?;
         Ok(Staged { log, recovered, database, _unpacked: unpacked })
+    }
+
+    /// Checks the snapshot of an etcd and writes the file that etcd's own client had saved to `to`, which must not be there.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`], [`SnapshotError::OtherStore`], [`SnapshotError::File`].
+    pub fn extract_etcd(&self, to: &Path) -> Result<(), SnapshotError> {
+        self.check_store(SnapshotStore::Etcd)?;
+        self.check()?;
+        self.check_room(directory_of(to))?;
+        self.unpack(to)
+    }
+
+    fn check_store(&self, store: SnapshotStore) -> Result<(), SnapshotError> {
+        if self.label.store == store {
+            return Ok(());
+        }
+        Err(SnapshotError::OtherStore { path: self.path.clone(), store: self.label.store })
     }
 
     fn unpack(&self, to: &Path) -> Result<(), SnapshotError> {

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::SnapshotError;
 use super::folder::{COMPRESSED, SnapshotFolder};
-use super::label::{self, Label, Snapshot};
-use crate::log::sqlite::copy;
+use super::label::{self, Label, Snapshot, SnapshotStore};
+use crate::log::sqlite::copy::{self, Contents};
+use crate::revision::Revision;
 
 /// What a file is called until it is complete.
 const PART: &str = ".part";
@@ -39,17 +40,33 @@ pub struct Save {
 /// Saves the store in `database` as it is at this moment; writers go on meanwhile. What is not complete does not stay,
 /// whatever happens.
 pub(crate) fn save(database: &Path, save: &Save, cancel: &CancellationToken) -> Result<Snapshot, SnapshotError> {
-    let folder = SnapshotFolder::new(&save.folder);
-    let base = [save.name.as_str(), save.node.as_str()].join("-");
-    folder.check_name(&base)?;
+    let size = fs::metadata(database).map_err(SnapshotError::file("read", database))?.len();
+    let plain = begin(save, size)?;
+    copy::copy(database, &plain.0, cancel)?;
+    let Contents { bytes, revision, format } = copy::finish_copy(&plain.0)?;
+    finish(save, plain, Data { store: SnapshotStore::Sqlite, bytes, revision, format })
+}
+
+/// What a file holds that becomes a snapshot.
+pub(super) struct Data {
+    pub(super) store: SnapshotStore,
+    pub(super) bytes: u64,
+    pub(super) revision: Revision,
+    pub(super) format: i64,
+}
+
+/// An empty file for data of about this size, in a folder that has room for it.
+pub(super) fn begin(save: &Save, size: u64) -> Result<Part, SnapshotError> {
+    SnapshotFolder::new(&save.folder).check_name(&save.base())?;
     fs::read_dir(&save.folder).map_err(SnapshotError::file("use the folder", &save.folder))?;
     remove_leftovers(&save.folder).map_err(SnapshotError::file("clean up", &save.folder))?;
-    check_room(database, save)?;
+    check_room(size, save)?;
+    Part::create(&save.folder, "plain")
+}
 
-    let (created, path) = unused_name(&save.folder, &base, save.compress);
-    let plain = Part::create(&save.folder, "plain")?;
-    copy::copy(database, &plain.0, cancel)?;
-    let contents = copy::finish_copy(&plain.0)?;
+/// Makes a snapshot of the file that holds `data`.
+pub(super) fn finish(save: &Save, plain: Part, data: Data) -> Result<Snapshot, SnapshotError> {
+    let (created, path) = unused_name(&save.folder, &save.base(), save.compress);
     let failed = || SnapshotError::file("write", &path);
     let part = if save.compress {
         let packed = Part::create(&save.folder, "packed")?;
@@ -61,10 +78,11 @@ pub(crate) fn save(database: &Path, save: &Save, cancel: &CancellationToken) -> 
     let label = Label {
         node: save.node.clone(),
         created,
-        revision: contents.revision.0,
-        database_bytes: contents.bytes,
+        revision: data.revision.0,
+        database_bytes: data.bytes,
         compressed: save.compress,
-        format: contents.format,
+        store: data.store,
+        format: data.format,
         version: save.version.clone(),
         token_hash: save.token_hash.clone(),
     };
@@ -75,8 +93,15 @@ pub(crate) fn save(database: &Path, save: &Save, cancel: &CancellationToken) -> 
     Ok(snapshot)
 }
 
+impl Save {
+    /// What its name begins with, before the time.
+    fn base(&self) -> String {
+        [self.name.as_str(), self.node.as_str()].join("-")
+    }
+}
+
 /// A file that goes when it is dropped, unless it was renamed.
-struct Part(PathBuf);
+pub(super) struct Part(pub(super) PathBuf);
 
 impl Part {
     fn create(folder: &Path, what: &str) -> Result<Self, SnapshotError> {
@@ -106,11 +131,10 @@ fn remove_leftovers(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn check_room(database: &Path, save: &Save) -> Result<(), SnapshotError> {
+fn check_room(size: u64, save: &Save) -> Result<(), SnapshotError> {
     let disk =
         statvfs(&save.folder).map_err(|errno| SnapshotError::file("use the folder", &save.folder)(errno.into()))?;
     let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
-    let size = fs::metadata(database).map_err(SnapshotError::file("read", database))?.len();
     // While it is compressed, both files are there; what is packed is smaller, but how much is not known before.
     let needed = if save.compress { 2 * size } else { size } + SPARE;
     if free < needed {

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use k3s_components::Need;
+use k3s_config::snapshots::ClusterReset;
 use tracing::warn;
 
 use super::{
@@ -23,8 +24,8 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         warn!("{warning}");
     }
     unused_files::of_server(&config).iter().for_each(|sentence| warn!("{sentence}"));
-    if let Some(file) = &config.restore {
-        return snapshot::restore(&config, file);
+    if let Some(ClusterReset { snapshot }) = &config.cluster_reset {
+        return snapshot::reset(&config, snapshot.as_deref());
     }
     let package = libexec()?
         .package(&Need::of_server(&config), version::KUBERNETES)

@@ -6,17 +6,20 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use k3s_config::server::ServerConfig;
+use k3s_components::Need;
+use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd, server::ServerConfig};
 use k3s_datastore::snapshot::Listed;
 use k3s_server::snapshots;
 
 use super::{
     Failure,
     environment::{environment, refused},
+    failure::UNAVAILABLE,
     globals::Globals,
     location::NodeFlags,
     output::{self, Format, line, print_json, show},
     runtime,
+    upstream::libexec,
 };
 use crate::version;
 
@@ -130,7 +133,7 @@ pub(super) fn run(command: Command, globals: Globals) -> Result<ExitCode, Failur
         Verb::Restore { server, snapshot } => {
             let config = server.read(globals, None)?;
             let file = snapshots::folder(&config).find(&snapshot);
-            restore(&config, &file)
+            reset(&config, Some(&file))
         }
     }
 }
@@ -147,8 +150,37 @@ fn deleted(names: &[String]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Makes this server go on alone, from a snapshot or from its own member of etcd, and says how.
+pub(super) fn reset(config: &ServerConfig, snapshot: Option<&Path>) -> Result<ExitCode, Failure> {
+    match (&config.datastore, snapshot) {
+        (Datastore::EmbeddedEtcd(etcd), snapshot) => reset_etcd(config, etcd, snapshot),
+        (_, Some(file)) => restore(config, file),
+        (_, None) => Err(failed(k3s_server::Error::KeptElsewhere)),
+    }
+}
+
+fn reset_etcd(config: &ServerConfig, etcd: &EmbeddedEtcd, snapshot: Option<&Path>) -> Result<ExitCode, Failure> {
+    let package = libexec()?
+        .package(&[Need::Etcd], version::KUBERNETES)
+        .map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
+    let reset = runtime::run(async { k3s_server::reset(config.clone(), &package, snapshot).await.map_err(failed) })?;
+    match snapshot {
+        Some(file) => line(format_args!("Restored {}; {} is the only member of etcd.", file.display(), reset.member))?,
+        None => line(format_args!("{} is the only member of etcd, with the data that it had.", reset.member))?,
+    }
+    if let Some(kept) = reset.kept {
+        line(format_args!("The data of before is kept as {}.", kept.display()))?;
+    }
+    line("Start k3s server again, without --cluster-reset.")?;
+    let dir = etcd.dir.display();
+    line(format_args!(
+        "On each other server: stop it, move {dir} away, and start it with --server=https://THIS-SERVER:6443."
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Restores `file`, and says how to go on.
-pub(super) fn restore(config: &ServerConfig, file: &Path) -> Result<ExitCode, Failure> {
+fn restore(config: &ServerConfig, file: &Path) -> Result<ExitCode, Failure> {
     let restored = runtime::run(async { snapshots::restore(config, file, version::KUBERNETES).await.map_err(failed) })?;
     line(format_args!("Restored {}; the cluster goes on from revision {}.", file.display(), restored.revision))?;
     if let Some(kept) = restored.kept {
@@ -236,7 +268,7 @@ impl ServerFlags {
 
 #[cfg(test)]
 mod tests {
-    use k3s_datastore::snapshot::Label;
+    use k3s_datastore::snapshot::{Label, SnapshotStore};
 
     use super::*;
 
@@ -248,6 +280,7 @@ mod tests {
             revision: 42,
             database_bytes: 4096,
             compressed: false,
+            store: SnapshotStore::Sqlite,
             format: 1,
             version: "v1.36.3+k3s1".into(),
             token_hash: "1ec1c26b50d5".into(),

@@ -71,6 +71,28 @@ pub enum EtcdError {
         /// The database.
         path: PathBuf,
     },
+    /// There is no data to go on from.
+    #[error("{} holds no member of an etcd: --cluster-reset needs the data of one, or a snapshot with --cluster-reset-restore-path", dir.display())]
+    NoMember {
+        /// Where it should be.
+        dir: PathBuf,
+    },
+    /// It was done, and is asked for again: a service manager that restarts would do it for ever.
+    #[error(
+        "the cluster was reset already: start the server without --cluster-reset; to reset it once more, remove {} first", flag.display()
+    )]
+    ResetBefore {
+        /// What tells so.
+        flag: PathBuf,
+    },
+    /// etcdutl did not make data of the snapshot.
+    #[error("the snapshot {} cannot be restored: {why}", path.display())]
+    NotRestored {
+        /// The snapshot.
+        path: PathBuf,
+        /// etcdutl's words.
+        why: String,
+    },
     /// A server could not be asked, or not be believed.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -113,7 +135,10 @@ impl EtcdError {
             | Self::Token(_)
             | Self::NoEtcd { .. }
             | Self::Differs(_)
+            | Self::ResetBefore { .. }
             | Self::Sqlite { .. } => ExitCode::Config,
+            Self::NoMember { .. } => ExitCode::NoInput,
+            Self::NotRestored { .. } => ExitCode::DataErr,
             Self::Credentials { .. } => ExitCode::NoPerm,
             Self::Join(_) | Self::Answer { .. } | Self::Client(_) => ExitCode::Unavailable,
             Self::Store(error) => error.exit_code(),

@@ -67,18 +67,59 @@ impl EtcdFolder {
         if let Some(name) = files::read(&path)?.filter(|name| !files::is_torn(name)) {
             return Ok(String::from_utf8_lossy(&name).trim().to_owned());
         }
-        let mut suffix = [0; 4];
-        rand::fill(&mut suffix).map_err(|_| failed("draw a name for", &path)(io::Error::other("no randomness")))?;
-        let name = format!("{node}-{}", HEXLOWER.encode(&suffix));
-        files::write(&path, name.as_bytes(), PRIVATE)?;
+        let name = Self::draw_name(node)?;
+        self.set_member_name(&name)?;
         Ok(name)
+    }
+
+    /// A name for a new member.
+    pub(super) fn draw_name(node: &str) -> Result<String, FileError> {
+        let mut suffix = [0; 4];
+        let failed = |_| failed("draw a name for", Path::new(node))(io::Error::other("no randomness"));
+        rand::fill(&mut suffix).map_err(failed)?;
+        Ok(format!("{node}-{}", HEXLOWER.encode(&suffix)))
+    }
+
+    pub(super) fn set_member_name(&self, name: &str) -> Result<(), FileError> {
+        files::write(&self.0.join("name"), name.as_bytes(), PRIVATE).map(drop)
+    }
+
+    /// Takes the place of `other`, which is kept beside; returns where, if it was there.
+    pub(super) fn replace(&self, other: &Self) -> Result<Option<PathBuf>, FileError> {
+        let kept = match other.0.exists() {
+            true => {
+                let kept = other.beside(&format!("etcd-old-{}", unix_now()));
+                fs::rename(&other.0, &kept).map_err(failed("move", &other.0))?;
+                Some(kept)
+            }
+            false => None,
+        };
+        fs::rename(&self.0, &other.0).map_err(failed("move", &self.0))?;
+        Ok(kept)
+    }
+
+    /// A file or folder in the same folder.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        self.0.parent().unwrap_or(&self.0).join(name)
+    }
+
+    /// The file that tells of a reset until the next start, k3s' own.
+    pub(super) fn reset_flag(&self) -> PathBuf {
+        self.beside("reset-flag")
+    }
+
+    pub(super) fn remember_reset(&self) -> Result<(), FileError> {
+        files::write(&self.reset_flag(), b"", PRIVATE).map(drop)
+    }
+
+    pub(super) fn forget_reset(&self) -> Result<(), FileError> {
+        files::remove(&self.reset_flag()).map(drop)
     }
 
     /// Moves everything out of the way of a new member; returns where it is. The oldest of more than five goes for good.
     pub(super) fn set_aside(&self) -> Result<PathBuf, FileError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let db = self.0.parent().unwrap_or(&self.0);
-        let kept = db.join(format!("{BACKUP}{now}"));
+        let kept = db.join(format!("{BACKUP}{}", unix_now()));
         fs::rename(&self.0, &kept).map_err(failed("move", &self.0))?;
         let mut earlier: Vec<(u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(db).map_err(failed("read", db))? {
@@ -113,6 +154,10 @@ impl EtcdFolder {
     fn tombstone(&self) -> PathBuf {
         self.0.join("tombstone")
     }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// The node whose member is called `member`: all before the last dash.

@@ -9,10 +9,17 @@ use futures_util::future::join_all;
 use http::Uri;
 use k3s_components::{CLIENT_PORT, EtcdMember, EtcdStart, Paths};
 use k3s_config::{embedded_etcd::EmbeddedEtcd, server::ServerConfig};
-use k3s_datastore::{Client, EtcdCluster, Knowledge, Member, MemberStatus, RemoteOptions, RemoteServer};
+use k3s_datastore::{
+    Client, EtcdCluster, Knowledge, Member, MemberStatus, RemoteOptions, RemoteServer,
+    snapshot::{Save, Snapshot, SnapshotError, save_etcd},
+};
 use k3s_supervise::{Backoff, Gate};
 use k3s_supervisor_api::{MemberDocument, MembersDocument};
-use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::{Mutex, Notify},
+    task::spawn_blocking,
+    time::sleep,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -52,6 +59,8 @@ pub(crate) struct Membership {
     client: Client,
     /// A server has begun to join.
     pub(super) joining: Notify,
+    /// One snapshot at a time.
+    saving: Mutex<()>,
 }
 
 /// How the member does.
@@ -78,6 +87,7 @@ impl Starting<'_> {
         let folder = EtcdFolder::new(&self.etcd.dir);
         self.check_earlier(&folder)?;
         folder.create().map_err(EtcdError::from)?;
+        folder.forget_reset().map_err(EtcdError::from)?;
         let name = folder.member_name(&self.host.name).map_err(EtcdError::from)?;
         let disk = measure(&folder).await?;
         let mut member =
@@ -144,7 +154,7 @@ impl Starting<'_> {
 }
 
 /// Measures the disk that the member will write to.
-async fn measure(folder: &EtcdFolder) -> Result<DiskSpeed, EtcdError> {
+pub(super) async fn measure(folder: &EtcdFolder) -> Result<DiskSpeed, EtcdError> {
     let dir = folder.path().to_owned();
     let failed = |source| EtcdError::Disk { path: folder.path().to_owned(), source };
     // A panic of it is in the log.
@@ -173,6 +183,7 @@ impl Membership {
             own: EtcdCluster::new(&options)?,
             client: Client::remote(&options)?,
             joining: Notify::new(),
+            saving: Mutex::new(()),
             member,
             folder,
             disk,
@@ -235,6 +246,15 @@ impl Membership {
             is_learner: member.is_learner,
         });
         Ok(MembersDocument { members: members.collect() })
+    }
+
+    /// Saves what this member has.
+    ///
+    /// # Errors
+    /// [`SnapshotError::UnderWay`] while another one is saved, and any other of its kind; nothing of the snapshot stays then.
+    pub(crate) async fn save_snapshot(&self, save: Save) -> Result<Snapshot, SnapshotError> {
+        let _saving = self.saving.try_lock().map_err(|_| SnapshotError::UnderWay)?;
+        save_etcd(&self.own, save).await
     }
 
     /// Removes the member called `name`, by the others' agreement. One that is gone already was removed.

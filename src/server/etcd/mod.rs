@@ -7,7 +7,7 @@
 //!   ▲                                                                               │ its node is deleted, or it is told to go
 //!   └── joins again, its old data set aside ◄── tombstone: removed ◄─────────────────┘
 //! ```
-//! Files, names and rules are k3s' (`pkg/etcd`): either program goes on from the other's folder, and both may be members of one cluster.
+//! Files, names and rules are k3s' (`pkg/etcd`), so that either program can go on from the other's folder.
 
 mod agreement;
 mod disk;
@@ -17,9 +17,11 @@ mod join;
 mod learners;
 mod membership;
 mod nodes;
+mod reset;
 mod watch;
 
 pub use error::EtcdError;
 pub(crate) use folder::EtcdFolder;
 pub(crate) use membership::{Membership, Starting};
 pub(crate) use nodes::EtcdNodes;
+pub use reset::{Reset, reset};
