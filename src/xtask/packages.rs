@@ -50,6 +50,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = args.output.clone().unwrap_or_else(|| workspace::target().join("packages"));
     fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let dist = dist::folder();
+    if !dist.join("share/k3s/charts").exists() {
+        println!("target/dist is without Traefik: make a release's with `cargo xtask dist --traefik`.");
+    }
     let name = format!("k3s-{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     let image = pack_image(&folder, &name)?;
     if args.image {
@@ -58,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let extensions = extension::pack(&dist, &folder, &name)?;
     if !args.no_sbom {
-        sbom::write(&folder.join("sbom"))?;
+        sbom::write(&dist, &folder.join("sbom"))?;
     }
     for (file, digest) in digest::of_folder(&folder)? {
         println!("{digest}  {}", file.display());

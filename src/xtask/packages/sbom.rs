@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     component::{Component, Scratch},
-    image::{Image, Purpose},
+    image::Image,
     process::{cargo, succeed},
     workspace,
 };
@@ -15,8 +15,8 @@ use crate::{
 const CARGO_TOOL: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 const GO_TOOL: &str = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0";
 
-/// Writes `<program>.cdx.json` for each program of the package and of the images in it, without times and serial numbers.
-pub(super) fn write(folder: &Path) -> Result<()> {
+/// Writes `<program>.cdx.json` for each program of `dist` and of the images in it, without times and serial numbers.
+pub(super) fn write(dist: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let tools = workspace::cache()?.join("tools");
     of_k3s(&tools, folder)?;
@@ -25,8 +25,8 @@ pub(super) fn write(folder: &Path) -> Result<()> {
         succeed(Command::new("go").env("GOBIN", &gomod).args(["install", GO_TOOL]))?;
     }
     let images = Image::all()?;
-    let nodes = images.iter().filter(|image| image.purpose() == Purpose::Node);
-    let in_images: BTreeSet<_> = nodes.flat_map(Image::components).collect();
+    let is_in = |image: &&Image| dist.join("share/k3s/images").join(image.name()).with_extension("tar").exists();
+    let in_images: BTreeSet<_> = images.iter().filter(is_in).flat_map(Image::components).collect();
     let is_shipped = |component: &&Component| component.libexec().is_some() || in_images.contains(component.name());
     for component in Component::all()?.iter().filter(is_shipped) {
         let built = component.build()?.folder;
