@@ -209,7 +209,8 @@ impl NodeRole {
     }
 
     /// Takes the place of `before`, which runs: of its programs, those that change are started anew, and with another `authority`
-    /// those that check servers by it. Pods stay, and kubelet does where only what it registers with has changed.
+    /// those that check servers by it. Pods stay, and kubelet does where only what it registers with has changed. What it
+    /// warns of is told in the place of what `before` did.
     ///
     /// # Errors
     /// A program that did not run before cannot be started.
@@ -222,6 +223,14 @@ impl NodeRole {
         let gone = before.node.config.labels.iter().map(|(key, _)| key).chain(&before.former_labels);
         let has = |key: &String| self.node.config.labels.iter().any(|(label, _)| label == key);
         self.former_labels = gone.filter(|key| !has(key)).cloned().collect();
+        for Warning { key, .. } in &before.warnings {
+            if self.warnings.iter().all(|warning| warning.key != *key) {
+                supervisor.clear(key);
+            }
+        }
+        for Warning { key, sentence } in &self.warnings {
+            supervisor.warn(key, sentence.as_str());
+        }
         for launch in &self.launches {
             let is_checked_by_it = launch.program.name != "containerd";
             let must_restart = authority == ServerAuthority::Another && is_checked_by_it;

@@ -74,6 +74,8 @@ fn nothing_is_left_of_a_node_that_stops_with_its_pods() {
     let running = counts(&server);
     step("a stop leaves them", || {
         assert!(running.iter().zip(&before).all(|(now, before)| now.1.len() > before.1.len()), "{running:#?}");
+        let refused = server.fail("setpriv --reuid=65534 --clear-groups k3s stop 2>&1");
+        assert!(refused.contains("run this as root"), "{refused}");
         let told = server.succeed("k3s stop");
         assert_eq!(told.trim(), "Stopped k3s. Pods go on running.");
         assert_eq!(server.succeed("cat /var/diary/polite"), "began\n");

@@ -14,6 +14,8 @@ pub(crate) const UNAVAILABLE: Sysexit = Sysexit::Unavailable;
 pub(crate) const SOFTWARE: Sysexit = Sysexit::Software;
 /// The operating system said no.
 pub(crate) const OS_ERROR: Sysexit = Sysexit::OsErr;
+/// This user may not do it.
+pub(crate) const NO_PERMISSION: Sysexit = Sysexit::NoPerm;
 /// What should be made is there already.
 pub(crate) const CANNOT_CREATE: Sysexit = Sysexit::CantCreat;
 /// Reading or writing failed.

@@ -7,7 +7,7 @@ use k3s_daemon::{Error, Role, lock};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, Uid},
 };
 use tokio::{
     net::UnixStream,
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Failure,
-    failure::{IO_ERROR, OS_ERROR, UNAVAILABLE},
+    failure::{IO_ERROR, NO_PERMISSION, OS_ERROR, UNAVAILABLE},
     globals::Globals,
     location::NodeFlags,
     output::line,
@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// network namespace, rule, device or cgroup of the node stays. State on disk does, so that the next start is like one after a reboot.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// End pods, too, and leave the host as if k3s had never run
+    /// End pods, too, and leave nothing of the node but its state on disk
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -43,6 +43,10 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: Options, globals: Globals) -> Result<ExitCode, Failure> {
+    // To others a node that runs looks like one that does not.
+    if !Uid::effective().is_root() {
+        return Err(Failure::new(NO_PERMISSION, "k3s runs as root, and only root can stop it: run this as root"));
+    }
     let paths = Paths::new(options.node.locate(globals)?.data_dir, Paths::RUN);
     runtime::run(async {
         match (options.all, running(&paths).await) {
