@@ -51,15 +51,10 @@ pub(crate) struct Controllers<'a> {
 impl Controllers<'_> {
     /// Runs them until `shutdown`.
     pub(crate) async fn run(self, shutdown: &CancellationToken) {
-        if self.supervisor.ready("kube-apiserver").await.is_err() {
+        // A stop does not wait for an API that is still to come.
+        if !shutdown.run_until_cancelled(self.begin()).await.unwrap_or(false) {
             return;
         }
-        // Before anybody can ask for a name: none of those that are taken may seem to be free.
-        migrate_node_passwords(&self.client, &self.paths.cred("node-passwd")).await;
-        self.node_passwords.remember_own(&self.client).await;
-        self.admin_client.send(self.view);
-        self.view.begin();
-
         let (leads, leading) = watch::channel(!self.is_shared());
         let shared = Shared {
             client: self.client.clone(),
@@ -74,6 +69,19 @@ impl Controllers<'_> {
             }
         };
         tokio::join!(Box::pin(self.registry().run(&shared, shutdown)), Box::pin(election));
+    }
+
+    /// Waits for the API and opens it to this process' own users; false if there will be none.
+    async fn begin(&self) -> bool {
+        if self.supervisor.ready("kube-apiserver").await.is_err() {
+            return false;
+        }
+        // Before anybody can ask for a name: none of those that are taken may seem to be free.
+        migrate_node_passwords(&self.client, &self.paths.cred("node-passwd")).await;
+        self.node_passwords.remember_own(&self.client).await;
+        self.admin_client.send(self.view);
+        self.view.begin();
+        true
     }
 
     /// Which controllers there are: each with the condition on which it is.

@@ -110,6 +110,19 @@ fn nothing_is_left_of_a_node_that_stops_with_its_pods() {
     });
 }
 
+#[test]
+fn a_stop_does_not_wait_for_a_start() {
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    let k3s = server.start_k3s("");
+    // It will never be ready.
+    let running = server.wait_for_components(|running| running.contains_key("kube-apiserver"));
+    server.succeed(&format!("kill -STOP {}", running["kube-apiserver"].pid));
+    // It has its grace period, and no more.
+    server.succeed("timeout 60 k3s stop");
+    assert!(!server.path(format!("/proc/{}", k3s.pid)).exists());
+}
+
 fn counts(node: &Node) -> Vec<(&'static str, String)> {
     COUNTS.iter().map(|(what, command)| (*what, node.succeed(command))).collect()
 }
