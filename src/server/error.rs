@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// The datastore is empty, and was not.
     #[error(
-        "the datastore {place} holds nothing, but this server has run a cluster: put the database back or restore a snapshot with          `k3s snapshot restore`; if an empty cluster is meant, remove {} and start again", trace.display()
+        "the datastore {place} holds nothing, but this server has run a cluster: put the database back or restore a snapshot with `k3s snapshot restore`; if an empty cluster is meant, remove {} and start again", trace.display()
     )]
     LostDatastore {
         /// The database, or the flag that names it.

@@ -85,6 +85,12 @@ pub enum EtcdError {
         /// What tells so.
         flag: PathBuf,
     },
+    /// It started and had no leader in all this time.
+    #[error("etcd does not come up on {}: its log above says why; a snapshot may, with --cluster-reset-restore-path", dir.display())]
+    NotUp {
+        /// Its data.
+        dir: PathBuf,
+    },
     /// etcdutl did not make data of the snapshot.
     #[error("the snapshot {} cannot be restored: {why}", path.display())]
     NotRestored {
@@ -140,7 +146,7 @@ impl EtcdError {
             Self::NoMember { .. } => ExitCode::NoInput,
             Self::NotRestored { .. } => ExitCode::DataErr,
             Self::Credentials { .. } => ExitCode::NoPerm,
-            Self::Join(_) | Self::Answer { .. } | Self::Client(_) => ExitCode::Unavailable,
+            Self::NotUp { .. } | Self::Join(_) | Self::Answer { .. } | Self::Client(_) => ExitCode::Unavailable,
             Self::Store(error) => error.exit_code(),
             Self::File(_) | Self::Disk { .. } => ExitCode::IoErr,
         }

@@ -22,7 +22,7 @@ use k3s_supervise::{
     program::Program,
     status::{ExitKind, LastExit},
 };
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -43,6 +43,8 @@ use crate::{
 const LEAP: u64 = 1_000_000_000;
 /// More than any snapshot takes to unpack.
 const PATIENCE: Duration = Duration::from_secs(1800);
+/// More than any etcd takes to start, on a slow disk and with an election.
+const START: Duration = Duration::from_secs(600);
 /// Where a snapshot's data is until it is in place, and the snapshot's own file meanwhile.
 const RESTORING: &str = "etcd-restoring";
 const SNAPSHOT: &str = "etcd-restoring.db";
@@ -177,8 +179,11 @@ impl Resetting<'_> {
         launch.install_files()?;
         self.supervisor.start([launch.program])?;
         let disk = measure(&folder).await?;
+        let dir = folder.path().to_owned();
         let membership = Membership::new(member, folder, disk, self.paths.clone())?;
-        membership.until_it_votes(&self.supervisor.gate("datastore")?).await?;
+        let gate = self.supervisor.gate("datastore")?;
+        let up = timeout(START, membership.until_it_votes(&gate)).await;
+        up.map_err(|_| EtcdError::NotUp { dir })??;
         let found = bootstrap_data::load(&membership.client(), token.as_ref(), None).await;
         found.map_err(|error: BootstrapError| error.into())
     }
