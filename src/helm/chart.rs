@@ -192,10 +192,23 @@ impl HelmChart {
                 self.name_any().len()
             ));
         }
+        if let Some(wrong) = self.unusable_name(&spec) {
+            return Err(wrong);
+        }
         match &*spec.helm_version {
             "" | "v3" | "v4" => Ok(spec),
             other => Err(format!("spec.helmVersion {other} is not supported: leave it out")),
         }
+    }
+
+    /// What is said of a namespace or an object that can have no such name: it becomes a part of paths, of files and of the API's.
+    fn unusable_name(&self, spec: &Spec) -> Option<String> {
+        if !self.has_target() {
+            return Some(format!("spec.targetNamespace {:?} is no name of a namespace", self.target_namespace()));
+        }
+        let objects = [&spec.repo_ca_config_map, &spec.auth_secret, &spec.docker_registry_secret].into_iter().flatten();
+        let wrong = objects.map(|object| &*object.name).find(|name| !is_name(name));
+        wrong.or(wrong_secret(&spec.values_secrets)).map(|name| format!("{name:?} is no name of a Secret or ConfigMap"))
     }
 
     /// The Secrets that change what is wanted.
@@ -209,6 +222,11 @@ impl HelmChart {
             None | Some("") => self.namespace().unwrap_or_default(),
             Some(namespace) => namespace.to_owned(),
         }
+    }
+
+    /// Whether there can be such a namespace.
+    pub(crate) fn has_target(&self) -> bool {
+        is_label(&self.target_namespace())
     }
 
     /// Where its release's records are.
@@ -228,13 +246,35 @@ impl HelmChartConfig {
     /// # Errors
     /// What is wrong with it, as a user reads it.
     pub(crate) fn read_spec(&self) -> Result<ConfigSpec, String> {
-        parse(&self.spec).map_err(|error| format!("its HelmChartConfig: {error}"))
+        let spec: ConfigSpec = parse(&self.spec).map_err(|error| format!("its HelmChartConfig: {error}"))?;
+        match wrong_secret(&spec.values_secrets) {
+            Some(name) => Err(format!("its HelmChartConfig: {name:?} is no name of a Secret")),
+            None => Ok(spec),
+        }
     }
 
     /// The Secrets that change what is wanted.
     pub(crate) fn watched_secrets(&self) -> Vec<String> {
         self.read_spec().map(|spec| watched(spec.values_secrets)).unwrap_or_default()
     }
+}
+
+fn wrong_secret(secrets: &[ValuesSecret]) -> Option<&str> {
+    secrets.iter().map(|secret| &*secret.name).find(|name| !is_name(name))
+}
+
+/// Labels of DNS, as most objects are called.
+fn is_name(name: &str) -> bool {
+    name.split('.').all(is_label)
+}
+
+/// A label of DNS, as namespaces are called.
+fn is_label(name: &str) -> bool {
+    let is_inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| is_inner(&byte))
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 fn parse<'a, T: Deserialize<'a> + Default>(spec: &'a Value) -> Result<T, String> {
@@ -364,6 +404,12 @@ pub(crate) mod tests {
         let refused = |spec: Value| chart(spec).read_spec().unwrap_err();
         assert_eq!(refused(json!({"helmVersion": "v2"})), "spec.helmVersion v2 is not supported: leave it out");
         assert!(refused(json!({"set": [1]})).contains("the spec is not one of this version"));
+        assert_eq!(
+            refused(json!({"chart": "app", "targetNamespace": "x/../../../../etc/cron"})),
+            "spec.targetNamespace \"x/../../../../etc/cron\" is no name of a namespace"
+        );
+        let elsewhere = json!({"chart": "app", "authSecret": {"name": "../../other/secrets/a"}});
+        assert_eq!(refused(elsewhere), "\"../../other/secrets/a\" is no name of a Secret or ConfigMap");
         let mut long = chart(json!({"chart": "app"}));
         long.metadata.name = Some("x".repeat(54));
         assert!(long.read_spec().unwrap_err().contains("Helm takes 53 at most"));

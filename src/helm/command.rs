@@ -30,6 +30,7 @@ pub(crate) type File = (String, Vec<u8>);
 /// The files that installing and upgrading need; `own_authority` is that of this server's certificate.
 pub(crate) fn files(wanted: &Wanted, own_authority: &[u8]) -> Vec<File> {
     let mut files: Vec<File> = wanted.values.iter().map(|file| (file.name.clone(), file.content.clone())).collect();
+    files.extend(wanted.set.iter().enumerate().filter_map(|(index, setting)| setting.file(index)));
     let mut add = |name: &str, content: Vec<u8>| files.push((name.to_owned(), content));
     let access = &wanted.access;
     if wanted.source == Source::Content {
@@ -167,7 +168,7 @@ fn apply(step: Step, wanted: &Wanted) -> Vec<String> {
         args.push("--force-conflicts".to_owned());
     }
     args.extend(wanted.values.iter().map(|file| format!("--values={}", file.name)));
-    args.extend(wanted.set.iter().cloned());
+    args.extend(wanted.set.iter().enumerate().map(|(index, setting)| setting.argument(index)));
     // What follows is no option, whatever it looks like.
     args.extend(["--".to_owned(), target.name.clone(), wanted.source.reference(ARCHIVE)]);
     args
@@ -226,10 +227,11 @@ mod tests {
         assert_eq!(
             line(Step::Install, &wanted),
             "install --namespace=kube-system --timeout=300s --hide-notes --labels=helmcharts.helm.cattle.io/configHash=HASH \
-             --ca-file=ca.pem --values=values-0-000-HelmChart-ValuesContent.yaml --set-string=global.systemDefaultRegistry= \
+             --ca-file=ca.pem --values=values-0-000-HelmChart-ValuesContent.yaml --set-file=global.systemDefaultRegistry=set-0 \
              -- app https://127.0.0.1:6443/static/charts/traefik.tgz"
         );
         assert_eq!(named(&wanted)["ca.pem"], "\nOWN");
+        assert_eq!(named(&wanted)["set-0"], "");
     }
 
     #[test]

@@ -55,7 +55,8 @@ fn is_ours(job: &Job) -> bool {
     job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref()) == Some(MANAGER)
 }
 
-fn has_ended(job: &Job) -> bool {
+/// Whether it says that nothing more becomes of it.
+pub(crate) fn has_ended(job: &Job) -> bool {
     let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| matches!(&*condition.type_, "Complete" | "Failed"))
 }

@@ -21,6 +21,8 @@ mod job;
 mod reconcile;
 mod release;
 mod report;
+mod retired;
+mod set;
 mod source;
 mod values;
 mod wanted;

@@ -27,6 +27,7 @@ use crate::{
     job::{self, Progress, Shown},
     release::Records,
     report::{Condition, Happening, Report},
+    retired,
     wanted::{Target, Wanted},
 };
 
@@ -34,6 +35,8 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// How often a release is looked at that somebody has to mend.
 const BLOCKED: Duration = Duration::from_secs(300);
+/// How often a Job of k3s is looked at that has to go.
+const RETIRING: Duration = Duration::from_secs(2);
 
 /// What all charts share.
 pub(crate) struct Reconciler {
@@ -96,6 +99,11 @@ impl Reconciler {
                 self.settle(chart);
                 return Ok(Action::await_change());
             }
+        }
+        if let Some(job) = retired::stop_job(chart, &self.client).await? {
+            self.status
+                .problem(&chart.title(), format!("the Job {job} of k3s still runs Helm; waiting until it is gone"));
+            return Ok(Action::requeue(RETIRING));
         }
         let mut report = Report::of(chart, &self.client, &self.events);
         let result = if deleted { self.remove(chart, &report).await } else { self.apply(chart, &mut report).await };
@@ -204,6 +212,9 @@ impl Reconciler {
                     match self.act(steps, &wanted, chart).await {
                         Ok(()) => {
                             shown.show(Progress::Complete { failed }).await;
+                            if release.is_some_and(|release| release.hash.is_none()) {
+                                retired::delete_rest(chart, &self.client).await?;
+                            }
                             info!(chart = chart.title(), "A Helm chart is applied.");
                             self.settle(chart);
                             return Ok(Action::await_change());
@@ -242,8 +253,13 @@ impl Reconciler {
 
     /// Makes the release go, and then the chart.
     async fn remove(&self, chart: &HelmChart, report: &Report<'_>) -> Result<Action, ChartError> {
-        // Where nobody understands the rest, its release may be there all the same.
+        // Where nobody understands the rest, its release may be there all the same; one in no namespace never was.
         let spec = chart.read_spec().unwrap_or_default();
+        if !chart.has_target() {
+            self.let_go(chart).await?;
+            self.settle(chart);
+            return Ok(Action::await_change());
+        }
         let target =
             Target { driver: chart.driver(), ..Target::new(&chart.name_any(), &chart.target_namespace(), &spec) };
         let records = Records::of(&self.client, &target);
@@ -275,6 +291,7 @@ impl Reconciler {
             Decision::Done | Decision::Forget | Decision::Blocked => {}
         }
         report.tell(&Happening::Removed).await;
+        retired::delete_rest(chart, &self.client).await?;
         self.let_go(chart).await?;
         info!(chart = chart.title(), "A Helm chart is uninstalled.");
         self.settle(chart);

@@ -1,8 +1,4 @@
-//! The values of a chart: files in the order in which later ones win, and `--set` arguments, which win over all of them.
-
-use std::collections::BTreeMap;
-
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+//! The values of a chart: files in the order in which later ones win.
 
 /// A values file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,32 +38,6 @@ pub(crate) fn file_name(layer: Layer, part: Part) -> String {
     }
 }
 
-/// `spec.set` as Helm's arguments: numbers, booleans and null by their type, anything else as text in which a comma is a comma.
-pub(crate) fn set_arguments(set: &BTreeMap<String, IntOrString>) -> Vec<String> {
-    let argument = |(key, value): (&String, &IntOrString)| match value {
-        IntOrString::Int(number) => format!("--set={key}={number}"),
-        IntOrString::String(text) if matches!(&*text.to_ascii_lowercase(), "true" | "false" | "null") => {
-            format!("--set={key}={text}")
-        }
-        IntOrString::String(text) => format!("--set-string={key}={}", escape_commas(text)),
-    };
-    set.iter().map(argument).collect()
-}
-
-/// Each comma after an even number of backslashes gets one more: Helm splits at those.
-fn escape_commas(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    let mut backslashes = 0;
-    for character in text.chars() {
-        if character == ',' && backslashes % 2 == 0 {
-            escaped.push('\\');
-        }
-        backslashes = if character == '\\' { backslashes + 1 } else { 0 };
-        escaped.push(character);
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,34 +56,5 @@ mod tests {
         assert!(names.is_sorted());
         assert_eq!(names[2], "values-0-002-HelmChart-ValuesSecret.yaml");
         assert_eq!(names[4], "values-1-000-HelmChartConfig-ValuesContent.yaml");
-    }
-
-    #[test]
-    fn set_has_types_and_escapes() {
-        let text = |text: &str| IntOrString::String(text.into());
-        let set = [
-            ("a", IntOrString::Int(3)),
-            ("b", text("true")),
-            ("c", text("Null")),
-            ("d", text("1.5")),
-            ("e", text("x,y")),
-            ("f", text(r"x\,y")),
-            ("g", text(r"x\\,y")),
-            ("h", text("")),
-        ];
-        let set = set.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        assert_eq!(
-            set_arguments(&set),
-            [
-                "--set=a=3",
-                "--set=b=true",
-                "--set=c=Null",
-                "--set-string=d=1.5",
-                r"--set-string=e=x\,y",
-                r"--set-string=f=x\,y",
-                r"--set-string=g=x\\\,y",
-                "--set-string=h=",
-            ]
-        );
     }
 }

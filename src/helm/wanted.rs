@@ -9,8 +9,9 @@ use serde_json::Value;
 use crate::{
     chart::{ConfigSpec, Driver, FailurePolicy, Reference, ServerSide, Spec, ValuesSecret},
     inputs::{Data, Objects},
+    set::{Setting, settings},
     source::Source,
-    values::{Layer, Part, ValuesFile, file_name, set_arguments},
+    values::{Layer, Part, ValuesFile, file_name},
 };
 
 /// How long one step of Helm takes at most where nothing says it: Helm's own.
@@ -29,8 +30,7 @@ pub(crate) struct Wanted {
     /// The archive of [`Source::Content`].
     pub(crate) content: Vec<u8>,
     pub(crate) values: Vec<ValuesFile>,
-    /// `--set` arguments.
-    pub(crate) set: Vec<String>,
+    pub(crate) set: Vec<Setting>,
     pub(crate) create_namespace: bool,
     pub(crate) take_ownership: bool,
     pub(crate) server_side: Option<ServerSide>,
@@ -107,7 +107,7 @@ impl Wanted {
             version: if source.has_versions() { spec.version.trim().to_owned() } else { String::new() },
             content: content(spec)?,
             values,
-            set: set_arguments(&spec.set),
+            set: settings(&spec.set)?,
             create_namespace: spec.create_namespace,
             take_ownership: spec.take_ownership,
             server_side: config.server_side.or(spec.server_side),
@@ -130,7 +130,7 @@ impl Wanted {
         };
         add(self.source.describe(&self.version).as_bytes());
         add(&self.content);
-        self.set.iter().for_each(|argument| add(argument.as_bytes()));
+        self.set.iter().for_each(|setting| add(&setting.bytes()));
         for file in self.values.iter().filter(|file| file.counts) {
             add(file.name.as_bytes());
             add(&file.content);
@@ -239,6 +239,7 @@ fn ignored(spec: &Spec, config: &ConfigSpec, source: &Source) -> Vec<&'static st
         (!spec.security_context.is_null(), "securityContext: Helm runs in no container here"),
         (!spec.version.is_empty() && !source.has_versions(), "version: the chart is one archive"),
         (spec.auth_secret.is_some() && !is_repository, "authSecret: it is for a repository in spec.repo"),
+        (spec.plain_http && !source.has_versions(), "plainHTTP: it is for charts of an OCI registry"),
         (spec.auth_pass_credentials && spec.auth_secret.is_none(), "authPassCredentials: there is no authSecret"),
         (
             spec.docker_registry_secret.is_some() && !matches!(source, Source::Registry(_)),

@@ -10,6 +10,17 @@ const HELM: &str = "KUBECONFIG=/etc/rancher/k3s/k3s.yaml /opt/k3s/libexec/k3s/he
 /// A ConfigMap that shows its values; a Service that the API refuses, and a hook that never ends where there is no node, if they say so.
 const TEMPLATE: &str = include_str!("../manifests/chart-template.yaml");
 
+/// What k3s has of a chart `taken`.
+const OF_K3S: &str = include_str!("../manifests/k3s-chart.yaml");
+
+/// Its release, as Helm 3 records it.
+const RECORD: &str = r#"{
+    "name": "taken", "namespace": "kube-system", "version": 1, "config": {"greeting": "of k3s"},
+    "info": {"first_deployed": "2026-01-01T00:00:00Z", "last_deployed": "2026-01-01T00:00:00Z", "deleted": "", "description": "Install complete", "status": "deployed"},
+    "chart": {"metadata": {"apiVersion": "v2", "name": "app", "version": "0.9.0"}, "lock": null, "templates": [], "values": {}, "schema": null, "files": null},
+    "manifest": "---\n# Source: app/templates/all.yaml\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: taken}\ndata: {greeting: of k3s, revision: \"1\"}\n"
+}"#;
+
 /// Makes `/srv/charts/NAME-VERSION.tgz` on a node.
 fn pack(node: &Node, name: &str, version: &str) -> String {
     let folder = format!("/tmp/charts/{name}");
@@ -111,6 +122,21 @@ fn helm_charts_become_releases() {
         server.kubectl("delete helmchartconfig web -n kube-system");
         wait_for_greeting(&server, "web", "changed");
         assert_eq!(server.kubectl("get configmap web -n kube-system -o jsonpath={.data.revision}"), "4");
+    });
+    step("what k3s' helm-controller installed is taken over: upgraded, not installed anew, and uninstalled", || {
+        let release = server.succeed(&format!("printf %s '{RECORD}' | gzip -c | base64 -w0 | base64 -w0"));
+        server.apply(&OF_K3S.replace("RELEASE", release.trim()));
+        let uid = server.kubectl("get configmap taken -n kube-system -o jsonpath={.metadata.uid}");
+        wait_for_greeting(&server, "taken", "taken over");
+        let after = "get configmap taken -n kube-system -o jsonpath='{.metadata.uid} {.data.revision}'";
+        assert_eq!(server.kubectl(after), format!("{uid} 2"));
+        server.kubectl("wait --for=condition=complete job/helm-install-taken -n kube-system --timeout=60s");
+        let needed = "serviceaccount/helm-taken clusterrolebinding/helm-kube-system-taken secret/chart-values-taken configmap/chart-content-taken";
+        until(&format!("test -z \"$(k3s kubectl get {needed} -n kube-system -o name --ignore-not-found)\""));
+        assert_eq!(server.kubectl("get pods -n kube-system -o name"), "");
+        server.kubectl("delete helmchart taken -n kube-system --timeout=120s");
+        server.fail("k3s kubectl get configmap taken -n kube-system");
+        assert_eq!(server.kubectl("get secrets -n kube-system -l owner=helm,name=taken -o name"), "");
     });
     step("a chart that comes along in the object", || {
         let content = server.succeed("base64 -w0 < /srv/charts/app-1.0.0.tgz");
