@@ -11,8 +11,10 @@
 //! the first look at a file applies it whatever was applied before.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs, io,
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,7 +22,12 @@ use std::{
 use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
 use k3s_supervise::{Backoff, ObjectStatus, TaskError};
-use tokio::{select, task::spawn_blocking, time::Instant};
+use nix::libc;
+use tokio::{
+    select,
+    task::{JoinError, spawn_blocking},
+    time::Instant,
+};
 use tracing::{debug, info};
 
 use super::{
@@ -28,15 +35,17 @@ use super::{
     addon::{AddonObject, Addons, DEFINITIONS, Step},
     changes::Changes,
     cluster::{Cluster, kinds_of},
-    folder::{ManifestFile, Scan, addon_name, scan},
-    manifest,
+    folder::{ManifestFile, Scan, addon_name, is_addon_name, scan},
+    manifest::{self, ManifestObject},
     object_set::ObjectSet,
     packaged::PACKAGED,
 };
 use crate::{Context, Controller, backoff};
 
-/// More than any API server takes in a thousand objects.
-const LARGEST: u64 = 64 << 20;
+/// Larger than any manifest that people keep, and small enough to be read by a small device.
+const LARGEST: u64 = 16 << 20;
+/// Of what is told of a file, in characters: parsers and the API cite what they were given.
+const LONGEST: usize = 600;
 /// Between attempts with one file at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -121,6 +130,10 @@ enum DeployError {
     Addon(#[from] kube::Error),
     #[error("it has the add-on name {name} of {first}: rename one of them")]
     Name { name: String, first: String },
+    #[error("it cannot be an AddOn called {0:?}: rename it to small letters, digits and - before its first dot")]
+    NoName(String),
+    #[error("reading it failed: {0}")]
+    Thread(#[from] JoinError),
     #[error("it cannot be deleted: {0}")]
     Delete(io::Error),
     #[error("{0} is being uninstalled")]
@@ -134,7 +147,12 @@ impl DeployError {
             Self::Read(_) | Self::TooLarge => Some(Step::ReadFailed),
             Self::Manifest(_) => Some(Step::ParseFailed),
             Self::Apply(_) => Some(Step::ApplyFailed),
-            Self::Addon(_) | Self::Name { .. } | Self::Delete(_) | Self::Uninstalling(_) => None,
+            Self::Addon(_)
+            | Self::Name { .. }
+            | Self::NoName(_)
+            | Self::Thread(_)
+            | Self::Delete(_)
+            | Self::Uninstalling(_) => None,
         }
     }
 }
@@ -185,7 +203,9 @@ impl Run<'_> {
             if !self.is_due(file) {
                 continue;
             }
-            let result = if first == file.name {
+            let result = if !is_addon_name(&name) {
+                Err(DeployError::NoName(name))
+            } else if first == file.name {
                 self.apply(&name, file).await
             } else {
                 Err(DeployError::Name { name, first: first.to_owned() })
@@ -263,7 +283,7 @@ impl Run<'_> {
                 Outcome::Done
             }
             Err(error) => {
-                let why = error.to_string();
+                let why = shortened(error.to_string());
                 let (mut backoff, told) = match before {
                     Some(Outcome::Failed(retry)) => (retry.backoff, Some(retry.why)),
                     _ => (Backoff::between(PAUSES.0, PAUSES.1), None),
@@ -284,13 +304,12 @@ impl Run<'_> {
     async fn apply(&mut self, name: &str, file: &ManifestFile) -> Result<(), DeployError> {
         let source = file.path.display().to_string();
         let before = self.addons.get_or_create(name, &source).await?;
-        let contents = read(&file.path).await?;
-        let checksum = HEXLOWER.encode(digest::digest(&digest::SHA256, &contents).as_ref());
+        let (checksum, contents) = read(&file.path).await?;
         // A file that was only touched.
         if self.is_known(file) && checksum == before.checksum && source == before.source {
             return Ok(());
         }
-        let objects = manifest::parse(&contents)?;
+        let objects = parse(contents).await?;
         let kinds = kinds_of(&objects);
         let server = file.authoritative.then(|| self.deploy.server.clone());
         // Whatever comes in between: what is about to be applied is found again.
@@ -310,8 +329,8 @@ impl Run<'_> {
     async fn delete(&mut self, file: &ManifestFile) -> Result<(), DeployError> {
         let name = addon_name(&file.path);
         let addon = self.addons.get(&name).await?;
-        let objects = match read(&file.path).await.map_err(|error| error.to_string()) {
-            Ok(contents) => manifest::parse(&contents).unwrap_or_default(),
+        let objects = match read(&file.path).await {
+            Ok((_, contents)) => parse(contents).await.unwrap_or_default(),
             Err(_) => Vec::new(),
         };
         let former = addon.iter().flat_map(|addon| addon.kinds.clone());
@@ -334,12 +353,10 @@ impl Run<'_> {
 
     /// Forgets files that are gone; those of authoritative folders take their objects along.
     async fn forget(&mut self, found: &Scan) {
-        let is_there = |path: &Path| {
-            found.skipped.contains(path)
-                || found.wanted.iter().chain(&found.disabled).any(|file| file.path == path)
-                || found.unreadable.iter().any(|(name, _)| self.deploy.folder.join(name) == path)
-        };
-        let gone: Vec<_> = self.files.keys().filter(|path| !is_there(path)).cloned().collect();
+        let unreadable: Vec<_> = found.unreadable.iter().map(|(name, _)| self.deploy.folder.join(name)).collect();
+        let known = found.wanted.iter().chain(&found.disabled).map(|file| &file.path);
+        let there: HashSet<&Path> = known.chain(&found.skipped).chain(&unreadable).map(PathBuf::as_path).collect();
+        let gone: Vec<_> = self.files.keys().filter(|path| !there.contains(path.as_path())).cloned().collect();
         for path in &gone {
             if let Some(state) = self.files.remove(path) {
                 self.context.status.solved(&state.file.name);
@@ -356,7 +373,7 @@ impl Run<'_> {
             let source = Path::new(&addon.source);
             let ours = addon.server.as_deref() == Some(&*self.deploy.server)
                 && found.authoritative.iter().any(|folder| source.starts_with(folder));
-            if !ours || is_there(source) {
+            if !ours || there.contains(source) {
                 continue;
             }
             let object = format!("Addon {}", addon.name);
@@ -388,9 +405,32 @@ impl Run<'_> {
     }
 }
 
-async fn read(path: &Path) -> Result<Vec<u8>, DeployError> {
-    if tokio::fs::metadata(path).await?.len() > LARGEST {
-        return Err(DeployError::TooLarge);
+/// What is in a file, with its checksum.
+async fn read(path: &Path) -> Result<(String, Vec<u8>), DeployError> {
+    let path = path.to_owned();
+    spawn_blocking(move || {
+        // Whatever has taken the file's place since it was found: a pipe is not waited for, and a device is not read to its end.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        if file.metadata()?.len() > LARGEST {
+            return Err(DeployError::TooLarge);
+        }
+        let mut contents = Vec::new();
+        file.take(LARGEST + 1).read_to_end(&mut contents)?;
+        if contents.len() as u64 > LARGEST {
+            return Err(DeployError::TooLarge);
+        }
+        Ok((HEXLOWER.encode(digest::digest(&digest::SHA256, &contents).as_ref()), contents))
+    })
+    .await?
+}
+
+async fn parse(contents: Vec<u8>) -> Result<Vec<ManifestObject>, DeployError> {
+    Ok(spawn_blocking(move || manifest::parse(&contents)).await??)
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
-    Ok(tokio::fs::read(path).await?)
 }

@@ -152,6 +152,10 @@ impl Walk<'_> {
                 self.folder(path, within, depth + 1, authoritative);
             }
         } else if is_manifest(&name) {
+            // A pipe would be waited for, and a device never ends.
+            if !metadata.is_file() {
+                return Err(io::Error::other("it is no regular file"));
+            }
             self.found.push(ManifestFile {
                 name: self.name(path),
                 path: path.to_owned(),
@@ -185,6 +189,14 @@ pub(super) fn is_disabled(base: &Path, path: &Path, disabled: &BTreeSet<String>)
 pub(super) fn addon_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// Whether the API takes it as the name of an AddOn.
+pub(super) fn is_addon_name(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_edge = |byte: Option<&u8>| byte.is_some_and(|byte| *byte != b'-');
+    let bytes = name.as_bytes();
+    bytes.len() <= 253 && is_edge(bytes.first()) && is_edge(bytes.last()) && bytes.iter().all(|byte| is_inner(*byte))
 }
 
 #[cfg(test)]
@@ -272,5 +284,11 @@ mod tests {
     #[test]
     fn the_first_dot_ends_an_addons_name() {
         assert_eq!(addon_name(Path::new("/x/traefik.v3.yaml")), "traefik");
+        for (name, is_one) in
+            [("a", true), ("metrics-server", true), ("", false), ("My_App", false), ("-a", false), ("ü", false)]
+        {
+            assert_eq!(is_addon_name(name), is_one, "{name}");
+        }
+        assert!(is_addon_name(&"a".repeat(253)) && !is_addon_name(&"a".repeat(254)));
     }
 }

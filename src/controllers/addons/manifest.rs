@@ -4,6 +4,14 @@ use kube::core::DynamicObject;
 use serde_json::Value;
 use serde_saphyr::{Error as YamlError, Options, options};
 
+/// Objects of one file: far more than anybody keeps in one, and few enough for the memory of a small device.
+const MOST: usize = 10_000;
+/// Mappings and sequences within each other, each of which takes some of a thread's stack. The most nested definitions of resources that
+/// are around have some forty.
+const DEEPEST: usize = 64;
+/// Mappings, sequences and scalars of one document, whose text is bounded too.
+const MOST_NODES: usize = 1_000_000;
+
 /// An object, and where in its file it is.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ManifestObject {
@@ -32,6 +40,9 @@ pub(super) enum ManifestError {
     /// Its bytes are no text.
     #[error("it is not UTF-8: save it as UTF-8")]
     Encoding,
+    /// It has too many objects.
+    #[error("it has more than {MOST} objects: divide it into several files")]
+    TooMany,
     /// A document is not what it has to be.
     #[error("{place}: {reason}")]
     Document {
@@ -55,6 +66,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<ManifestObject>, ManifestError> 
         let place = Place { document: index + 1, line: line + first_content(document) };
         for value in values(document, line, place)? {
             flatten(value, place, &mut objects)?;
+            if objects.len() > MOST {
+                return Err(ManifestError::TooMany);
+            }
         }
     }
     Ok(objects)
@@ -103,10 +117,9 @@ fn values(document: &str, line: u64, place: Place) -> Result<Vec<Value>, Manifes
     {
         return Ok(values);
     }
-    // Lines are counted from the file's begin.
-    let padded = "\n".repeat(usize::try_from(line).unwrap_or_default()) + document.trim_start_matches('\u{feff}');
-    let value = serde_saphyr::from_str_with_options::<Value>(&padded, yaml_options()).map_err(|error| {
-        let line = error.location().map_or(place.line, |location| location.line());
+    let document = document.trim_start_matches('\u{feff}');
+    let value = serde_saphyr::from_str_with_options::<Value>(document, yaml_options()).map_err(|error| {
+        let line = error.location().map_or(place.line, |location| line + location.line());
         wrong(line, reason(&error))
     })?;
     Ok(vec![value])
@@ -114,6 +127,14 @@ fn values(document: &str, line: u64, place: Place) -> Result<Vec<Value>, Manifes
 
 fn yaml_options() -> Options {
     let mut options = options! {
+        budget: serde_saphyr::budget! {
+            max_depth: DEEPEST,
+            flow_nesting_limit: DEEPEST,
+            max_nodes: MOST_NODES,
+            max_events: 3 * MOST_NODES,
+        },
+        // There may be any number of them between two keys.
+        emit_comments: false,
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
         legacy_octal_numbers: true,
         with_snippet: false,
@@ -259,6 +280,49 @@ spec:
             "document 1, line 1: it is no Kubernetes object: invalid type: string \"just text\", expected struct DynamicObject"
         );
         assert_eq!(parse(b"\xff\xfea\0"), Err(ManifestError::Encoding));
+    }
+
+    #[test]
+    fn what_definitions_and_exports_are_like_is_read() {
+        let nested = |open: &str, close: &str, depth| format!("{}1{}", open.repeat(depth), close.repeat(depth));
+        let file = |field: &str| format!("apiVersion: v1\nkind: A\nmetadata: {{name: a}}\n{field}");
+        let blocks: String = (0..DEEPEST - 2).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+        for (what, field) in [
+            ("many comments", format!("spec:\n{}  a: 1\n  b:\n{0}  - 1\n{0}  - 2\n", "  # like this\n".repeat(500))),
+            ("nested as deeply as definitions", blocks),
+            ("nested as in JSON", format!("spec: {}\n", nested("{a: [", "]}", DEEPEST / 2 - 1))),
+            ("many items", format!("items:\n{}", "- {a: 1}\n".repeat(100_000))),
+        ] {
+            assert_eq!(names(file(&field)), ["a"], "{what}");
+        }
+        for (open, close) in [("[", "]"), ("{a: ", "}")] {
+            for depth in [DEEPEST + 1, 100_000] {
+                let error = refused(&file(&format!("spec: {}\n", nested(open, close, depth))));
+                assert!(error.starts_with("document 1, line 4: it is not YAML: "), "{error}");
+            }
+        }
+        let blocks: String = (0..3000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+        assert!(refused(&file(&blocks)).contains("it is not YAML"));
+    }
+
+    #[test]
+    fn a_file_of_many_documents_is_read_in_time_and_one_of_too_many_is_refused() {
+        let text = format!("{TWO}---\n").repeat(MOST);
+        assert_eq!(names(&text).len(), MOST);
+        assert_eq!(refused(&format!("{text}{TWO}")), "it has more than 10000 objects: divide it into several files");
+        let broken = refused(&format!("{}{TWO}a: [", text.replace("two", "one").split_at(text.len() / 2).0));
+        assert!(broken.starts_with("document 5001, line 250"), "{broken}");
+    }
+
+    #[test]
+    fn aliases_of_a_long_text_do_not_fill_the_memory() {
+        let anchors: String = (0..2000).map(|number| format!("a{number}: &a{number} x\n")).collect();
+        let aliases = "- *long\n".repeat(10_000);
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\n{anchors}long: &long {}\nb:\n{aliases}",
+            "x".repeat(1 << 20)
+        );
+        assert!(refused(&text).contains("it is not YAML"));
     }
 
     #[test]

@@ -210,6 +210,13 @@ async fn files_as_tools_leave_them_are_applied_and_a_broken_one_harms_no_other()
     server.write("skipped.yaml", one.replace("one", "skipped"));
     server.write("skipped.yaml.skip", "");
     symlink("nowhere", server.folder.join("dangling.yaml")).unwrap();
+    // Of which there is no end, or of which there is no begin.
+    symlink("/dev/zero", server.folder.join("device.yaml")).unwrap();
+    nix::unistd::mkfifo(&server.folder.join("pipe.yaml"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    symlink(".", server.folder.join("loop")).unwrap();
+    server.write("My_App.yaml", one.replace("one", "unnamed"));
+    server.write("long.yaml", "x".repeat(1 << 20));
+    fs::File::create(server.folder.join("huge.yaml")).unwrap().set_len(1 << 30).unwrap();
     server
         .run(async {
             for name in ["bom.yaml", "crlf.yml", "comments.yaml", "empty.yaml", "json.JSON", "large.yaml", "lists.yaml"]
@@ -222,8 +229,23 @@ async fn files_as_tools_leave_them_are_applied_and_a_broken_one_harms_no_other()
             for name in ["ignored", "hidden", "skipped"] {
                 assert!(server.config_map(name).is_none(), "{name}");
             }
-            let names: Vec<_> = server.problems().await.into_iter().map(|(name, _)| name).collect();
-            assert_eq!(names, ["binary.yaml", "broken.yaml", "dangling.yaml"]);
+            let of = |name: &'static str| server.until_problem(name);
+            assert_eq!(of("binary.yaml").await, "it is not UTF-8: save it as UTF-8");
+            assert!(of("broken.yaml").await.starts_with("document 1, line 1: it is not YAML"));
+            assert!(of("dangling.yaml").await.starts_with("it cannot be read: No such file or directory"));
+            assert_eq!(of("device.yaml").await, "it cannot be read: it is no regular file");
+            assert_eq!(of("pipe.yaml").await, "it cannot be read: it is no regular file");
+            assert_eq!(of("huge.yaml").await, "it is larger than 16 MiB");
+            assert_eq!(of("loop/bom.yaml").await, "it has the add-on name bom of bom.yaml: rename one of them");
+            assert_eq!(
+                of("My_App.yaml").await,
+                "it cannot be an AddOn called \"My_App\": rename it to small letters, digits and - before its first dot"
+            );
+            let long = of("long.yaml").await;
+            assert!(long.starts_with("document 1, line 1: it is no Kubernetes object") && long.len() < 700, "{long}");
+            let problems = server.problems().await;
+            let of_this_folder = problems.iter().filter(|(name, _)| !name.starts_with("loop/")).count();
+            assert_eq!(of_this_folder, 8, "{problems:?}");
         })
         .await;
 }
