@@ -10,6 +10,7 @@ mod changes;
 mod cluster_config;
 mod cri;
 mod error;
+mod external_ports;
 mod https;
 mod identity;
 mod images;
@@ -29,6 +30,7 @@ mod resolv_conf;
 mod role;
 mod server_api;
 mod servers;
+mod service_rules;
 #[cfg(test)]
 mod testing;
 mod trust;

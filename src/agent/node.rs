@@ -11,7 +11,7 @@ use k3s_config::{
 };
 use k3s_controllers::{ClusterView, annotate};
 use k3s_files as files;
-use k3s_network::{Conntrack, HostPlan, Warning};
+use k3s_network::{Conntrack, HostPlan, ProxyMode, Warning};
 use k3s_supervise::{
     GraphError, Supervisor,
     capability::{self, Capability},
@@ -24,12 +24,14 @@ use crate::{
     api::{self, Renewed},
     cgroup,
     error::chain,
+    external_ports::ExternalAddresses,
     images::Images,
     network,
     network_policy::NetworkPolicies,
     pod_network,
     registries::{self, RegistriesFile},
     resolv_conf::{self, NO_RESOLV_CONF, resolv_conf_for_pods},
+    service_rules,
 };
 
 /// Between looks at what of the host stands in pods' way, where something does.
@@ -90,6 +92,8 @@ pub struct NodeRole {
     obstacles: Vec<Warning>,
     pod_egress: bool,
     policies: Option<NetworkPolicies>,
+    /// At which Services are served.
+    external: ExternalAddresses,
     view: ClusterView,
     renewed: Renewed,
 }
@@ -164,6 +168,7 @@ impl NodeRole {
         let policies = NetworkPolicies::new(&node, &paths);
         policies.prepare(request.network_policy).await;
         let policies = request.network_policy.then_some(policies);
+        let external = if request.service_lb { ExternalAddresses::of(&node) } else { ExternalAddresses::default() };
         let registries = RegistriesFile::of(&node.config, &paths);
         if let Err(error) = registries.apply() {
             warnings.push(Warning { key: registries::WARNING, sentence: chain(&error) });
@@ -186,6 +191,7 @@ impl NodeRole {
             obstacles,
             pod_egress,
             policies,
+            external,
             view,
             renewed,
         })
@@ -276,9 +282,27 @@ impl NodeRole {
             }
             Ok(())
         };
+        let services = async {
+            if self.has_service_tables() {
+                service_rules::run(supervisor).await;
+            }
+            Ok(())
+        };
+        let external = async {
+            self.external.run(&self.view, supervisor).await;
+            Ok(())
+        };
         let introduced = self.introduce(supervisor);
-        let work = async { tokio::try_join!(import, registries, introduced, network, policies, obstacles).map(drop) };
+        let packet_filter = async { tokio::try_join!(policies, services, external).map(drop) };
+        let work =
+            async { tokio::try_join!(import, registries, introduced, network, packet_filter, obstacles).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
+    }
+
+    /// Whether kube-proxy runs, and works with nftables.
+    fn has_service_tables(&self) -> bool {
+        let mode = self.node.config.kube_proxy_args.value_of("proxy-mode").unwrap_or(self.node.proxy_mode.flag());
+        self.launches.iter().any(|launch| launch.program.name == "kube-proxy") && mode == ProxyMode::Nftables.flag()
     }
 
     /// Tells what of the host still stands in pods' way, until somebody has cured all of it; where nothing did, nothing is looked at.

@@ -15,7 +15,7 @@ use k3s_components::{Node, Paths};
 use k3s_config::network::Overlay as Configured;
 use k3s_controllers::{ClusterView, set_annotations};
 use k3s_network::{
-    AddressChanges, Family, PodNat, SubnetEnv, Underlay,
+    AddressChanges, Family, NatRules, PodNat, SubnetEnv, Underlay,
     overlay::{self, Attachment, Backend, Member, Overlay, PeerError},
 };
 use k3s_supervise::{Backoff, Supervisor};
@@ -58,7 +58,7 @@ pub(crate) async fn run(
         members: cache.load()?,
         cache,
         api: None,
-        nat: None,
+        nat: NatRules::new(node.proxy_mode),
         pod_cidrs: Vec::new(),
         moved: None,
         told: String::new(),
@@ -72,6 +72,7 @@ pub(crate) async fn run(
         select! {
             members = members.changed() => network.learn(members, &own),
             changed = changes.next() => changed?,
+            () = network.nat.lost() => {}
             () = sleep(pause), if !complete => {}
         }
         if complete {
@@ -87,8 +88,7 @@ struct PodNetwork<'a> {
     cache: MembersCache,
     /// To write this node's annotations with, once the API has told who the members are.
     api: Option<Client>,
-    /// The rules in place.
-    nat: Option<PodNat>,
+    nat: NatRules,
     /// The ranges that the node is on the network with.
     pod_cidrs: Vec<IpNet>,
     /// The node's address where that is another than at the start.
@@ -194,11 +194,7 @@ impl PodNetwork<'_> {
         let plan = &self.node.network;
         let translated = pod_cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() || plan.masquerade_ipv6);
         let nat = PodNat { pod_cidrs: translated.copied().collect(), cluster_cidrs: plan.cluster_cidrs.clone() };
-        if self.nat.as_ref() != Some(&nat) {
-            nat.apply(self.node.proxy_mode).await?;
-            self.nat = Some(nat);
-        }
-        Ok(())
+        Ok(self.nat.set(nat).await?)
     }
 
     /// Tells the other nodes how this one is reached.

@@ -57,5 +57,5 @@ pub use node_passwords::{
 pub use node_taints::TaintChange;
 pub use own_pods::OwnPods;
 pub use queue::reconcile_each;
-pub use service_lb::{RetiredServiceLb, ServiceLb};
+pub use service_lb::{BalancedPort, RetiredServiceLb, ServiceLb};
 pub use view::{ClusterView, Derived, NodeScope, Reflector, Scope};

@@ -4,10 +4,12 @@
 //! running pods notice nothing. What is ours is named, and each part that outlives the process can be removed again.
 
 mod address;
+mod announcements;
 mod attachments;
 mod changes;
 mod cni;
 mod command;
+mod external_ports;
 mod host;
 mod leftovers;
 mod lost_addresses;
@@ -26,12 +28,13 @@ pub use attachments::{Attached, Attachments};
 pub use changes::AddressChanges;
 pub use cni::{BRIDGE, CniConfig, CniError};
 pub use command::CommandError;
+pub use external_ports::{ExternalPort, ExternalPorts};
 pub use host::{
     Conntrack, HostPlan, HostReport, NftablesUnusable, ProxyMode, Warning, nftables_usable, obstacles, prepare,
 };
 pub use leftovers::{LeftoverError, remove_leftovers};
 pub use lost_addresses::LostAddresses;
-pub use nat::{NatError, PodNat};
+pub use nat::{NatError, NatRules, PodNat};
 pub use netlink::NetlinkError;
 pub use subnet_env::SubnetEnv;
-pub use table::{Table, TableError};
+pub use table::{ForeignTables, Table, TableError};

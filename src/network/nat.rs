@@ -6,17 +6,22 @@
 //! What comes from elsewhere for pods on other nodes takes this node's address on the way there: the answer would else go straight to
 //! where the question came from, past the nodes that know of it. Flannel does the same.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use ipnet::IpNet;
+use tokio::time::sleep;
+use tracing::warn;
 
 use crate::{
     command::{self, CommandError},
     host::ProxyMode,
+    table::{TableError, WholeTable},
 };
 
-/// Our nftables table, wholly ours.
-const TABLE: &str = "inet k3s";
+/// Our nftables table, of the family `inet` and wholly ours.
+const TABLE: &str = "k3s";
+/// How often iptables, which tells of no changes, is asked for our rules: kube-proxy asks for its own twice as often.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Our iptables chain, entered from `POSTROUTING`.
 const CHAIN: &str = "K3S-POSTROUTING";
 
@@ -35,22 +40,60 @@ pub struct PodNat {
 pub struct NatError {
     doing: &'static str,
     /// What the program said.
-    source: CommandError,
+    source: TableError,
 }
 
-impl PodNat {
-    /// Puts the rules in place of any former ones of ours, in one step: there is no moment without.
+/// The rules in the packet filter, of which it is noticed when somebody else takes them away.
+pub struct NatRules(Filter);
+
+enum Filter {
+    Nftables(WholeTable),
+    /// With the rules that are in place.
+    Iptables(Option<PodNat>),
+}
+
+impl NatRules {
+    /// None yet that are known of; those of a former process are replaced by the first ones.
+    pub fn new(mode: ProxyMode) -> Self {
+        Self(match mode {
+            ProxyMode::Nftables => Filter::Nftables(WholeTable::new(TABLE)),
+            ProxyMode::Iptables => Filter::Iptables(None),
+        })
+    }
+
+    /// Puts the rules in the place of any former ones of ours, in one step: there is no moment without. Does nothing if they are there.
     ///
     /// # Errors
     /// The program of the packet filter is missing, or refuses the rules.
-    pub async fn apply(&self, mode: ProxyMode) -> Result<(), NatError> {
-        let applied = match mode {
-            ProxyMode::Nftables => command::run("nft", &["--file", "-"], &self.nftables()).await.map(drop),
-            ProxyMode::Iptables => self.apply_iptables().await,
+    pub async fn set(&mut self, nat: PodNat) -> Result<(), NatError> {
+        let set = match &mut self.0 {
+            Filter::Nftables(table) => table.set(&nat.nftables()).await,
+            Filter::Iptables(Some(applied)) if *applied == nat => Ok(()),
+            Filter::Iptables(applied) => nat.apply_iptables().await.map(|()| *applied = Some(nat)).map_err(Into::into),
         };
-        applied.map_err(|source| NatError { doing: "put in place", source })
+        set.map_err(|source| NatError { doing: "put in place", source })
     }
 
+    /// Waits until somebody else has taken them away: then they have to be set again. Cancel-safe.
+    pub async fn lost(&mut self) {
+        match &mut self.0 {
+            Filter::Nftables(table) => table.lost().await,
+            Filter::Iptables(applied) => {
+                loop {
+                    sleep(LOOK_AGAIN).await;
+                    match applied {
+                        Some(nat) if !nat.is_in_iptables().await => break,
+                        _ => {}
+                    }
+                }
+                *applied = None;
+                warn!("Somebody has removed the rules for pods' way out of the cluster; they are put in place again.");
+            }
+        }
+    }
+}
+
+impl PodNat {
     /// Takes away whatever of ours is in either packet filter.
     ///
     /// # Errors
@@ -58,7 +101,7 @@ impl PodNat {
     pub async fn remove() -> Result<(), NatError> {
         let removed = async {
             // Naming the table first makes its removal succeed where it never was.
-            let remove = format!("table {TABLE}\ndelete table {TABLE}\n");
+            let remove = format!("table inet {TABLE}\ndelete table inet {TABLE}\n");
             installed(command::run("nft", &["--file", "-"], &remove).await)?;
             for programs in [&IPTABLES, &IP6TABLES] {
                 let Some(rules) = installed(command::run(programs.tool, &["-w", "-t", "nat", "-S"], "").await)? else {
@@ -70,7 +113,7 @@ impl PodNat {
             }
             Ok(())
         };
-        removed.await.map_err(|source| NatError { doing: "removed", source })
+        removed.await.map_err(|source: CommandError| NatError { doing: "removed", source: source.into() })
     }
 
     async fn apply_iptables(&self) -> Result<(), CommandError> {
@@ -82,6 +125,18 @@ impl PodNat {
             }
         }
         Ok(())
+    }
+
+    /// Whether the ways into our chains are there: whoever flushes the chain takes them along.
+    async fn is_in_iptables(&self) -> bool {
+        for programs in [&IPTABLES, &IP6TABLES] {
+            let has_any = self.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == programs.is_v4);
+            let jump = ["-w", "-t", "nat", "-C", "POSTROUTING", "-j", CHAIN];
+            if has_any && command::run(programs.tool, &jump, "").await.is_err() {
+                return false;
+            }
+        }
+        true
     }
 
     fn nftables(&self) -> String {
@@ -98,8 +153,7 @@ impl PodNat {
             );
         }
         format!(
-            "table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n    chain postrouting {{\n        \
-             type nat hook postrouting priority srcnat; policy accept;\n{rules}    }}\n}}\n"
+            "    chain postrouting {{\n        type nat hook postrouting priority srcnat; policy accept;\n{rules}    }}\n"
         )
     }
 
@@ -190,21 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn nftables_replaces_one_table_in_one_transaction() {
+    fn nftables_has_one_chain() {
         assert_eq!(
             dual_stack().nftables(),
-            "\
-table inet k3s
-delete table inet k3s
-table inet k3s {
-    chain postrouting {
+            r"    chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr 10.42.1.0/24 ip daddr != { 10.42.0.0/16, 224.0.0.0/4 } masquerade fully-random
         ip saddr != { 10.42.0.0/16 } ip daddr != 10.42.1.0/24 ip daddr { 10.42.0.0/16 } masquerade fully-random
         ip6 saddr fd42:0:0:1::/64 ip6 daddr != { fd42::/48, ff00::/8 } masquerade fully-random
         ip6 saddr != { fd42::/48 } ip6 daddr != fd42:0:0:1::/64 ip6 daddr { fd42::/48 } masquerade fully-random
     }
-}
 "
         );
     }
@@ -237,12 +286,20 @@ COMMIT
                 return;
             }
             sh("nft add table inet other").await;
-            let nat = dual_stack();
-            nat.apply(ProxyMode::Nftables).await.unwrap();
+            let mut rules = NatRules::new(ProxyMode::Nftables);
+            rules.set(dual_stack()).await.unwrap();
             let once = sh("nft list table inet k3s").await;
             assert!(once.contains("ip saddr 10.42.1.0/24 ip daddr != { 10.42.0.0/16, 224.0.0.0/4 }"), "{once}");
-            nat.apply(ProxyMode::Nftables).await.unwrap();
+            NatRules::new(ProxyMode::Nftables).set(dual_stack()).await.unwrap();
             assert_eq!(sh("nft list table inet k3s").await, once, "applying again changes nothing");
+            rules.lost().await;
+            for change in ["nft flush ruleset; nft add table inet other", "nft flush chain inet k3s postrouting"] {
+                rules.set(dual_stack()).await.unwrap();
+                assert_eq!(sh("nft list table inet k3s").await, once);
+                sh(change).await;
+                rules.lost().await;
+            }
+            rules.set(dual_stack()).await.unwrap();
             PodNat::remove().await.unwrap();
             PodNat::remove().await.unwrap();
             assert_eq!(sh("nft list tables").await, "table inet other\n", "others' tables stay");
@@ -259,8 +316,12 @@ COMMIT
             sh("iptables -w -t nat -A POSTROUTING -s 192.0.2.0/24 -j RETURN").await;
             let before = sh("iptables -w -t nat -S").await;
             let nat = dual_stack();
-            nat.apply(ProxyMode::Iptables).await.unwrap();
-            nat.apply(ProxyMode::Iptables).await.unwrap();
+            nat.apply_iptables().await.unwrap();
+            nat.apply_iptables().await.unwrap();
+            assert!(nat.is_in_iptables().await);
+            sh("ip6tables -w -t nat -F").await;
+            assert!(!nat.is_in_iptables().await);
+            nat.apply_iptables().await.unwrap();
             for (tool, range) in [("iptables", "10.42.1.0/24"), ("ip6tables", "fd42:0:0:1::/64")] {
                 let rules = sh(&format!("{tool} -w -t nat -S")).await;
                 assert_eq!(rules.matches("-A POSTROUTING -j K3S-POSTROUTING").count(), 1, "{rules}");
@@ -295,7 +356,7 @@ COMMIT
                      ip address add 10.42.2.2/32 dev lo; ip route add 10.42.1.0/24 via 192.0.2.1'"
             ))
             .await;
-            dual_stack().apply(ProxyMode::Nftables).await.unwrap();
+            NatRules::new(ProxyMode::Nftables).set(dual_stack()).await.unwrap();
             let receiver = outside.run(|| UdpSocket::bind("0.0.0.0:7000").unwrap());
             let sender = pod.run(|| UdpSocket::bind("10.42.1.2:0").unwrap());
             receiver.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();

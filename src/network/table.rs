@@ -1,28 +1,25 @@
 //! One nftables table that is wholly ours, and noticing that somebody else changes it.
 //!
-//! A firewall that is loaded anew begins with `flush ruleset`, which takes everybody's tables along. The kernel announces each change with
-//! the port of the socket that asked for it, which is the process id of the `nft` that did: ours are known.
+//! A firewall that is loaded anew begins with `flush ruleset`, which takes everybody's tables along. The kernel announces each change, and
+//! who asked for it: ours are known.
 
-use std::io;
+use std::{io, time::Duration};
 
-use nix::{
-    errno::Errno,
-    libc,
-    sys::socket::{setsockopt, sockopt},
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::{
+    announcements::{Announcements, Family, Heard},
+    command::{self, CommandError},
 };
-use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
 
-use crate::command::{self, CommandError};
-
-/// What we put into a table is announced to us too, all at once.
-const BUFFER: usize = 4 << 20;
-/// Announcements come in pages.
-const PAGE: usize = 64 << 10;
+/// What is put back waits for so long, so that two who fight for a table leave the processor to others.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A table of the family `inet`, in the network namespace of the thread that opened it.
 pub struct Table {
     name: &'static str,
-    announcements: TokioSocket,
+    announcements: Announcements,
     /// Somebody else changed it, which nobody has been told yet.
     touched: bool,
     /// Announcements were lost, for there were too many at once.
@@ -46,14 +43,8 @@ impl Table {
     /// # Errors
     /// There is no such socket, or no right to listen.
     pub fn open(name: &'static str) -> Result<Self, TableError> {
-        let open = || -> io::Result<TokioSocket> {
-            let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-            // With less, announcements are lost sooner, which is noticed.
-            let _ = setsockopt(socket.socket_ref(), sockopt::RcvBufForce, &BUFFER);
-            socket.socket_mut().bind(&SocketAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
-            Ok(socket)
-        };
-        Ok(Self { name, announcements: open().map_err(TableError::Follow)?, touched: false, lost: false })
+        let announcements = Announcements::listen().map_err(TableError::Follow)?;
+        Ok(Self { name, announcements, touched: false, lost: false })
     }
 
     /// Runs `text` as one transaction; it should name nothing but this table.
@@ -71,8 +62,7 @@ impl Table {
     /// # Errors
     /// `nft` is not there, or the kernel has no nftables.
     pub async fn exists(&self) -> Result<bool, TableError> {
-        let tables = command::run("nft", &["list", "tables", "inet"], "").await?;
-        Ok(tables.lines().any(|line| line.strip_prefix("table inet ") == Some(self.name)))
+        exists(Family::Inet, self.name).await
     }
 
     /// Waits until somebody else has changed it. Cancel-safe.
@@ -81,9 +71,10 @@ impl Table {
     /// The kernel does not tell any more.
     pub async fn touched(&mut self) -> Result<(), TableError> {
         while !std::mem::take(&mut self.touched) {
-            let mut page = Vec::with_capacity(PAGE);
-            let read = self.announcements.recv(&mut page).await;
-            self.take(read, &page, None)?;
+            let heard = self.announcements.next().await.map_err(TableError::Follow)?;
+            let (touched, lost) = look_through(heard, self.name, None);
+            self.touched |= touched;
+            self.lost |= lost;
             self.drain(None).await?;
         }
         Ok(())
@@ -91,14 +82,10 @@ impl Table {
 
     /// Takes what was announced by now. `own` is the process whose changes are ours.
     async fn drain(&mut self, own: Option<u32>) -> Result<(), TableError> {
-        let mut page = Vec::with_capacity(PAGE);
-        loop {
-            page.clear();
-            let read = self.announcements.socket_ref().recv(&mut page, 0).map(drop);
-            if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                break;
-            }
-            self.take(read, &page, own)?;
+        while let Some(heard) = self.announcements.try_next().map_err(TableError::Follow)? {
+            let (touched, lost) = look_through(heard, self.name, own);
+            self.touched |= touched;
+            self.lost |= lost;
         }
         // Whoever takes rules from it is not noticed then; whoever flushes everything is.
         if std::mem::take(&mut self.lost) && !self.touched {
@@ -106,94 +93,112 @@ impl Table {
         }
         Ok(())
     }
+}
 
-    /// Looks through what was read.
-    fn take(&mut self, read: io::Result<()>, page: &[u8], own: Option<u32>) -> Result<(), TableError> {
-        match read {
-            Ok(()) => {
-                let mut messages = Messages(page);
-                self.touched |= messages.any(|message| message.table == self.name && Some(message.port) != own);
-            }
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.lost = true,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(TableError::Follow(error)),
+/// Whether somebody else changed the table, and whether announcements were lost.
+fn look_through(heard: Heard<'_>, name: &str, own: Option<u32>) -> (bool, bool) {
+    match heard {
+        Heard::Messages(mut messages) => {
+            let is_ours = |family, table| family == Family::Inet && table == name;
+            (messages.any(|message| is_ours(message.family, message.table) && Some(message.port) != own), false)
+        }
+        Heard::Lost => (false, true),
+    }
+}
+
+async fn exists(family: Family, name: &str) -> Result<bool, TableError> {
+    let tables = command::run("nft", &["list", "tables", family.as_str()], "").await?;
+    let wanted = format!("table {} {name}", family.as_str());
+    Ok(tables.lines().any(|line| line == wanted))
+}
+
+/// A table whose whole text is put in place of whatever is there, and anew when somebody else has changed it.
+pub(crate) struct WholeTable {
+    name: &'static str,
+    /// Followed from the first text on.
+    table: Option<Table>,
+    /// What is in place.
+    text: Option<String>,
+}
+
+impl WholeTable {
+    /// Nothing that is known of; what a former process left is replaced by the first text.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, table: None, text: None }
+    }
+
+    /// Puts the rules in place in one step: there is no moment without. Does nothing if they are there. `content` is what stands between
+    /// the braces of the table.
+    pub(crate) async fn set(&mut self, content: &str) -> Result<(), TableError> {
+        let name = self.name;
+        let text = format!("table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n{content}}}\n");
+        if self.text.as_ref() != Some(&text) {
+            let table = match &mut self.table {
+                Some(table) => table,
+                none => none.insert(Table::open(name)?),
+            };
+            table.apply(&text).await?;
+            self.text = Some(text);
         }
         Ok(())
     }
+
+    /// Waits until it has to be set again. Cancel-safe.
+    pub(crate) async fn lost(&mut self) {
+        let Some(table) = &mut self.table else { return std::future::pending().await };
+        if let Err(error) = table.touched().await {
+            warn!(%error, table = self.name, "The changes of a table of ours are followed anew.");
+            self.table = None;
+        }
+        self.text = None;
+        warn!(table = self.name, "Somebody has changed our rules; they are put in place again.");
+        sleep(PAUSE).await;
+    }
 }
 
-/// One announced change.
-#[derive(Debug, PartialEq, Eq)]
-struct Message<'a> {
-    /// Who asked for it.
-    port: u32,
-    /// The table that it is about.
-    table: &'a str,
+/// Tables of the families `ip` and `ip6` that another program makes and does not miss by itself when somebody removes them.
+pub struct ForeignTables {
+    name: &'static str,
+    announcements: Announcements,
 }
 
-/// Those in a page that are about tables of the family `inet`.
-struct Messages<'a>(&'a [u8]);
+impl ForeignTables {
+    /// Begins to follow those of this name, which need not be there.
+    ///
+    /// # Errors
+    /// There is no such socket, or no right to listen.
+    pub fn follow(name: &'static str) -> Result<Self, TableError> {
+        Ok(Self { name, announcements: Announcements::listen().map_err(TableError::Follow)? })
+    }
 
-/// Length, type, flags, sequence number, port.
-const HEADER: usize = 16;
-/// Family, version, resource.
-const SUBHEADER: usize = 4;
-/// In all messages but those of generations.
-const TABLE_NAME: u16 = 1;
-/// Flags in the type of an attribute.
-const ATTRIBUTE_TYPE: u16 = 0x3fff;
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        while self.0.len() >= HEADER {
-            let length = u32_at(self.0, 0)? as usize;
-            let message = self.0.get(..length).filter(|message| message.len() >= HEADER)?;
-            self.0 = self.0.get(align(length)..).unwrap_or_default();
-            if let Some(table) = table_of(message) {
-                return Some(Message { port: u32_at(message, 12)?, table });
+    /// Waits until one is removed and nobody has made it anew. Cancel-safe.
+    ///
+    /// # Errors
+    /// The kernel does not tell any more, or `nft` is not there.
+    pub async fn removed(&mut self) -> Result<(), TableError> {
+        loop {
+            let suspects: Vec<_> = match self.announcements.next().await.map_err(TableError::Follow)? {
+                Heard::Messages(messages) => messages
+                    .filter(|message| {
+                        message.is_removal && message.table == self.name && message.family != Family::Inet
+                    })
+                    .map(|message| message.family)
+                    .collect(),
+                Heard::Lost => vec![Family::Ip, Family::Ip6],
+            };
+            for family in suspects {
+                if !exists(family, self.name).await? {
+                    return Ok(());
+                }
             }
         }
-        None
     }
-}
-
-fn table_of(message: &[u8]) -> Option<&str> {
-    let [subject, subsystem] = u16_at(message, 4)?.to_le_bytes();
-    let is_generation = i32::from(subject) == libc::NFT_MSG_NEWGEN;
-    let family = *message.get(HEADER)?;
-    if i32::from(subsystem) != libc::NFNL_SUBSYS_NFTABLES || is_generation || i32::from(family) != libc::NFPROTO_INET {
-        return None;
-    }
-    let mut attributes = message.get(HEADER + SUBHEADER..)?;
-    loop {
-        let length = usize::from(u16_at(attributes, 0)?);
-        let attribute = attributes.get(4..length)?;
-        if u16_at(attributes, 2)? & ATTRIBUTE_TYPE == TABLE_NAME {
-            return std::str::from_utf8(attribute.strip_suffix(b"\0")?).ok();
-        }
-        attributes = attributes.get(align(length)..)?;
-    }
-}
-
-fn align(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use proptest::prelude::*;
     use tokio::time::timeout;
 
     use super::*;
@@ -254,10 +259,26 @@ mod tests {
         });
     }
 
-    proptest! {
-        #[test]
-        fn whatever_is_announced_is_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            Messages(&bytes).for_each(drop);
-        }
+    #[test]
+    fn tables_of_others_are_missed_when_they_go() {
+        in_namespace(async || {
+            if let Err(reason) = nftables_usable().await {
+                println!("skipped: {reason}");
+                return;
+            }
+            let mut tables = ForeignTables::follow("proxy").unwrap();
+            for (change, is_gone) in [
+                ("nft add table ip proxy; nft add chain ip proxy c; nft flush table ip proxy", false),
+                ("nft delete chain ip proxy c; nft add table inet proxy; nft delete table inet proxy", false),
+                ("nft 'delete table ip proxy; add table ip proxy'", false),
+                ("nft delete table ip proxy", true),
+                ("nft add table ip6 proxy; nft add table ip other; nft delete table ip other", false),
+                ("nft flush ruleset", true),
+            ] {
+                sh(change).await;
+                let wait = if is_gone { SOON } else { Duration::from_millis(300) };
+                assert_eq!(timeout(wait, tables.removed()).await.is_ok(), is_gone, "{change}");
+            }
+        });
     }
 }

@@ -93,6 +93,16 @@ fn services_answer_at_nodes_addresses() {
         }
         assert_eq!(server.kubectl("get daemonsets -A -o name").trim(), "", "there is no pod for it");
     });
+    step("a firewall that is loaded anew takes nobody's rules away for long", || {
+        agent.succeed("nft flush ruleset");
+        let tables =
+            "nft list tables > /tmp/tables && grep -q 'inet k3s$' /tmp/tables && grep -q 'ip6 kube-proxy$' /tmp/tables";
+        agent.wait_until_succeeds(tables, PATIENCE);
+        answers(&client, &on_agent);
+        // Of another program's tables only their removal is somebody's doing.
+        assert_eq!(agent.succeed("grep -c 'removed kube-proxy.s rules' /var/log/k3s.log").trim(), "1");
+        server.fail("grep 'removed kube-proxy.s rules' /var/log/k3s.log");
+    });
     step("a Service that wants the same port waits, and says for what", || {
         server.apply(SECOND);
         let taken = "port 80/TCP is taken by the Service default/first";
@@ -126,11 +136,26 @@ fn services_answer_at_nodes_addresses() {
         wait_for_addresses("second", &on_server);
         answers(&client, &on_server);
     });
+    step(
+        "an external address that the node does not have, as behind a cloud's NAT, is served where its packets arrive",
+        || {
+            server.stop_k3s();
+            let external = "--node-external-ip=203.0.113.1";
+            server.start_k3s(&format!("{DUAL} --disable=coredns --node-ip={on_server},{} {external}", v6(&server)));
+            wait_for_addresses("second", "203.0.113.1");
+            answers(&client, &on_server);
+            answers(&server, &on_server);
+            server.succeed("nft flush ruleset");
+            server.wait_until_succeeds("nft list table inet k3s-service-lb | grep -q '203.0.113.1'", PATIENCE);
+            answers(&client, &on_server);
+        },
+    );
     step("switched off, the load balancer takes back what it told", || {
         server.stop_k3s();
         server.start_k3s(&format!("{DUAL} --disable=coredns,servicelb --node-ip={on_server},{}", v6(&server)));
         server.wait_until_ready();
         wait_for_addresses("second", "");
         client.wait_until_succeeds(&format!("! curl -sSf -m 5 http://{on_server}/"), PATIENCE);
+        server.wait_until_succeeds("nft list tables > /tmp/tables && ! grep k3s-service-lb /tmp/tables", PATIENCE);
     });
 }

@@ -8,6 +8,7 @@
 //! that it takes: they are answered on that node, and on every other by a shorter way. `plan.rs` has the rules, `read.rs` what they go by.
 
 mod plan;
+mod ports;
 mod read;
 mod retired;
 
@@ -40,6 +41,7 @@ use crate::{
     view::{ClusterView, Derived, Reflector},
 };
 use plan::{Cluster, Key, LbNode, LbService, Outcome, Port};
+pub use ports::BalancedPort;
 pub use retired::RetiredServiceLb;
 
 /// What k3s puts on Services so that their pods go before they do. There are no pods; without k3s it would keep Services for ever.
@@ -60,7 +62,7 @@ impl Controller for ServiceLb {
 
     async fn run(&self, context: Context) -> Result<(), TaskError> {
         retired::delete_pods(&context.client, &self.namespace).await?;
-        let services = services(&context.view);
+        let services = context.view.balanced_services();
         let planned = watch::Sender::new(None);
         let (touched, also) = mpsc::unbounded_channel::<ObjectRef<Service>>();
         let also = stream::unfold(also, |mut also| async move { also.recv().await.map(|service| (service, also)) });
@@ -84,12 +86,6 @@ impl Controller for ServiceLb {
         }
         Ok(())
     }
-}
-
-/// Those of type LoadBalancer.
-fn services(view: &ClusterView) -> Reflector<Service> {
-    let balanced = Config::default().fields("spec.type=LoadBalancer");
-    view.reflect("Services with a load balancer", Api::all(view.client().clone()), balanced, |_| {})
 }
 
 impl ServiceLb {

@@ -23,7 +23,7 @@ use std::{
 use futures_util::StreamExt as _;
 use k8s_openapi::{
     api::{
-        core::v1::{Container, Namespace, Node, Pod, PodSpec, PodStatus},
+        core::v1::{Container, Namespace, Node, Pod, PodSpec, PodStatus, Service},
         networking::v1::NetworkPolicy,
     },
     serde::de::DeserializeOwned,
@@ -57,7 +57,7 @@ pub struct ClusterView {
 enum Access {
     /// A server: an administrator, who reads everything.
     Server(Client),
-    /// A node: nodes and services as `system:k3s-controller`, its own pods as kubelet.
+    /// A node: nodes as `system:k3s-controller`, its own pods and Services as kubelet.
     Node { name: String, kubelet: Client, controller: Client, scope: NodeScope },
 }
 
@@ -124,7 +124,7 @@ impl ClusterView {
         self.watches.tasks.wait().await;
     }
 
-    /// The client that reads what belongs to no single node: services, endpoints and what else belongs to no single node.
+    /// The client that reads what belongs to no single node.
     pub fn client(&self) -> &Client {
         match &self.access {
             Access::Server(client) => client,
@@ -159,6 +159,16 @@ impl ClusterView {
             _ => (self.client(), Config::default()),
         };
         self.reflect("pods", Api::all(client.clone()), config, strip_pod)
+    }
+
+    /// Services of type LoadBalancer. A node reads them as kubelet.
+    pub(crate) fn balanced_services(&self) -> Reflector<Service> {
+        let client = match &self.access {
+            Access::Server(client) => client,
+            Access::Node { kubelet, .. } => kubelet,
+        };
+        let balanced = Config::default().fields("spec.type=LoadBalancer");
+        self.reflect("Services with a load balancer", Api::all(client.clone()), balanced, |_| {})
     }
 
     /// The cluster's namespaces: their names and labels.

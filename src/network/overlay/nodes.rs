@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::*;
 use crate::{
     host::{ProxyMode, nftables_usable},
-    nat::PodNat,
+    nat::{NatRules, PodNat},
     test_namespace::{Namespace, in_namespace, sh},
 };
 
@@ -166,7 +166,7 @@ fn pods_reach_each_other_under_their_own_addresses() {
             for node in [&one, &two] {
                 let cluster_cidrs = CLUSTER.map(|cidr| cidr.parse().unwrap()).to_vec();
                 let nat = PodNat { pod_cidrs: node.pod_cidrs(), cluster_cidrs };
-                node.run(async || nat.apply(ProxyMode::Nftables).await.unwrap());
+                node.run(async || NatRules::new(ProxyMode::Nftables).set(nat).await.unwrap());
             }
             assert!(one.reaches(&two) && two.reaches(&one), "{backend}: behind NAT");
         });
