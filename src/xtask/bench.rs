@@ -2,6 +2,7 @@
 //!
 //! A bench measures and tells: no figure makes it fail, only a broken promise does.
 
+mod addons;
 mod api;
 mod attacks;
 mod contender;
@@ -48,6 +49,8 @@ enum What {
     Tunnel(tunnel::Args),
     /// What the datastore of an idle cluster does, beside etcd and kine under the same programs.
     Idle(idle::Args),
+    /// What manifests cost the server, and a namespace that goes with all that is in it.
+    Addons(addons::Args),
     /// `cargo xtask reproducible --all`.
     Reproducible,
 }
@@ -62,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Attacks(args) => attacks::run(args),
         What::Tunnel(args) => tunnel::run(args),
         What::Idle(args) => idle::run(args),
+        What::Addons(args) => addons::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true }),
     }
 }
