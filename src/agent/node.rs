@@ -168,7 +168,8 @@ impl NodeRole {
         let policies = NetworkPolicies::new(&node, &paths);
         policies.prepare(request.network_policy).await;
         let policies = request.network_policy.then_some(policies);
-        let external = if request.service_lb { ExternalAddresses::of(&node) } else { ExternalAddresses::default() };
+        let serves = with_proxy && request.service_lb;
+        let external = if serves { ExternalAddresses::of(&node) } else { ExternalAddresses::default() };
         let registries = RegistriesFile::of(&node.config, &paths);
         if let Err(error) = registries.apply() {
             warnings.push(Warning { key: registries::WARNING, sentence: chain(&error) });

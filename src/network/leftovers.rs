@@ -13,9 +13,15 @@ use crate::{
     overlay::{self, OverlayError},
 };
 
-/// Tables of nftables that are wholly a node's: network policy's, kube-proxy's, and those of the CNI plugin `portmap`.
-const TABLES: [&str; 5] =
-    ["inet k3s-network-policy", "ip kube-proxy", "ip6 kube-proxy", "ip cni_hostport", "ip6 cni_hostport"];
+/// Tables of nftables that are wholly a node's: network policy's, the load balancer's, kube-proxy's, and those of the CNI plugin `portmap`.
+const TABLES: [&str; 6] = [
+    "inet k3s-network-policy",
+    "inet k3s-service-lb",
+    "ip kube-proxy",
+    "ip6 kube-proxy",
+    "ip cni_hostport",
+    "ip6 cni_hostport",
+];
 /// How the names of chains in iptables begin that kube-proxy, kubelet and `portmap` make, with the space or colon before them.
 const CHAINS: [&str; 4] = [" KUBE-", ":KUBE-", " CNI-", ":CNI-"];
 /// What saves and restores the rules of a family.
@@ -133,7 +139,7 @@ COMMIT
                 ip address add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.254
                 ip link add name cni0 type bridge; ip link add name mine type bridge
                 ip route add 10.42.1.0/24 via 192.0.2.2
-                nft 'table inet k3s { }; table ip kube-proxy { }; table inet k3s-network-policy { }; table inet mine { }'")
+                nft 'table inet k3s { }; table ip kube-proxy { }; table inet k3s-network-policy { }; table inet k3s-service-lb { }; table inet mine { }'")
                 .await;
             for _ in 0..2 {
                 let failed = remove_leftovers(&env).await;
