@@ -4,6 +4,9 @@ use cluster_tests::{Network, Node, PATIENCE, step};
 
 const DUAL: &str = "--cluster-cidr=10.42.0.0/16,fd42::/56 --service-cidr=10.43.0.0/16,fd43::/112";
 
+/// An address that the node does not have.
+const EXTERNAL: &str = "--node-external-ip=203.0.113.1";
+
 /// A page on each node, a Service of both, one that wants the same port, and one that is served where its pod is alone.
 const MANIFESTS: &str = r#"
 apiVersion: v1
@@ -140,8 +143,7 @@ fn services_answer_at_nodes_addresses() {
         "an external address that the node does not have, as behind a cloud's NAT, is served where its packets arrive",
         || {
             server.stop_k3s();
-            let external = "--node-external-ip=203.0.113.1";
-            server.start_k3s(&format!("{DUAL} --disable=coredns --node-ip={on_server},{} {external}", v6(&server)));
+            server.start_k3s(&format!("{DUAL} --disable=coredns {EXTERNAL} --node-ip={on_server},{}", v6(&server)));
             wait_for_addresses("second", "203.0.113.1");
             answers(&client, &on_server);
             answers(&server, &on_server);
@@ -152,7 +154,8 @@ fn services_answer_at_nodes_addresses() {
     );
     step("switched off, the load balancer takes back what it told", || {
         server.stop_k3s();
-        server.start_k3s(&format!("{DUAL} --disable=coredns,servicelb --node-ip={on_server},{}", v6(&server)));
+        server
+            .start_k3s(&format!("{DUAL} --disable=coredns,servicelb {EXTERNAL} --node-ip={on_server},{}", v6(&server)));
         server.wait_until_ready();
         wait_for_addresses("second", "");
         client.wait_until_succeeds(&format!("! curl -sSf -m 5 http://{on_server}/"), PATIENCE);
