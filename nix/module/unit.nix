@@ -13,6 +13,12 @@ in
   config = lib.mkIf cfg.enable {
     environment.systemPackages = [ cfg.package ];
 
+    # Of pods' scopes: the service ends them before systemd does.
+    systemd.units."cri-containerd-.scope" = {
+      overrideStrategy = "asDropin";
+      text = builtins.readFile ../../images/systemd/cri-containerd-.scope.d/k3s.conf;
+    };
+
     systemd.services.k3s = {
       description = "k3s service";
       after = [

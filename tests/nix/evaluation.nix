@@ -135,6 +135,7 @@ map (
     LimitCORE = "infinity";
     TasksMax = "infinity";
   })
+  (test "unit: pods' scopes end after it" (lib.hasInfix "\nBefore=k3s.service" plain.systemd.units."cri-containerd-.scope".text) true)
   (test "unit: pods end with it if asked" evaluated.stopping.systemd.services.k3s.serviceConfig.ExecStop "${pkgs.k3s}/bin/k3s stop --all")
   (test "unit: an agent's is a server's but for the command" (
     removeAttrs evaluated.multi-node-agent.systemd.services.k3s.serviceConfig [ "ExecStart" "LoadCredential" ]

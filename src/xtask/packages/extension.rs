@@ -24,7 +24,7 @@ pub(super) fn pack(dist: &Path, folder: &Path, name: &str) -> Result<[PathBuf; 2
     let scratch = Scratch::create(&workspace::target(), "extension")?;
     let (usr, etc) = (scratch.0.join("sysext"), scratch.0.join("confext"));
     folder::copy(dist, &usr.join("usr"))?;
-    for unit in ["k3s.service", "k3s-agent.service"] {
+    for unit in ["k3s.service", "k3s-agent.service", "cri-containerd-.scope.d/k3s.conf"] {
         let from = workspace::root().join("images/systemd").join(unit);
         write(&usr.join("usr/lib/systemd/system").join(unit), &fs::read_to_string(&from)?)?;
     }

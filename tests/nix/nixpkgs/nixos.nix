@@ -61,6 +61,7 @@ in
     environment.systemPackages = option (types.listOf types.package) [ ];
     environment.etc = option (types.attrsOf file) { };
     systemd.services = option (types.attrsOf service) { };
+    systemd.units = option (types.attrsOf types.unspecified) { };
     systemd.tmpfiles.settings = option (types.attrsOf (types.attrsOf (types.attrsOf rule))) { };
     boot.kernelModules = strings;
     boot.kernel.sysctl = option (types.attrsOf (types.nullOr (types.oneOf [ types.bool types.int types.str ]))) { };

@@ -73,6 +73,8 @@ class Node:
                                        "Gateway=192.168.1.254\n[Link]\nRequiredForOnline=yes\n",
             "tmpfiles.extra": "".join(self.tmpfiles(files)),
             "systemd.unit-dropin.multi-user.target~test": f"[Unit]\nWants={' '.join(wants)}\n",
+            **{f"systemd.unit-dropin.{path.parent.stem}~{path.stem}": path.read_text()
+               for path in sorted((TREE / "images/systemd").glob("*.d/*.conf"))},
             **{f"systemd.extra-unit.{name}": text for name, text in units.items()},
         }
 
