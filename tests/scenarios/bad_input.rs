@@ -44,7 +44,7 @@ const FLAGS: [(&str, &str); 26] = [
         "--token=K10beef::server:secret",
         "--token: the CA hash after K10 is not 64 hexadecimal digits; copy the whole token",
     ),
-    ("--cluster-init", "--cluster-init: embedded etcd is not served by this version"),
+    ("--etcd-s3", "--etcd-s3: keeping snapshots in S3 is not served by this version"),
     ("--flannel-backend=wireguard-native", "--flannel-backend: this backend is not served by this version"),
 ];
 
