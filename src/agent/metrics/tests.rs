@@ -1,5 +1,7 @@
 //! The page as a Prometheus sees it, with real certificates and an API that answers reviews.
 
+use std::net::Ipv4Addr;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
@@ -43,6 +45,10 @@ struct Answer {
 
 impl TestNode {
     async fn join() -> Self {
+        Self::join_with_page_at(Ipv4Addr::LOCALHOST).await
+    }
+
+    async fn join_with_page_at(address: Ipv4Addr) -> Self {
         let server = TestServer::start().await;
         let registration = server.direct_applicant();
         registration.join().await.unwrap();
@@ -51,7 +57,7 @@ impl TestNode {
         registration.balancer.register_metrics(&mut registry);
         let metrics = Metrics {
             registry: Arc::new(registry),
-            address: [127, 0, 0, 1].into(),
+            address: address.into(),
             dir: registration.dir,
             supervisor: server.supervisor(),
         };
@@ -102,7 +108,7 @@ impl TestNode {
         request: Request<Empty<Bytes>>,
     ) -> Option<Answer> {
         let stream = TcpStream::connect(at).await.unwrap();
-        let name = ServerName::IpAddress(at.ip().into());
+        let name = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into());
         let stream = TlsConnector::from(Arc::new(self.tls(client))).connect(name, stream).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         let answered = async {
@@ -257,7 +263,8 @@ async fn a_renewed_certificate_is_shown_to_the_next_client() {
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_told_and_waited_for_and_given_back_when_nobody_wants_the_page() {
-    let node = TestNode::join().await;
+    // An address of its own: nobody else may take the port while it is free.
+    let node = TestNode::join_with_page_at(Ipv4Addr::new(127, 83, 0, 1)).await;
     let other = std::net::TcpListener::bind((node.metrics.address, 0)).unwrap();
     let at = other.local_addr().unwrap();
     let (metrics, known, renewed) = (node.metrics.clone(), node.known.subscribe(), node.renewed.subscribe());
