@@ -23,7 +23,8 @@ pub(crate) fn check_file(config: &Datastore, paths: &Paths) -> Result<(), Error>
         }
         // Who joins gets the cluster's state from its servers, and who was removed is told so.
         Datastore::EmbeddedEtcd(EmbeddedEtcd { dir, join: None, .. })
-            if has_served(paths) && EtcdFolder::new(dir).is_lost() =>
+            // What SQLite holds is not lost: the member says what to do with it.
+            if has_served(paths) && EtcdFolder::new(dir).is_lost() && !paths.server().join("db/state.db").exists() =>
         {
             Err(lost(dir.display().to_string(), paths))
         }

@@ -11,7 +11,7 @@
 //! the first look at a file applies it whatever was applied before.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, OpenOptions},
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -59,6 +59,7 @@ impl Controller for Deploy {
             cluster: Cluster::new(context.client.clone()),
             context: &context,
             files: HashMap::new(),
+            unreadable: BTreeSet::new(),
         };
         run.define().await?;
         for (packaged, chart) in self.left_out() {
@@ -95,6 +96,8 @@ struct Run<'a> {
     context: &'a Context,
     /// What became of each file, by its path.
     files: HashMap<PathBuf, FileState>,
+    /// What could not be read when it was last looked at, by name.
+    unreadable: BTreeSet<String>,
 }
 
 /// What became of a file, as it was when it was last looked at.
@@ -187,6 +190,11 @@ impl Run<'_> {
     }
 
     async fn bring_about(&mut self, found: &Scan) {
+        let unreadable = found.unreadable.iter().map(|(name, _)| name.clone()).collect();
+        for name in self.unreadable.difference(&unreadable) {
+            self.context.status.solved(name);
+        }
+        self.unreadable = unreadable;
         for (name, error) in &found.unreadable {
             self.context.status.problem(name, format!("it cannot be read: {error}"));
         }
@@ -196,19 +204,16 @@ impl Run<'_> {
                 self.settle(file, result).await;
             }
         }
-        let mut names: BTreeMap<String, &str> = BTreeMap::new();
+        let mut of_name: BTreeMap<String, Vec<&ManifestFile>> = BTreeMap::new();
         for file in &found.wanted {
+            of_name.entry(addon_name(&file.path)).or_default().push(file);
+        }
+        for file in found.wanted.iter().filter(|file| self.is_due(file)).collect::<Vec<_>>() {
             let name = addon_name(&file.path);
-            let first = *names.entry(name.clone()).or_insert(&file.name);
-            if !self.is_due(file) {
-                continue;
-            }
-            let result = if !is_addon_name(&name) {
-                Err(DeployError::NoName(name))
-            } else if first == file.name {
-                self.apply(&name, file).await
+            let result = if is_addon_name(&name) {
+                self.apply_as(&name, file, &of_name[&name]).await
             } else {
-                Err(DeployError::Name { name, first: first.to_owned() })
+                Err(DeployError::NoName(name))
             };
             self.settle(file, result).await;
         }
@@ -299,6 +304,19 @@ impl Run<'_> {
             }
         };
         self.files.insert(file.path.clone(), FileState { file: file.clone(), outcome });
+    }
+
+    /// Applies it unless another one of the same `name` has the AddOn: that whose objects the AddOn stands for, or else the first.
+    async fn apply_as(&mut self, name: &str, file: &ManifestFile, all: &[&ManifestFile]) -> Result<(), DeployError> {
+        if all.len() > 1 {
+            let source = self.addons.get(name).await?.map(|addon| addon.source);
+            let has_it = |file: &&&ManifestFile| source.as_deref() == Some(&*file.path.to_string_lossy());
+            let holder = all.iter().find(has_it).unwrap_or(&all[0]);
+            if holder.path != file.path {
+                return Err(DeployError::Name { name: name.to_owned(), first: holder.name.clone() });
+            }
+        }
+        self.apply(name, file).await
     }
 
     async fn apply(&mut self, name: &str, file: &ManifestFile) -> Result<(), DeployError> {

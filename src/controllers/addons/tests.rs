@@ -251,6 +251,37 @@ async fn files_as_tools_leave_them_are_applied_and_a_broken_one_harms_no_other()
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_told_for_as_long_as_it_is_there() {
+    let server = Server::new();
+    let link = server.folder.join("dangling.yaml");
+    symlink("nowhere.yaml", &link).unwrap();
+    server
+        .run(async {
+            server.until_problem("dangling.yaml").await;
+            fs::remove_file(&link).unwrap();
+            while !server.problems().await.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_file_keeps_its_objects_from_one_of_the_same_name_that_comes_later() {
+    let server = Server::new();
+    server.write("twin.yaml", config_map("mine", &json!({})));
+    server
+        .run(async {
+            server.until_applied("twin.yaml").await;
+            server.write("apps/twin.yaml", config_map("other", &json!({})));
+            let why = server.until_problem("apps/twin.yaml").await;
+            assert_eq!(why, "it has the add-on name twin of twin.yaml: rename one of them");
+            assert!(server.config_map("mine").is_some() && server.config_map("other").is_none());
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn two_hundred_files_at_once_and_two_of_one_name() {
     let server = Server::new();
     for number in 0..200 {
