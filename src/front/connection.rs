@@ -166,7 +166,9 @@ async fn answer(
     // Strangers get one request a connection: what HTTP/2 makes cheap for them is dear for us (CVE-2023-44487). As in
     // kube-apiserver, which cannot tell them from others on our connections to it.
     // On HTTP/1.1 too: a certificate is verified once for a connection, so the next try needs a new one.
-    if response.status() == StatusCode::UNAUTHORIZED {
+    // Who guesses tokens faster than they are tried out would be told so as fast as it can ask.
+    let guesses_on = response.status() == StatusCode::TOO_MANY_REQUESTS && !client.peer.is_authenticated();
+    if response.status() == StatusCode::UNAUTHORIZED || guesses_on {
         match version {
             Version::HTTP_2 => client.drain.cancel(),
             _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),

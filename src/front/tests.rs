@@ -559,7 +559,9 @@ async fn guesses_of_tokens_leave_no_connection_and_are_counted() {
     let guess = async |number: usize| {
         let guesser = setup.http2(None).await;
         let request = Request::get("https://front.test/guess").header("authorization", format!("Bearer {number}"));
-        guesser.send(request.body(empty()).unwrap()).await.status().as_u16()
+        let status = guesser.send(request.body(empty()).unwrap()).await.status().as_u16();
+        assert!(soon(guesser.running).await.is_ok(), "the next guess takes another connection");
+        status
     };
     let answers = soon(join_all((0..90).map(guess))).await;
     let count = |status: u16| answers.iter().filter(|answer| **answer == status).count();
