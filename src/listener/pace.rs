@@ -42,25 +42,11 @@ impl Pace {
     /// Returns when `source` may be given a handshake. `known` is whether somebody there has shown credentials. One source waits once at a
     /// time: [`Place::turn`](crate::Place::turn). Who gives up has spent nothing.
     pub(crate) async fn wait(&self, source: IpAddr, known: bool) {
-        loop {
-            let now = Instant::now();
-            let affordable_in = self.sources().affordable_in(source, now);
-            if affordable_in.is_zero() {
-                break;
-            }
-            sleep(affordable_in).await;
-        }
+        until_affordable(|now| self.sources().affordable_in(source, now)).await;
         if !known {
             let mut strangers = self.0.strangers.lock().await;
-            loop {
-                let now = Instant::now();
-                let affordable_in = strangers.affordable_in(OF_STRANGERS, now);
-                if affordable_in.is_zero() {
-                    strangers.spend(OF_STRANGERS, now);
-                    break;
-                }
-                sleep(affordable_in).await;
-            }
+            until_affordable(|now| strangers.affordable_in(OF_STRANGERS, now)).await;
+            strangers.spend(OF_STRANGERS, Instant::now());
         }
         self.sources().spend(source, Instant::now());
     }
@@ -68,6 +54,17 @@ impl Pace {
     fn sources(&self) -> MutexGuard<'_, Sources> {
         // No method of it panics halfway.
         self.0.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns when `affordable_in` is no time any more.
+async fn until_affordable(affordable_in: impl Fn(Instant) -> Duration) {
+    loop {
+        let pause = affordable_in(Instant::now());
+        if pause.is_zero() {
+            return;
+        }
+        sleep(pause).await;
     }
 }
 

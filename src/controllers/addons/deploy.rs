@@ -270,12 +270,8 @@ impl Run<'_> {
         }
     }
 
+    /// Whether some state of the file was applied in this process' life, and nothing has failed since.
     fn is_done(&self, file: &ManifestFile) -> bool {
-        self.files.get(&file.path).is_some_and(|state| matches!(state.outcome, Outcome::Done))
-    }
-
-    /// Whether some state of the file was applied in this process' life.
-    fn is_known(&self, file: &ManifestFile) -> bool {
         self.files.get(&file.path).is_some_and(|state| matches!(state.outcome, Outcome::Done))
     }
 
@@ -324,7 +320,7 @@ impl Run<'_> {
         let before = self.addons.get_or_create(name, &source).await?;
         let (checksum, contents) = read(&file.path).await?;
         // A file that was only touched.
-        if self.is_known(file) && checksum == before.checksum && source == before.source {
+        if self.is_done(file) && checksum == before.checksum && source == before.source {
             return Ok(());
         }
         let objects = parse(contents).await?;

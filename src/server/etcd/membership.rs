@@ -28,7 +28,7 @@ use super::{
     folder::{EtcdFolder, node_of},
     join::Join,
 };
-use crate::{Error, certificates::Certificates, host::Host};
+use crate::{Error, certificates::Certificates, host::Host, lost_datastore};
 
 /// How often a member that starts is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -125,7 +125,7 @@ impl Starting<'_> {
             let kept = folder.set_aside()?;
             info!(kept = %kept.display(), "This server was removed from the cluster's etcd and joins it again; its data of before is kept.");
         }
-        let sqlite = self.paths.server().join("db/state.db");
+        let sqlite = lost_datastore::sqlite_file(self.paths);
         if !folder.has_member() && sqlite.exists() {
             return Err(EtcdError::Sqlite { path: sqlite });
         }
