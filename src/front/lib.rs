@@ -18,6 +18,7 @@ mod metrics;
 mod paced;
 mod party;
 mod pool;
+mod rank;
 mod service;
 mod slots;
 mod tasks;

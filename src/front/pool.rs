@@ -5,7 +5,7 @@
 //! up before it is answered, for [`REST`] more.
 //!
 //! The connection's flow-control window has room for every stream's: a client that stops reading stops its own stream and
-//! no other.
+//! no other. What streams may hold, and so what a client that reads none of them can fill, goes by the connection's [`Rank`].
 
 use std::{
     error::Error as _,
@@ -24,6 +24,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use k3s_http::{Body, empty};
+use k3s_listener::Trimmer;
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
@@ -39,14 +40,14 @@ use super::{
     connector::{Connector, Unreachable},
     paced::{Awaited, Paced},
     party::Party,
+    rank::Rank,
     slots::{Ending, Exhausted, Id, LIMIT, Slots},
     tasks::Tasks,
 };
 
-/// What kube-apiserver may send on a stream ahead of its client's reading, bytes.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// What kube-apiserver may send on a connection: all its streams' windows, those included that have ended here only.
-const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
+/// What kube-apiserver may send on a connection, bytes: more than all its streams' windows, those included that have ended here only. h2
+/// takes small pieces that wait for an attack when they are many for this window.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 /// What of a request waits here until kube-apiserver reads it, bytes.
 const SEND_BUFFER: usize = 64 << 10;
 /// Connections that a request is offered to while they close under it.
@@ -57,8 +58,10 @@ const HEADERS: u32 = 64 << 10;
 const REST: Duration = Duration::from_secs(1);
 /// How long an answer's head waits for its body to begin.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// How long a connection without streams is kept that one client's connection alone can use.
-const ANONYMOUS_IDLE: Duration = Duration::from_secs(5);
+/// How long a connection without streams is kept that is not its party's first, or that one client's connection alone can use.
+const SHORT_IDLE: Duration = Duration::from_secs(5);
+/// Connections that have to end for the memory that they and their streams took to be given back.
+const MANY: usize = 4;
 
 /// Connections to kube-apiserver. They end with it.
 #[derive(Debug)]
@@ -74,6 +77,7 @@ struct Shared {
     idle: Duration,
     slots: Mutex<Slots<Handle>>,
     tasks: Tasks,
+    trimmer: Trimmer,
     /// Whether the last attempt to connect succeeded, so that only changes are logged.
     reachable: AtomicBool,
 }
@@ -155,8 +159,11 @@ impl Pool {
     pub(super) fn new(connectors: Connectors, idle: Duration) -> Self {
         let tasks = Tasks::default();
         let _cut = tasks.cut_on_drop();
-        let slots = Mutex::new(Slots::new());
-        let shared = Arc::new(Shared { connectors, idle, slots, tasks, reachable: AtomicBool::new(true) });
+        let trimmer = Trimmer::new(MANY);
+        let trimming = trimmer.clone();
+        tasks.spawn(async move { trimming.run().await });
+        let (slots, reachable) = (Mutex::new(Slots::new()), AtomicBool::new(true));
+        let shared = Arc::new(Shared { connectors, idle, slots, tasks, trimmer, reachable });
         Self { shared, _cut }
     }
 
@@ -249,6 +256,7 @@ impl Shared {
         let (id, handle) = match slots.take(party, than)? {
             Some(taken) => taken,
             None => {
+                let rank = slots.next_rank(party)?;
                 if let Some(empty) = slots.make_room()? {
                     empty.displaced.cancel();
                 }
@@ -259,8 +267,8 @@ impl Shared {
                     refused: CancellationToken::new(),
                     displaced: CancellationToken::new(),
                 };
-                let id = slots.open(party, handle.clone());
-                self.tasks.spawn(self.clone().tend(party.clone(), id, phase, handle.clone()));
+                let id = slots.open(party, rank, handle.clone());
+                self.tasks.spawn(self.clone().tend(party.clone(), (id, rank), phase, handle.clone()));
                 (id, handle)
             }
         };
@@ -268,9 +276,16 @@ impl Shared {
     }
 
     /// A connection's life, from opening it until it takes no more streams.
-    async fn tend(self: Arc<Self>, party: Arc<Party>, id: Id, phase: watch::Sender<Phase>, handle: Handle) {
+    async fn tend(
+        self: Arc<Self>,
+        party: Arc<Party>,
+        (id, rank): (Id, Rank),
+        phase: watch::Sender<Phase>,
+        handle: Handle,
+    ) {
+        let _held = self.trimmer.hold();
         let Handle { phase: _, emptied, refused, displaced } = handle;
-        let opened = self.open(self.connector(&party)).await;
+        let opened = self.open(self.connector(&party), rank).await;
         self.report(opened.as_ref().err());
         let connection = match opened {
             Ok((open, connection)) => {
@@ -285,7 +300,7 @@ impl Shared {
         };
 
         let mut connection = pin!(connection);
-        let (mut idle, mut close_at) = (self.idle(&party), None);
+        let (mut idle, mut close_at) = (self.idle(&party, rank), None);
         loop {
             let closing = async {
                 match close_at {
@@ -315,12 +330,12 @@ impl Shared {
         self.slots().remove(&party, id);
     }
 
-    async fn open(&self, connector: &Connector) -> Result<(Open, Driven), Unreachable> {
+    async fn open(&self, connector: &Connector, rank: Rank) -> Result<(Open, Driven), Unreachable> {
         let stream = connector.http2().await?;
         let awaited = stream.get_ref().0.awaited();
         let io = CoalescingWriter::new(stream);
         let (sender, connection) = http2::Builder::new(io.driver(self.tasks.clone()))
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(rank.stream_window())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(HEADERS)
@@ -330,11 +345,11 @@ impl Shared {
         Ok((Open { sender, awaited }, connection))
     }
 
-    fn idle(&self, party: &Party) -> Duration {
+    fn idle(&self, party: &Party, rank: Rank) -> Duration {
         match party {
-            Party::Certificate(_) | Party::Token(_) => self.idle,
-            // Its one client may be gone.
-            Party::Anonymous(_) => self.idle.min(ANONYMOUS_IDLE),
+            Party::Certificate(_) | Party::Token(_) if rank.is_first() => self.idle,
+            // The burst is over, or its one client may be gone.
+            Party::Certificate(_) | Party::Token(_) | Party::Anonymous(_) => self.idle.min(SHORT_IDLE),
         }
     }
 
@@ -415,10 +430,13 @@ const _: () = assert!(LIMIT < 80, "kube-apiserver allows 100 streams, and those 
 mod tests {
     use std::net::SocketAddr;
 
+    use futures_util::future::join_all;
     use k3s_http::full;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
+        sync::mpsc,
+        time::pause,
     };
 
     use super::*;
@@ -450,6 +468,48 @@ mod tests {
         api.connected(0).await;
         assert_eq!(get(&pool, "/api").await.status(), 200, "on a new one");
         assert_eq!(api.requests_by_connection(), [2, 1]);
+    }
+
+    #[tokio::test]
+    async fn what_a_burst_opened_is_closed_soon_after_it() {
+        let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
+        let api = ApiServer::start(&server_ca, &request_header_ca).await;
+        let pool = pool(api.address, &server_ca, Duration::from_secs(3600));
+        let watches = join_all((0..3 * LIMIT).map(|_| get(&pool, "/watch"))).await;
+        api.connected(3).await;
+        pause();
+        drop(watches);
+        api.connected(1).await;
+    }
+
+    #[tokio::test]
+    async fn each_further_connection_of_a_party_may_hold_less() {
+        let (server_ca, request_header_ca) = (Ca::new("server-ca"), Ca::new("request-header-ca"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = pool(listener.local_addr().unwrap(), &server_ca, Duration::ZERO);
+        let (acceptor, (seen, mut windows)) = (acceptor(&server_ca, &request_header_ca), mpsc::channel(3));
+        let listening = tokio::spawn(async move {
+            let mut silent = Vec::new();
+            loop {
+                let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+                let mut settings = vec![0; b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len() + 9];
+                stream.read_exact(&mut settings).await.unwrap();
+                let mut settings = vec![0; usize::from(settings[settings.len() - 7])];
+                stream.read_exact(&mut settings).await.unwrap();
+                // SETTINGS_INITIAL_WINDOW_SIZE
+                let window = settings.chunks(6).find(|setting| setting[..2] == [0, 4]).unwrap();
+                seen.send(u32::from_be_bytes(window[2..].try_into().unwrap())).await.unwrap();
+                silent.push(stream);
+            }
+        });
+        let mut told = Vec::new();
+        tokio::select! {
+            _ = join_all((0..3 * LIMIT).map(|_| get(&pool, "/hang"))) => unreachable!("nobody answers"),
+            () = async { while told.len() < 3 { told.push(windows.recv().await.unwrap()) } } => {}
+        }
+        told.sort_unstable();
+        assert_eq!(told, [65_536 / 3, 65_536 / 2, 65_536]);
+        listening.abort();
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //! Each [`Party`] has connections of its own: what happens to them, nobody else feels.
 //!
 //! kube-apiserver allows 100 streams on a connection, and a watch holds one for ever. A connection is filled up to
-//! [`LIMIT`], below that, since a stream that ended here may not have ended there yet. The fullest connection with room is
+//! [`LIMIT`], below that, since a stream that ended here may not have ended there yet. The connection of the lowest [`Rank`] with room is
 //! taken: so the others empty, and can be closed.
 //!
 //! ```text
@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use super::party::Party;
+use super::{party::Party, rank::Rank};
 
 /// Streams on one connection.
 pub(super) const LIMIT: usize = 79;
@@ -49,6 +49,7 @@ struct Connections<H> {
 #[derive(Debug)]
 struct Slot<H> {
     handle: H,
+    rank: Rank,
     streams: usize,
 }
 
@@ -58,6 +59,9 @@ pub(super) enum Exhausted {
     /// All connections are in use.
     #[error("the server has as many connections to kube-apiserver as it may")]
     Connections,
+    /// All that this party may have are in use.
+    #[error("the client has as many requests running as it may")]
+    OfParty,
     /// kube-apiserver still works on what this party no longer waits for.
     #[error("too many requests were given up before they were answered")]
     Resting,
@@ -78,26 +82,34 @@ impl<H: Clone> Slots<H> {
         Self { parties: HashMap::new(), next: 0, connections: 0 }
     }
 
-    /// Takes a stream of the party's fullest connection with room that is younger than `than`; `None` asks for
-    /// [`open`](Self::open).
+    /// Takes a stream of the party's first connection with room that is younger than `than`; `None` asks for [`open`](Self::open).
     pub(super) fn take(&mut self, party: &Party, than: Option<Id>) -> Result<Option<(Id, H)>, Exhausted> {
         let Some(connections) = self.parties.get_mut(party) else { return Ok(None) };
         if connections.resting >= RESTING {
             return Err(Exhausted::Resting);
         }
         let with_room = connections.slots.iter_mut().filter(|(id, slot)| slot.streams < LIMIT && Some(**id) > than);
-        Ok(with_room.max_by_key(|(_, slot)| slot.streams).map(|(id, slot)| {
+        Ok(with_room.min_by_key(|(_, slot)| slot.rank).map(|(id, slot)| {
             slot.streams += 1;
             (*id, slot.handle.clone())
         }))
     }
 
+    /// Which rank the party's next connection has.
+    pub(super) fn next_rank(&self, party: &Party) -> Result<Rank, Exhausted> {
+        let is_free = |rank: &Rank| {
+            let connections = self.parties.get(party);
+            connections.is_none_or(|connections| connections.slots.values().all(|slot| slot.rank != *rank))
+        };
+        Rank::all().find(is_free).ok_or(Exhausted::OfParty)
+    }
+
     /// Adds a connection and takes its first stream.
-    pub(super) fn open(&mut self, party: &Arc<Party>, handle: H) -> Id {
+    pub(super) fn open(&mut self, party: &Arc<Party>, rank: Rank, handle: H) -> Id {
         let id = Id(self.next);
         self.next += 1;
         self.connections += 1;
-        self.of(party).slots.insert(id, Slot { handle, streams: 1 });
+        self.of(party).slots.insert(id, Slot { handle, rank, streams: 1 });
         id
     }
 
@@ -169,14 +181,21 @@ impl<H: Clone> Slots<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rank::CONNECTIONS_OF_PARTY;
 
     fn party(name: &str) -> Arc<Party> {
         Arc::new(Party::Certificate(name.to_owned()))
     }
 
+    /// Opens a connection, and takes its first stream.
+    fn open(slots: &mut Slots<()>, party: &Arc<Party>) -> Id {
+        let rank = slots.next_rank(party).unwrap();
+        slots.open(party, rank, ())
+    }
+
     /// Takes a stream, opening a connection if need be.
     fn stream(slots: &mut Slots<()>, party: &Arc<Party>) -> Id {
-        slots.take(party, None).unwrap().map_or_else(|| slots.open(party, ()), |(id, ())| id)
+        slots.take(party, None).unwrap().map_or_else(|| open(slots, party), |(id, ())| id)
     }
 
     #[test]
@@ -197,13 +216,36 @@ mod tests {
     }
 
     #[test]
-    fn the_fullest_with_room_is_taken_so_that_others_empty() {
+    fn the_first_with_room_is_taken_so_that_others_empty() {
         let (mut slots, jane) = (Slots::new(), party("jane"));
         let ids: Vec<Id> = (0..LIMIT + 2).map(|_| stream(&mut slots, &jane)).collect();
         let (full, fresh) = (ids[0], ids[LIMIT]);
         assert_eq!(stream(&mut slots, &jane), fresh, "the first one is full");
         slots.give_back(&jane, full, Ending::Used);
-        assert_eq!(stream(&mut slots, &jane), full, "room there again, and it is the fuller one");
+        assert_eq!(stream(&mut slots, &jane), full, "room there again, and it is the first");
+    }
+
+    #[test]
+    fn a_rank_is_free_again_when_its_connection_is_gone() {
+        let (mut slots, jane) = (Slots::new(), party("jane"));
+        let ids = Vec::from_iter((0..3).map(|_| open(&mut slots, &jane)));
+        let ranks = Vec::from_iter(Rank::all().take(4));
+        assert_eq!(slots.next_rank(&jane), Ok(ranks[3]));
+        slots.remove(&jane, ids[1]);
+        assert_eq!(slots.next_rank(&jane), Ok(ranks[1]));
+    }
+
+    #[test]
+    fn a_party_has_so_many_connections_and_others_have_theirs() {
+        let (mut slots, jane, john) = (Slots::new(), party("jane"), party("john"));
+        for _ in 0..LIMIT * CONNECTIONS_OF_PARTY {
+            stream(&mut slots, &jane);
+        }
+        assert_eq!(slots.take(&jane, None), Ok(None));
+        assert_eq!(slots.next_rank(&jane), Err(Exhausted::OfParty));
+        stream(&mut slots, &john);
+        slots.give_back(&jane, Id(7), Ending::Used);
+        assert_eq!(stream(&mut slots, &jane), Id(7));
     }
 
     #[test]
@@ -225,7 +267,7 @@ mod tests {
         let (mut slots, jane) = (Slots::new(), party("jane"));
         let failed = stream(&mut slots, &jane);
         assert_eq!(slots.take(&jane, Some(failed)), Ok(None));
-        let fresh = slots.open(&jane, ());
+        let fresh = open(&mut slots, &jane);
         assert_eq!(slots.take(&jane, Some(failed)), Ok(Some((fresh, ()))), "all that failed share it");
     }
 
@@ -266,7 +308,8 @@ mod tests {
         let parties: Vec<_> = (0..CONNECTIONS).map(|number| party(&number.to_string())).collect();
         for (number, party) in parties.iter().enumerate() {
             assert_eq!(slots.make_room(), Ok(None));
-            slots.open(party, number);
+            let rank = slots.next_rank(party).unwrap();
+            slots.open(party, rank, number);
         }
         assert_eq!(slots.make_room(), Err(Exhausted::Connections));
         assert_eq!(slots.give_back(&parties[7], Id(7), Ending::Used), Some(&7));

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -24,10 +24,13 @@ use tracing::warn;
 
 use crate::{
     limits::Limits,
-    memory::{self, HighWater},
+    memory::{Held, Trimmer},
     repeated::Repeated,
     source::Source,
 };
+
+/// Connections that have to end for the memory that they took to be given back.
+const MANY: usize = 100;
 
 /// The connections of a listener. Clones share them.
 #[derive(Debug, Clone)]
@@ -42,13 +45,13 @@ pub struct Place {
     authenticated: CancellationToken,
     displaced: CancellationToken,
     turn: Arc<Semaphore>,
+    _held: Held,
 }
 
 #[derive(Debug)]
 struct Shared {
     table: Mutex<Table>,
-    /// Many have ended.
-    ended: Notify,
+    trimmer: Trimmer,
 }
 
 #[derive(Debug)]
@@ -58,8 +61,6 @@ struct Table {
     /// Loopback's aside.
     strangers: usize,
     authenticated: usize,
-    all: usize,
-    high_water: HighWater,
     next: u64,
     displaced: Repeated,
 }
@@ -88,12 +89,10 @@ impl Connections {
             sources: HashMap::new(),
             strangers: 0,
             authenticated: 0,
-            all: 0,
-            high_water: HighWater::default(),
             next: 0,
             displaced: Repeated::default(),
         };
-        Self(Arc::new(Shared { table: Mutex::new(table), ended: Notify::new() }))
+        Self(Arc::new(Shared { table: Mutex::new(table), trimmer: Trimmer::new(MANY) }))
     }
 
     /// A stranger's place. The one that has to go for it, if one has to, is told.
@@ -109,23 +108,26 @@ impl Connections {
         of_source.strangers.insert(id, displaced.clone());
         let turn = of_source.turn.clone();
         table.count_strangers(source, 1);
-        table.all += 1;
-        let all = table.all;
-        table.high_water.is_past(all);
-        Place { connections: self.clone(), source, id, authenticated: CancellationToken::new(), displaced, turn }
+        drop(table);
+        Place {
+            connections: self.clone(),
+            source,
+            id,
+            authenticated: CancellationToken::new(),
+            displaced,
+            turn,
+            _held: self.0.trimmer.hold(),
+        }
     }
 
     /// How many there are, those included that were displaced and have not left yet.
     pub(crate) fn count(&self) -> usize {
-        self.lock().all
+        self.0.trimmer.held()
     }
 
     /// Whenever many have ended, gives back the memory that they took.
     pub(crate) async fn give_memory_back(&self) {
-        loop {
-            self.0.ended.notified().await;
-            memory::give_back().await;
-        }
+        self.0.trimmer.run().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -176,9 +178,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.connections.lock().leave(self.source, self.id, self.is_authenticated()) {
-            self.connections.0.ended.notify_one();
-        }
+        self.connections.lock().leave(self.source, self.id, self.is_authenticated());
     }
 }
 
@@ -220,11 +220,8 @@ impl Table {
         true
     }
 
-    /// Returns whether many have left.
-    fn leave(&mut self, source: Source, id: u64, authenticated: bool) -> bool {
-        self.all -= 1;
-        let many_left = self.high_water.is_past(self.all);
-        let Some(of_source) = self.sources.get_mut(&source) else { return many_left };
+    fn leave(&mut self, source: Source, id: u64, authenticated: bool) {
+        let Some(of_source) = self.sources.get_mut(&source) else { return };
         let stranger = of_source.strangers.remove(&id).is_some();
         of_source.authenticated -= usize::from(authenticated);
         if of_source.strangers.is_empty() && of_source.authenticated == 0 {
@@ -234,7 +231,6 @@ impl Table {
         if stranger {
             self.count_strangers(source, -1);
         }
-        many_left
     }
 
     fn count_strangers(&mut self, source: Source, change: isize) {

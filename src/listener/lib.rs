@@ -31,6 +31,7 @@ pub use connections::{Connections, Place};
 pub use drive::{CutOff, drive};
 pub use handshake::{Handshakes, Inbound, NoConnection, Protocol};
 pub use limits::Limits;
+pub use memory::{Held, Trimmer};
 pub use peer::Peer;
 pub use requests::{Requests, Running};
 pub use stream::Stream;
