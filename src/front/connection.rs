@@ -1,6 +1,6 @@
 //! One client's connection: its requests, and what they may cost.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use h2::Reason;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
@@ -11,10 +11,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k3s_http::{Body, Status};
-use k3s_listener::{Handshakes, Inbound, Peer, Place, Protocol, Requests, Running, drive};
+use k3s_listener::{Arrival, Handshakes, Inbound, Peer, Protocol, Requests, Running, drive};
 use k3s_pki::ClientCa;
 use tokio::{
-    net::TcpStream,
     select,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -78,8 +77,9 @@ impl Context {
 }
 
 /// Serves the connection until it ends; on shutdown, until the requests on it have ended.
-pub(super) async fn serve(stream: TcpStream, address: SocketAddr, place: Place, context: Arc<Context>) {
-    let shake = context.handshakes.shake(stream, address, place, context.client_ca.as_ref());
+pub(super) async fn serve(arrival: Arrival, context: Arc<Context>) {
+    let address = arrival.address;
+    let shake = context.handshakes.shake(arrival, context.client_ca.as_ref());
     let Some(shaken) = context.shutdown.run_until_cancelled(shake).await else { return };
     let Inbound { peer, protocol, requests, stream } = match shaken {
         Ok(inbound) => inbound,

@@ -50,9 +50,7 @@ pub use thread::serve_on_thread;
 pub use unauthenticated::Unauthenticated;
 pub use upstream::Upstream;
 
-use listener::serve;
-
-/// What [`serve`] serves.
+/// What [`serve_on_thread`] serves.
 #[derive(Debug)]
 pub struct Front {
     /// What clients see.

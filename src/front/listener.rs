@@ -2,9 +2,9 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use k3s_listener::{Connections, Handshakes, Limits, accept};
+use k3s_listener::{Arrival, Connections, Handshakes, Limits, accept, accept_on_thread};
 use k3s_pki::{CurrentCertificate, TlsPolicy};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, runtime::Handle};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -18,9 +18,18 @@ use super::{
 /// After shutdown begins, what is left of requests may take this long; watches never end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Where connections are taken in.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Accepting {
+    /// Where they are served.
+    Here,
+    /// On a thread of its own.
+    OnThread,
+}
+
 /// Serves clients until `shutdown`, then drains: clients are told to go, requests in flight get 2 s, the rest is cut.
 /// Returns when nothing of it is left.
-pub(super) async fn serve(listener: TcpListener, front: Front, shutdown: CancellationToken) {
+pub(super) async fn serve(listener: TcpListener, front: Front, accepting: Accepting, shutdown: CancellationToken) {
     let tasks = Tasks::default();
     // Nothing runs on unseen when the caller gives this future up.
     let _cut = tasks.cut_on_drop();
@@ -31,8 +40,16 @@ pub(super) async fn serve(listener: TcpListener, front: Front, shutdown: Cancell
     if let Ok(address) = listener.local_addr() {
         info!(%address, "Serving the Kubernetes API.");
     }
-    take_in(&listener, limits, &context).await;
-    drop(listener);
+    let connections = Connections::new(limits);
+    match accepting {
+        Accepting::Here => {
+            accept(&listener, &connections, &context.shutdown, begin(&context)).await;
+            drop(listener);
+        }
+        Accepting::OnThread => {
+            accept_on_thread(listener, connections, context.shutdown.clone(), begin(&context)).await;
+        }
+    }
     tasks.end(GRACE).await;
     if let Some(gateway) = &context.gateway {
         gateway.close().await;
@@ -55,16 +72,14 @@ pub async fn serve_starting<T>(
         started.cancel();
         outcome
     };
-    let (outcome, ()) = tokio::join!(start, take_in(listener, Limits::of_process(), &context));
+    let connections = Connections::new(Limits::of_process());
+    let (outcome, ()) = tokio::join!(start, accept(listener, &connections, &context.shutdown, begin(&context)));
     tasks.end(Duration::ZERO).await;
     outcome
 }
 
-/// Takes connections in until the context's shutdown.
-async fn take_in(listener: &TcpListener, limits: Limits, context: &Arc<Context>) {
-    let connections = Connections::new(limits);
-    accept(listener, &connections, &context.shutdown, |stream, address, place| {
-        context.tasks.spawn(connection::serve(stream, address, place, context.clone()));
-    })
-    .await;
+/// Serves each connection here, wherever it was taken in.
+fn begin(context: &Arc<Context>) -> impl FnMut(Arrival) + Send + use<> {
+    let (context, here) = (context.clone(), Handle::current());
+    move |arrival| context.tasks.spawn_on(connection::serve(arrival, context.clone()), &here)
 }

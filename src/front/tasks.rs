@@ -2,6 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
+use tokio::runtime::Handle;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -23,7 +24,16 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(self.cut.clone().run_until_cancelled_owned(Box::pin(task)));
+        self.spawn_on(task, &Handle::current());
+    }
+
+    /// The same, on another thread's runtime.
+    pub(super) fn spawn_on<F>(&self, task: F, runtime: &Handle)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tracker.spawn_on(self.cut.clone().run_until_cancelled_owned(Box::pin(task)), runtime);
     }
 
     /// Waits until every task has ended, and cuts those that have not after `grace`.

@@ -46,7 +46,12 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Connection, Front, Service, Unauthenticated, Upstream, body, connector::Connector, serve, tasks::Tasks};
+use super::{
+    Connection, Front, Service, Unauthenticated, Upstream, body,
+    connector::Connector,
+    listener::{Accepting, serve},
+    tasks::Tasks,
+};
 
 /// A certificate authority.
 pub struct Ca {
@@ -501,7 +506,7 @@ impl Setup {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, front, shutdown.clone()));
+        let serving = tokio::spawn(serve(listener, front, Accepting::Here, shutdown.clone()));
         let _end = shutdown.clone().drop_guard();
         let jane = client_ca.client("jane", Some("dev"));
         Self { jane, client_ca, api, address, ready, certificate, server_ca, shutdown, serving, _end }

@@ -5,15 +5,22 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use k3s_pki::{ClientCa, Rejection};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ServerConfig, server::Acceptor};
-use tokio::{io::AsyncReadExt as _, net::TcpStream, select, task::yield_now, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    select,
+    task::yield_now,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::{
-    connections::Place, pace::Pace, peer::Peer, requests::Requests, stream::Stream, verification::Verification,
+    accept::Arrival, connections::Place, pace::Pace, peer::Peer, requests::Requests, stream::Stream,
+    verification::Verification,
 };
 
-/// For the TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For the TLS handshake, from the time at which the client connects.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For the preface of HTTP/2, as in Go's servers.
 const FIRST: Duration = Duration::from_secs(10);
 /// With which a client of HTTP/2 begins.
@@ -80,29 +87,24 @@ impl Handshakes {
     /// # Errors
     ///
     /// The client does not come as far as its first request, or has to leave before.
-    pub async fn shake(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-        place: Place,
-        client_ca: Option<&Arc<ClientCa>>,
-    ) -> Result<Inbound, NoConnection> {
-        let place = Arc::new(place);
+    pub async fn shake(&self, arrival: Arrival, client_ca: Option<&Arc<ClientCa>>) -> Result<Inbound, NoConnection> {
+        let Arrival { address, stream, place, deadline } = arrival;
+        let (stream, place) = (TcpStream::from_std(stream).map_err(NoConnection::Gone)?, Arc::new(place));
         select! {
-            inbound = self.shake_on(stream, address, place.clone(), client_ca) => inbound,
+            inbound = self.shake_on((stream, address), deadline, place.clone(), client_ca) => inbound,
             () = place.displaced() => Err(NoConnection::Displaced),
         }
     }
 
     async fn shake_on(
         &self,
-        stream: TcpStream,
-        address: SocketAddr,
+        (stream, address): (TcpStream, SocketAddr),
+        deadline: Instant,
         place: Arc<Place>,
         client_ca: Option<&Arc<ClientCa>>,
     ) -> Result<Inbound, NoConnection> {
         configure(&stream).map_err(NoConnection::Gone)?;
-        let tls = timeout(HANDSHAKE, self.shake_tls(stream, address, &place)).await;
+        let tls = timeout_at(deadline, self.shake_tls(stream, address, &place)).await;
         let tls = tls.map_err(|_| NoConnection::Timeout)?.map_err(NoConnection::Tls)?;
         let session = tls.get_ref().1;
         let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };

@@ -1,8 +1,8 @@
 //! A port that strangers can reach: who may connect, for how long they may be silent, and who they are by their certificates.
 //!
 //! ```text
-//! accept ─► place ─► TLS handshake ─► certificate ─► [preface of HTTP/2] ─► requests ─► drain ─► end
-//!           per source   10 s           once            10 s                clock       5 s
+//! accept ─► place ─► first byte ─► TLS handshake ─► certificate ─► [preface of HTTP/2] ─► requests ─► drain ─► end
+//!           per source   └─────── 10 s ────────┘        once            10 s                clock       5 s
 //!           and in total
 //! ```
 //!
@@ -23,9 +23,10 @@ mod repeated;
 mod requests;
 mod source;
 mod stream;
+mod thread;
 mod verification;
 
-pub use accept::accept;
+pub use accept::{Arrival, accept, accept_on_thread};
 pub use budget::{Budget, Rate, Sources, network};
 pub use connections::{Connections, Place};
 pub use drive::{CutOff, drive};
@@ -35,3 +36,4 @@ pub use memory::{Held, Trimmer};
 pub use peer::Peer;
 pub use requests::{Requests, Running};
 pub use stream::Stream;
+pub use thread::OwnThread;

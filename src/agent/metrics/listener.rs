@@ -1,20 +1,16 @@
 //! The listener: TLS, HTTP/1.1, and little patience with strangers.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc};
+use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::Full;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use k3s_listener::{Connections, Handshakes, Inbound, Limits, Peer, Place, accept, drive};
+use k3s_listener::{Arrival, Connections, Handshakes, Inbound, Limits, Peer, accept, drive};
 use prometheus_client::{encoding::text, registry::Registry};
 use rustls::ServerConfig;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    select,
-    sync::watch,
-};
+use tokio::{net::TcpListener, select, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info};
 
@@ -43,10 +39,10 @@ pub(super) async fn serve(listener: TcpListener, page: Page, mut tls: ServerConf
     if let Ok(address) = listener.local_addr() {
         info!(%address, "Serving this node's metrics.");
     }
-    accept(&listener, &connections, &shutdown, |stream, address, place| {
+    accept(&listener, &connections, &shutdown, |arrival| {
         let (handshakes, page, shutdown) = (handshakes.clone(), page.clone(), shutdown.clone());
         tasks.spawn(async move {
-            shutdown.run_until_cancelled(connection(stream, address, place, &handshakes, page)).await;
+            shutdown.run_until_cancelled(connection(arrival, &handshakes, page)).await;
         });
     })
     .await;
@@ -54,15 +50,15 @@ pub(super) async fn serve(listener: TcpListener, page: Page, mut tls: ServerConf
     tasks.wait().await;
 }
 
-async fn connection(stream: TcpStream, address: SocketAddr, place: Place, handshakes: &Handshakes, mut page: Page) {
+async fn connection(arrival: Arrival, handshakes: &Handshakes, mut page: Page) {
+    let address = arrival.address;
     let access = page.access.borrow_and_update().clone();
-    let Inbound { peer, protocol, requests, stream } =
-        match handshakes.shake(stream, address, place, Some(&access.client_ca)).await {
-            Ok(inbound) => inbound,
-            Err(error) => {
-                return debug!(%address, error = &error as &dyn std::error::Error, "A client sends no requests.");
-            }
-        };
+    let Inbound { peer, protocol, requests, stream } = match handshakes.shake(arrival, Some(&access.client_ca)).await {
+        Ok(inbound) => inbound,
+        Err(error) => {
+            return debug!(%address, error = &error as &dyn std::error::Error, "A client sends no requests.");
+        }
+    };
     let answer = service_fn(async |request| {
         let _running = requests.begin();
         let answered = answer(&request, &peer, &page.registry, &access).await.unwrap_or_else(|refusal| {
