@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -12,6 +12,8 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use k3s_http::{Body, BodyError, empty};
 use k3s_listener::Running;
 use tokio::time::timeout;
+
+use super::backpressure::Backpressure;
 
 /// A peer's body, as it comes in.
 pub(super) fn streamed(incoming: Incoming) -> Body {
@@ -61,14 +63,16 @@ impl HttpBody for Begun {
     }
 }
 
-/// `body`, telling `running` when there is something for the client to take, and when it has taken it.
-pub(super) fn deliver(body: Body, running: Running) -> Body {
-    Delivered { body, running }.boxed_unsync()
+/// `body`, telling `running` when there is something for the client to take, and when it has taken it. Nothing of it is asked for while
+/// the client's connection is stuck.
+pub(super) fn deliver(body: Body, running: Running, backpressure: Backpressure) -> Body {
+    Delivered { body, running, backpressure }.boxed_unsync()
 }
 
 struct Delivered {
     body: Body,
     running: Running,
+    backpressure: Backpressure,
 }
 
 impl HttpBody for Delivered {
@@ -76,6 +80,7 @@ impl HttpBody for Delivered {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        ready!(self.backpressure.poll_ready(cx));
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         match &frame {
             Poll::Ready(_) => self.running.wait_for_client(),

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-use super::tasks::Tasks;
+use super::{backpressure::Backpressure, tasks::Tasks};
 
 /// What is written before the end of a turn, once it is so much, bytes.
 const BUFFER: usize = 64 << 10;
@@ -47,11 +47,13 @@ struct Outbox<S> {
     written: usize,
     /// Why writing failed, until the connection hears of it.
     failure: Option<io::Error>,
+    backpressure: Backpressure,
 }
 
 impl<S> CoalescingWriter<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self(Arc::new(Mutex::new(Outbox { stream, buffer: Vec::new(), written: 0, failure: None })))
+    /// `backpressure` is told after each turn whether what was written has left.
+    pub(super) fn new(stream: S, backpressure: Backpressure) -> Self {
+        Self(Arc::new(Mutex::new(Outbox { stream, buffer: Vec::new(), written: 0, failure: None, backpressure })))
     }
 
     /// Drives what `connect` makes of this.
@@ -107,9 +109,14 @@ impl<S: AsyncWrite + Unpin, C: Future> Future for FlushOnYield<S, C> {
         }
         let ended = self.connection.as_mut().poll(cx);
         let mut outbox = self.io.outbox();
-        if let Poll::Ready(Err(error)) = outbox.poll_write_out(cx) {
-            outbox.failure = Some(error);
-            cx.waker().wake_by_ref();
+        match outbox.poll_write_out(cx) {
+            Poll::Pending => outbox.backpressure.block(),
+            Poll::Ready(Ok(())) => outbox.backpressure.release(),
+            Poll::Ready(Err(error)) => {
+                outbox.failure = Some(error);
+                outbox.backpressure.release();
+                cx.waker().wake_by_ref();
+            }
         }
         ended
     }
@@ -209,14 +216,18 @@ mod tests {
 
     use super::*;
 
-    /// What was written, a piece for each write; broken after so many.
+    /// What was written, a piece for each write; broken after so many, or full.
     struct Pieces {
         seen: Vec<usize>,
         limit: usize,
+        is_full: bool,
     }
 
     impl AsyncWrite for Pieces {
         fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            if self.is_full {
+                return Poll::Pending;
+            }
             if self.seen.len() == self.limit {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
@@ -259,7 +270,10 @@ mod tests {
 
     #[test]
     fn what_is_written_in_a_turn_leaves_in_one_piece() {
-        let io = CoalescingWriter::new(Pieces { seen: Vec::new(), limit: usize::MAX });
+        let io = CoalescingWriter::new(
+            Pieces { seen: Vec::new(), limit: usize::MAX, is_full: false },
+            Backpressure::default(),
+        );
         let mut turns = io.drive(|mut io| async move {
             for _ in 0..3 {
                 io.write_all(b"frame").await.unwrap();
@@ -282,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_connection_hears_that_its_writes_failed() {
-        let io = CoalescingWriter::new(Pieces { seen: Vec::new(), limit: 0 });
+        let io = CoalescingWriter::new(Pieces { seen: Vec::new(), limit: 0, is_full: false }, Backpressure::default());
         let mut turns = io.drive(|mut io| async move {
             io.write_all(b"frame").await.unwrap();
             next_turn().await;
@@ -290,5 +304,22 @@ mod tests {
         });
         assert!(turn(&mut turns).is_pending());
         assert_eq!(turn(&mut turns), Poll::Ready(io::ErrorKind::BrokenPipe));
+    }
+
+    #[test]
+    fn nothing_more_is_asked_for_while_what_was_written_does_not_leave() {
+        let (backpressure, cx) = (Backpressure::default(), Context::from_waker(Waker::noop()));
+        let pieces = Pieces { seen: Vec::new(), limit: usize::MAX, is_full: true };
+        let io = CoalescingWriter::new(pieces, backpressure.clone());
+        let mut turns = io.drive(|mut io| async move {
+            next_turn().await;
+            io.write_all(b"frame").await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        for (is_full, is_ready) in [(true, true), (true, false), (true, false), (false, true)] {
+            turns.io.outbox().stream.is_full = is_full;
+            assert!(turn(&mut turns).is_pending());
+            assert_eq!(backpressure.poll_ready(&cx).is_ready(), is_ready);
+        }
     }
 }

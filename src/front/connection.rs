@@ -21,7 +21,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{abuse::Abuse, body, coalescing::CoalescingWriter, gateway::Gateway, tasks::Tasks};
+use super::{
+    abuse::Abuse, backpressure::Backpressure, body, coalescing::CoalescingWriter, gateway::Gateway, tasks::Tasks,
+};
 
 /// For a client that is sent away to hear it.
 const GOAWAY: Duration = Duration::from_secs(1);
@@ -63,6 +65,8 @@ struct Client {
     /// Asks for what runs to end and nothing new to begin.
     drain: CancellationToken,
     abuse: Arc<Abuse>,
+    /// Of HTTP/2: on HTTP/1.1 there is one answer at a time.
+    backpressure: Backpressure,
 }
 
 impl Context {
@@ -91,6 +95,7 @@ pub(super) async fn serve(arrival: Arrival, context: Arc<Context>) {
         answering: Arc::new(Semaphore::new(STRANGERS_REQUESTS)),
         drain: context.shutdown.child_token(),
         abuse: Abuse::new(),
+        backpressure: Backpressure::default(),
     });
 
     let service = {
@@ -104,7 +109,7 @@ pub(super) async fn serve(arrival: Arrival, context: Arc<Context>) {
     let clock = (&client.peer, protocol, &*client.requests);
     let ended = match protocol {
         Protocol::Http2 => {
-            let connection = CoalescingWriter::new(stream).drive(|io| {
+            let connection = CoalescingWriter::new(stream, client.backpressure.clone()).drive(|io| {
                 http2::Builder::new(context.tasks.clone())
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(STREAM_WINDOW)
@@ -174,7 +179,7 @@ async fn answer(
             _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),
         }
     }
-    Ok(response.map(|answer| body::deliver(body::keep(answer, place), running)))
+    Ok(response.map(|answer| body::deliver(body::keep(answer, place), running, client.backpressure.clone())))
 }
 
 impl Client {

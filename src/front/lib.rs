@@ -7,6 +7,7 @@
 
 mod abuse;
 mod authentication;
+mod backpressure;
 mod body;
 mod coalescing;
 mod connection;

@@ -35,6 +35,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 use super::{
+    backpressure::Backpressure,
     body,
     coalescing::{CoalescingWriter, Driver},
     connector::{Connector, Unreachable},
@@ -333,7 +334,7 @@ impl Shared {
     async fn open(&self, connector: &Connector, rank: Rank) -> Result<(Open, Driven), Unreachable> {
         let stream = connector.http2().await?;
         let awaited = stream.get_ref().0.awaited();
-        let io = CoalescingWriter::new(stream);
+        let io = CoalescingWriter::new(stream, Backpressure::default());
         let (sender, connection) = http2::Builder::new(io.driver(self.tasks.clone()))
             .initial_stream_window_size(rank.stream_window())
             .initial_connection_window_size(CONNECTION_WINDOW)
