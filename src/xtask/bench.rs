@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Tunnel(args) => tunnel::run(args),
         What::Idle(args) => idle::run(args),
         What::Addons(args) => addons::run(args),
-        What::Reproducible => reproducible::run(&reproducible::Args { all: true }),
+        What::Reproducible => reproducible::run(&reproducible::Args { all: true, packages: false }),
     }
 }
 

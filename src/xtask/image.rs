@@ -13,7 +13,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use crate::component::{Component, Scratch};
 use crate::process::{stdout, succeed};
-use crate::{dist, elf, folder, workspace};
+use crate::{elf, folder, workspace};
 
 /// Flags that make a program of one C file without a C library, the same bytes each time.
 const FREESTANDING: [&str; 13] = [
@@ -149,11 +149,11 @@ impl Image {
         Ok(components.iter().any(Component::is_optional))
     }
 
-    /// Packs the image as `<folder>/<name>.tar`. Components that it holds are built first.
-    pub(crate) fn pack(&self, folder: &Path) -> Result<Packed> {
+    /// Packs the image as `<folder>/<name>.tar`. Components that it holds are built first; the product's holds the tree `dist`.
+    pub(crate) fn pack(&self, dist: &Path, folder: &Path) -> Result<Packed> {
         fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
         let scratch = Scratch::create(folder, &self.name)?;
-        let image = self.image(&scratch.0)?;
+        let image = self.image(dist, &scratch.0)?;
         let partial = scratch.0.join("image.tar");
         let mut file = BufWriter::new(fs::File::create(&partial)?);
         let digest = image.pack(&mut file)?;
@@ -163,10 +163,10 @@ impl Image {
         Ok(Packed { name: image.name, digest })
     }
 
-    fn image(&self, scratch: &Path) -> Result<k3s_oci::Image> {
+    fn image(&self, dist: &Path, scratch: &Path) -> Result<k3s_oci::Image> {
         let mut files = BTreeMap::new();
         for (path, source) in &self.declaration.files {
-            self.add(&mut files, path, source, scratch)?;
+            self.add(&mut files, path, source, dist, scratch)?;
         }
         for (target, names) in &self.declaration.links {
             let program = target.file_name().context("A link needs the path of a program")?;
@@ -180,7 +180,7 @@ impl Image {
         Ok(name.parse()?)
     }
 
-    fn add(&self, files: &mut Files, path: &Path, source: &Source, scratch: &Path) -> Result<()> {
+    fn add(&self, files: &mut Files, path: &Path, source: &Source, dist: &Path, scratch: &Path) -> Result<()> {
         let node = match source {
             Source::Text(text) => Node::Text(text.clone()),
             Source::Folder(mode) => {
@@ -209,7 +209,7 @@ impl Image {
                 Node::Copy(file.clone(), if is_program { 0o755 } else { 0o644 })
             }
             Source::Script(file) => Node::Copy(self.folder.join(file), 0o755),
-            Source::Dist {} => return add_dist(files, path),
+            Source::Dist {} => return add_dist(files, path, dist),
         };
         files.insert(path.to_owned(), node);
         Ok(())
@@ -218,10 +218,9 @@ impl Image {
 
 type Files = BTreeMap<PathBuf, Node>;
 
-/// `target/dist` at `path`; programs of ours that are linked dynamically bring their libraries.
-fn add_dist(files: &mut Files, path: &Path) -> Result<()> {
-    let dist = dist::folder();
-    for file in folder::files(&dist).context("Run `cargo xtask dist` first")? {
+/// The tree `dist` at `path`; programs of ours that are linked dynamically bring their libraries.
+fn add_dist(files: &mut Files, path: &Path, dist: &Path) -> Result<()> {
+    for file in folder::files(dist).context("Run `cargo xtask dist` first")? {
         let from = dist.join(&file);
         let node = if from.is_symlink() {
             Node::Link(fs::read_link(&from)?)

@@ -35,7 +35,8 @@ pub(crate) fn pack(product: &Path, test: Option<&Path>, content: Content) -> Res
             Purpose::Product => None,
         };
         let Some(folder) = folder else { continue };
-        let packed = image.pack(folder).with_context(|| format!("Cannot pack the image {}", image.name()))?;
+        let packed =
+            image.pack(&dist::folder(), folder).with_context(|| format!("Cannot pack the image {}", image.name()))?;
         println!("{:<34} {}", packed.name, packed.digest);
     }
     Ok(())

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     digest, dist,
@@ -48,18 +48,16 @@ impl Args {
 /// Packs what is in `target/dist`, and prints a digest a file and the table of sizes.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = args.output.clone().unwrap_or_else(|| workspace::target().join("packages"));
-    fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let dist = dist::folder();
     if !dist.join("share/k3s/charts").exists() {
         println!("target/dist is without Traefik: make a release's with `cargo xtask dist --traefik`.");
     }
-    let name = format!("k3s-{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
-    let image = pack_image(&folder, &name)?;
+    let image = pack_image(&dist, &folder)?;
     if args.image {
         println!("{}", image.display());
         return Ok(());
     }
-    let extensions = extension::pack(&dist, &folder, &name)?;
+    let extensions = pack_extensions(&dist, &folder)?;
     if !args.no_sbom {
         sbom::write(&dist, &folder.join("sbom"))?;
     }
@@ -70,11 +68,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn pack_image(folder: &Path, name: &str) -> Result<PathBuf> {
-    let path = folder.join(format!("{name}.oci.tar"));
+/// The container image of the tree `dist`.
+pub(crate) fn pack_image(dist: &Path, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(format!("{}.oci.tar", name()));
     for image in Image::all()?.iter().filter(|image| image.purpose() == Purpose::Product) {
-        image.pack(folder)?;
+        image.pack(dist, folder)?;
         fs::rename(folder.join(format!("{}.tar", image.name())), &path)?;
     }
     Ok(path)
+}
+
+/// The extensions of the tree `dist`: for /usr, for /etc.
+pub(crate) fn pack_extensions(dist: &Path, folder: &Path) -> Result<[PathBuf; 2]> {
+    extension::pack(dist, folder, &name())
+}
+
+fn name() -> String {
+    format!("k3s-{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH)
 }

@@ -96,7 +96,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         Component::usual()?.iter().try_for_each(|component| add(component.test()?, counts))
     })?;
     step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))?;
-    step("reproducible", || reproducible::run(&reproducible::Args { all: false }))?;
+    step("reproducible", || reproducible::run(&reproducible::Args::default()))?;
     step("dist", || dist::run(&dist::Args::default()))?;
     step("the product's image", || packages::run(&packages::Args::image_alone()))?;
     step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts))?;

@@ -11,32 +11,41 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{component::Scratch, folder, workspace};
 
-/// Any operating system: nothing of the host is in it but its C library, which is older than ours on none we support.
-const RELEASE: &str = "ID=_any\n";
+/// Any operating system: nothing of the host is in it but its C library, which is older than ours on none we support. systemd reads its
+/// units again once they are there.
+const RELEASE: &str = "ID=_any\nEXTENSION_RELOAD_MANAGER=1\n";
 /// Extensions tell apart by content; their file systems need no identity of their own.
 const UUID: &str = "00000000-0000-0000-0000-000000000000";
-/// What a node loads at boot, when the kernel is not yet locked.
-const MODULES: &str = "overlay\nnf_conntrack\nbr_netfilter\nvxlan\n";
-const SYSCTL: &str = "net.ipv4.conf.all.forwarding = 1\nnet.bridge.bridge-nf-call-iptables = 1\n";
+/// Units of the package.
+const UNITS: [&str; 3] = ["k3s.service", "k3s-agent.service", "cri-containerd-.scope.d/k3s.conf"];
+/// A place for a mount, which nobody can make in what is read-only.
+const NODE_PASSWORD: &str = "etc/rancher/node";
+/// Where everybody looks for the administrator's kubeconfig: a link to where k3s.service.d/extension.conf has it written.
+const KUBECONFIG: &str = "etc/rancher/k3s/k3s.yaml";
 
 /// Writes both, and returns where they are: for /usr, for /etc.
-pub(super) fn pack(dist: &Path, folder: &Path, name: &str) -> Result<[PathBuf; 2]> {
-    let scratch = Scratch::create(&workspace::target(), "extension")?;
+pub(crate) fn pack(dist: &Path, folder: &Path, name: &str) -> Result<[PathBuf; 2]> {
+    fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+    let scratch = Scratch::create(folder, "extension")?;
     let (usr, etc) = (scratch.0.join("sysext"), scratch.0.join("confext"));
+    let images = workspace::root().join("images");
     folder::copy(dist, &usr.join("usr"))?;
-    for unit in ["k3s.service", "k3s-agent.service", "cri-containerd-.scope.d/k3s.conf"] {
-        let from = workspace::root().join("images/systemd").join(unit);
-        write(&usr.join("usr/lib/systemd/system").join(unit), &fs::read_to_string(&from)?)?;
+    for unit in UNITS {
+        let text = fs::read_to_string(images.join("systemd").join(unit))?;
+        write(&usr.join("usr/lib/systemd/system").join(unit), &text)?;
     }
-    write(&usr.join("usr/lib/modules-load.d/k3s.conf"), MODULES)?;
-    write(&usr.join("usr/lib/sysctl.d/50-k3s.conf"), SYSCTL)?;
-    write(&usr.join(format!("usr/lib/extension-release.d/extension-release.{name}.sysext")), RELEASE)?;
-
-    // Switches the server on; what is written below /etc at run time needs a place beside it (docs/nixos.md).
-    let wants = etc.join("etc/systemd/system/multi-user.target.wants");
-    fs::create_dir_all(&wants)?;
-    symlink("/usr/lib/systemd/system/k3s.service", wants.join("k3s.service"))?;
-    write(&etc.join(format!("etc/extension-release.d/extension-release.{name}.confext")), RELEASE)?;
+    folder::copy(&images.join("extension/usr"), &usr.join("usr"))?;
+    folder::copy(&images.join("extension/etc"), &etc.join("etc"))?;
+    fs::create_dir_all(etc.join(NODE_PASSWORD))?;
+    fs::create_dir_all(etc.join(KUBECONFIG).parent().expect("a joined path has a parent"))?;
+    symlink("/var/lib/rancher/k3s/k3s.yaml", etc.join(KUBECONFIG))?;
+    // systemd before 256 takes the ending of the file's name as a part of the extension's.
+    for name in [name.to_owned(), format!("{name}.sysext")] {
+        write(&usr.join(format!("usr/lib/extension-release.d/extension-release.{name}")), RELEASE)?;
+    }
+    for name in [name.to_owned(), format!("{name}.confext")] {
+        write(&etc.join(format!("etc/extension-release.d/extension-release.{name}")), RELEASE)?;
+    }
 
     let images = [folder.join(format!("{name}.sysext.raw")), folder.join(format!("{name}.confext.raw"))];
     for (tree, image) in [usr, etc].iter().zip(&images) {

@@ -1,4 +1,4 @@
-//! The table of sizes in docs/nixos.md.
+//! The table of sizes in docs/immutable-systems.md.
 
 use std::{
     fmt::Write as _,
