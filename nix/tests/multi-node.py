@@ -36,12 +36,12 @@ t.assertEqual(len(addresses), 2)
 with subtest("each machine reaches each pod"):
     for address in addresses:
         for node in [server, agent]:
-            node.succeed(f"ping -c 1 -W 5 {address}")
+            node.wait_until_succeeds(f"ping -c 1 -W 5 {address}", timeout=60)
 
 with subtest("each pod reaches each pod, by an exec through the node's tunnel"):
     for pod in pods:
         for address in addresses:
-            server.succeed(f"k3s kubectl exec {pod} -- nc -w 5 {address} 8080 </dev/null")
+            server.wait_until_succeeds(f"k3s kubectl exec {pod} -- nc -w 5 {address} 8080 </dev/null", timeout=60)
 
 agent.shutdown()
 server.shutdown()

@@ -1,5 +1,10 @@
 # What the machines of all tests have: a lean node, and an image for pods.
-{ lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 {
   virtualisation.memorySize = lib.mkDefault 2048;
   virtualisation.diskSize = 4096;
@@ -8,6 +13,12 @@
   services.k3s = {
     enable = true;
     openFirewall = true;
+    # Emulated processors start few pods at a time.
+    disable = lib.mkIf (config.services.k3s.role == "server") [
+      "local-storage"
+      "metrics-server"
+      "traefik"
+    ];
     images = [
       (pkgs.dockerTools.buildImage {
         name = "docker.io/k3s-rs/demo";

@@ -21,4 +21,5 @@ with subtest("a pod runs"):
     machine.succeed("k3s kubectl delete pod demo --grace-period=1")
 
 with subtest("nothing is missing on the host"):
-    t.assertNotIn("not found in", machine.succeed("journalctl --no-pager -u k3s"))
+    # What containerd goes without, it says as information.
+    machine.fail("journalctl --no-pager -u k3s | grep -v level=info | grep 'not found in .*PATH'")

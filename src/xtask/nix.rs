@@ -10,7 +10,9 @@ mod reference;
 mod units;
 mod vm_tests;
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 
 use crate::counts::Counts;
 use at_hand::{Nix, NotAtHand};
@@ -53,6 +55,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         Verb::Build(args) => build::run(args, &needed()?),
     }
+}
+
+/// The NixOS test `name` as `cargo xtask vm-test` takes it.
+pub(crate) fn vm_test(name: &str) -> Result<PathBuf> {
+    let is_it = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem == name);
+    vm_tests::write(&needed()?)?.into_iter().find(is_it).with_context(|| format!("nix/tests has no {name}"))
 }
 
 fn needed() -> Result<Nix> {

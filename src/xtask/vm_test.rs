@@ -8,18 +8,19 @@ mod image;
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    nix,
     process::succeed,
     system_packages::{self, Package},
     workspace,
 };
-use image::Image;
+use image::{Besides, Image};
 
 /// What making and running machines takes on Debian.
 const PACKAGES: [Package; 5] = [
@@ -30,9 +31,13 @@ const PACKAGES: [Package; 5] = [
     ("python3", Some("python3")),
 ];
 
+/// The test that machines need the package as extensions for.
+const EXTENSIONS: &str = "extensions.py";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Tests of `tests/vm` by name, or files: a script (.py), or what a NixOS test evaluates to (.json); all of `tests/vm` if none.
+    /// Tests of `tests/vm` or `nix/tests` by name, or files: a script (.py), or what a NixOS test evaluates to (.json); all of `tests/vm`
+    /// if none.
     tests: Vec<String>,
     /// Make the disks and run nothing.
     #[arg(long)]
@@ -47,12 +52,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Two machines of a test are enough for any host.
     let lock = File::create(cache.join("lock"))?;
     lock.lock().context("Cannot lock the cache of virtual machines")?;
-    let image = Image::make(&cache)?;
+    let tests = if args.tests.is_empty() { all()? } else { named(&args.tests)? };
+    let needs_extensions = tests.iter().any(|test| test.ends_with(EXTENSIONS));
+    let image = Image::make(&cache, if needs_extensions { Besides::Extensions } else { Besides::Archives })?;
     if args.image {
         println!("{}", image.root.display());
         return Ok(());
     }
-    let tests = if args.tests.is_empty() { all()? } else { named(&args.tests)? };
     for test in tests {
         let name = test.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         println!("── {name}");
@@ -80,10 +86,20 @@ fn all() -> Result<Vec<PathBuf>> {
 }
 
 fn named(names: &[String]) -> Result<Vec<PathBuf>> {
-    let find = |name: &String| {
-        let path = if name.contains(['.', '/']) { Path::new(name).into() } else { folder().join(format!("{name}.py")) };
-        ensure!(path.exists(), "There is no test {}", path.display());
-        Ok(path)
-    };
-    names.iter().map(find).collect()
+    names.iter().map(|name| find(name)).collect()
+}
+
+fn find(name: &str) -> Result<PathBuf> {
+    if name.contains(['.', '/']) {
+        let path = PathBuf::from(name);
+        ensure!(path.exists(), "There is no test {name}");
+        return Ok(path);
+    }
+    let script = format!("{name}.py");
+    let path = folder().join(&script);
+    if path.exists() {
+        return Ok(path);
+    }
+    ensure!(workspace::root().join("nix/tests").join(&script).exists(), "There is no test {name}");
+    nix::vm_test(name)
 }

@@ -36,6 +36,6 @@ with subtest("components have streams of their own"):
 
 with subtest("a start that fails says so with the priority of an error"):
     machine.succeed("systemctl stop k3s.service", timeout=300)
-    machine.succeed("mkdir -p /etc/rancher/k3s/config.yaml.d; echo 'no-such-option: 1' > /etc/rancher/k3s/config.yaml.d/wrong.yaml")
+    machine.succeed("mkdir -p /etc/rancher/k3s/config.yaml.d; echo 'node-taint: gpu' > /etc/rancher/k3s/config.yaml.d/wrong.yaml")
     machine.fail("systemctl start k3s.service")
-    machine.succeed("journalctl -t k3s -p err | grep no-such-option")
+    machine.succeed("journalctl -t k3s -p err | grep 'is not a taint'")

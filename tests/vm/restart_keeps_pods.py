@@ -26,6 +26,10 @@ spec:
 """
 
 
+# Seconds of a restart that ask for a reason.
+SLOW = 45
+
+
 def shims():
     """The shims with the time of their start: a process that is the same has both."""
     return machine.succeed("for pid in $(pgrep -f containerd-shim-runc-v2 | sort -n); do"
@@ -41,13 +45,22 @@ def wait_for_api():
     machine.wait_until_succeeds("kubectl get --raw /readyz")
 
 
+def timeline(since):
+    """What systemd and k3s told of the unit since then, with seconds since power on."""
+    lines = machine.succeed("journalctl --no-pager -b -o short-monotonic -t k3s -t systemd -u k3s.service | cut -c1-200").splitlines()
+    return "\n".join(line for line in lines if line.startswith("[") and float(line[1:].split("]")[0]) >= since)
+
+
 def restarts_and_keeps_pods(end):
     """Ends the main process by `end`: systemd starts another one, and its containerd finds everything as it was."""
     before = machine.get_unit_property("k3s.service", "MainPID")
+    since = float(machine.succeed("cut -d' ' -f1 /proc/uptime"))
     end(before)
     machine.wait_until_succeeds(f"pid=$(systemctl show -P MainPID k3s.service); [ $pid != 0 ] && [ $pid != {before} ]")
     # A new containerd: the old one's socket may be there still.
     machine.wait_until_succeeds("k3s status -o json | jq -e '.components[] | select(.name == \"containerd\") | .state == \"ready\"'")
+    if float(machine.succeed("cut -d' ' -f1 /proc/uptime")) - since > SLOW:
+        log(timeline(since))
     t.assertEqual((shims(), containers()), known)
     t.assertNotIn("Failed to spawn", machine.succeed("journalctl --no-pager -u k3s.service | tail -n 300"))
 

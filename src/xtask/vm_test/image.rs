@@ -9,12 +9,21 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 
-use crate::{component::Scratch, digest::Inputs, dist, folder, images, process::succeed, workspace};
+use crate::{component::Scratch, digest::Inputs, dist, folder, images, packages, process::succeed, workspace};
 
 /// The release whose packages the root holds: systemd 257, Linux 6.12.
 const RELEASE: &str = "trixie";
 /// Texts that nobody reads on a node: 65 MB.
 const LEFT_OUT: [&str; 3] = ["/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+
+/// What lies on the package's disk beside the package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Besides {
+    /// Archives of images.
+    Archives,
+    /// The package as system extensions, too: a minute's work, for the test of these.
+    Extensions,
+}
 
 pub(super) struct Image {
     /// Holds `root.ext4`, `vmlinuz` and `initrd`.
@@ -25,10 +34,10 @@ pub(super) struct Image {
 
 impl Image {
     /// Makes what the cache does not have; the package's disk is made anew, from `target/dist`.
-    pub(super) fn make(cache: &Path) -> Result<Self> {
+    pub(super) fn make(cache: &Path, besides: Besides) -> Result<Self> {
         ensure!(geteuid().is_root(), "Disks of virtual machines are made as root: run this as root");
         let root = root(cache)?;
-        Ok(Self { root, dist: dist_disk(cache)? })
+        Ok(Self { root, dist: dist_disk(cache, besides)? })
     }
 }
 
@@ -77,7 +86,7 @@ fn take_boot_files(boot: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn dist_disk(cache: &Path) -> Result<PathBuf> {
+fn dist_disk(cache: &Path, besides: Besides) -> Result<PathBuf> {
     let dist = dist::folder();
     ensure!(dist.exists(), "{} is not there: run `cargo xtask dist` first", dist.display());
     let scratch = Scratch::create(cache, "dist")?;
@@ -86,6 +95,10 @@ fn dist_disk(cache: &Path) -> Result<PathBuf> {
     folder::copy(&images::test_folder(), &tree.join("test/images"))?;
     // Debugging symbols are half of a binary that is not optimised.
     succeed(Command::new("strip").arg(tree.join("bin/k3s")))?;
+    if besides == Besides::Extensions {
+        packages::pack_extensions(&tree, &scratch.0.join("extensions"))?;
+        folder::copy(&scratch.0.join("extensions"), &tree.join("test/extensions"))?;
+    }
     let disk = cache.join("dist.ext4");
     make_disk(&tree, "dist", "2G", &disk)?;
     Ok(disk)

@@ -1,6 +1,7 @@
 """Machines with the verbs of the NixOS test driver, so that a testScript runs here as it does there."""
 
 import base64
+import contextlib
 import os
 import pathlib
 import re
@@ -15,14 +16,22 @@ from qemu import MachineEnded
 
 # Seconds that anything may take: on a host whose processors others want as well, minutes become quarters of an hour.
 PATIENCE = 2700
+# How much slower than real machines emulated ones may be: limits that a script gives are meant for real ones.
+EMULATION = 10
 
 
 class RequestedAssertionFailed(Exception):
     """What a test asked for is not so."""
 
 
+def stretched(timeout):
+    """The limit that a script gives, for a machine that is emulated."""
+    return min(timeout * EMULATION, PATIENCE)
+
+
 def retry(function, timeout=PATIENCE):
     """Calls `function` each second until it is true; the last call, at `timeout`, is told that it is the last."""
+    timeout = stretched(timeout)
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if function(False):
@@ -73,9 +82,9 @@ class Machine:
 
     def wait_for_shutdown(self, timeout=PATIENCE):
         try:
-            self.qemu.wait(timeout)
+            self.qemu.wait(stretched(timeout))
         except subprocess.TimeoutExpired as expired:
-            raise RequestedAssertionFailed(f"{self.name} did not power off within {timeout} s") from expired
+            raise RequestedAssertionFailed(f"{self.name} did not power off within {stretched(timeout)} s") from expired
         self.booted = False
 
     def crash(self):
@@ -125,18 +134,28 @@ class Machine:
 
         def attempt(is_last):
             nonlocal last
-            last = self._execute(command, max(10, min(timeout, 300)))
+            last = self._execute(command, min(timeout, 30))
             if is_last and not wanted(last[0]):
                 raise RequestedAssertionFailed(
-                    f"{self.name}: `{command}` did not {what} within {timeout} s\n{last[1]}{last[2]}")
+                    f"{self.name}: `{command}` did not {what} within {stretched(timeout)} s\n{last[1]}{last[2]}")
             return wanted(last[0])
 
-        retry(attempt, timeout)
+        with self._timed(f"`{command}`"):
+            retry(attempt, timeout)
         return last[1]
+
+    @contextlib.contextmanager
+    def _timed(self, what):
+        """Tells how long `what` was waited for, and how long ago the machine was powered on."""
+        began = time.monotonic()
+        yield
+        now = time.monotonic()
+        if now - began >= 2:
+            self.log(f"{self.name}: waited {now - began:.1f} s for {what}: {now - self.qemu.started_at:.1f} s after power on")
 
     def _execute(self, command, timeout):
         self.connect()
-        return self._run(f"set -euo pipefail; {command}", timeout)
+        return self._run(f"set -euo pipefail; {command}", stretched(timeout))
 
     def _run(self, script, timeout):
         try:
@@ -177,7 +196,8 @@ class Machine:
                     raise RequestedAssertionFailed(f'{self.name}: unit "{unit}" is inactive and there are no pending jobs')
             return state == "active"
 
-        retry(is_active, timeout)
+        with self._timed(unit):
+            retry(is_active, timeout)
 
     def start_job(self, job, user=None):
         return self.systemctl(f"start {job}", user)
