@@ -51,6 +51,8 @@ pub struct EtcdMember {
 pub enum EtcdStart {
     /// As the first of a new cluster.
     New,
+    /// As the only one of a cluster that is filled, saved and thrown away: no write of it has to be durable.
+    Scratch,
     /// As one more of a cluster of these members: each one's name and where the others reach it.
     Join(Vec<(String, String)>),
     /// From its data, as the only one of a cluster that had more.
@@ -66,6 +68,15 @@ pub struct EtcdTimeouts {
     pub election: Duration,
 }
 
+impl EtcdStart {
+    fn cluster_state(&self) -> &'static str {
+        match self {
+            Self::New | Self::Scratch => "new",
+            Self::Join(_) | Self::Alone => "existing",
+        }
+    }
+}
+
 impl EtcdMember {
     /// Where the other members reach it.
     pub fn peer_url(&self) -> String {
@@ -76,7 +87,7 @@ impl EtcdMember {
         let own = (self.name.clone(), self.peer_url());
         let others = match &self.start {
             EtcdStart::Join(members) => members.as_slice(),
-            EtcdStart::New | EtcdStart::Alone => &[],
+            EtcdStart::New | EtcdStart::Scratch | EtcdStart::Alone => &[],
         };
         let others = others.iter().filter(|(name, _)| *name != self.name);
         others.chain([&own]).map(|(name, url)| format!("{name}={url}")).collect::<Vec<_>>().join(",")
@@ -137,7 +148,7 @@ fn document(config: &EmbeddedEtcd, member: &EtcdMember, paths: &Paths) -> Value 
         ("initial-advertise-peer-urls", json!(member.peer_url())),
         ("listen-metrics-urls", json!(at("http", METRICS_PORT, metrics))),
         ("initial-cluster", json!(member.initial_cluster())),
-        ("initial-cluster-state", json!(if member.start == EtcdStart::New { "new" } else { "existing" })),
+        ("initial-cluster-state", json!(member.start.cluster_state())),
         ("client-transport-security", security("server-client", "server-ca")),
         ("peer-transport-security", security("peer-server-client", "peer-ca")),
         ("heartbeat-interval", json!(millis(member.timeouts.heartbeat))),
@@ -152,8 +163,10 @@ fn document(config: &EmbeddedEtcd, member: &EtcdMember, paths: &Paths) -> Value 
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect();
-    if member.start == EtcdStart::Alone {
-        document.insert("force-new-cluster".to_owned(), json!(true));
+    match member.start {
+        EtcdStart::Alone => drop(document.insert("force-new-cluster".to_owned(), json!(true))),
+        EtcdStart::Scratch => drop(document.insert("unsafe-no-fsync".to_owned(), json!(true))),
+        EtcdStart::New | EtcdStart::Join(_) => {}
     }
     add(&mut document, &config.args);
     Value::Object(document.into_iter().collect())
@@ -258,6 +271,13 @@ mod tests {
         assert_eq!(joined["initial-cluster"], "two-1=https://10.0.0.2:2380,one-0123abcd=https://10.0.0.1:2380");
         assert_eq!(joined["initial-cluster-state"], "existing");
         assert_eq!(settings(&[], EtcdStart::Alone)["force-new-cluster"], true);
+    }
+
+    #[test]
+    fn what_is_thrown_away_need_not_be_durable() {
+        let scratch = settings(&[], EtcdStart::Scratch);
+        assert_eq!((&scratch["initial-cluster-state"], &scratch["unsafe-no-fsync"]), (&json!("new"), &json!(true)));
+        assert_eq!(settings(&[], EtcdStart::New).get("unsafe-no-fsync"), None);
     }
 
     #[test]

@@ -182,7 +182,6 @@ impl Datastore {
         saved.await.map_err(|_| Error::Closed)?
     }
 
-    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
     }

@@ -13,7 +13,7 @@
 //! - `index`, `range`, `txn`, `watch`, `lease`: what is true, without any I/O.
 //! - `log`: the rows, and kine's way to write them.
 //! - `store`, `readers`, `writer`, `follow`, `space`: who holds what, and in which order it changes.
-//! - `snapshot`: the store as it was at one revision, in one file.
+//! - `snapshot`: the store as it was at one revision, in one file; `transfer`: all that it holds, moved to an etcd.
 //! - `etcd`: messages and services on the wire.
 //! - `listen`, `tls`, `datastore`, `client`, `remote`: how the rest of the program uses all that, or a store elsewhere.
 
@@ -46,6 +46,7 @@ pub mod snapshot;
 mod space;
 mod store;
 mod tls;
+mod transfer;
 mod txn;
 mod watch;
 mod writer;
@@ -58,3 +59,4 @@ pub use members::{EtcdCluster, Knowledge, Member, MemberStatus};
 pub use remote::{RemoteOptions, RemoteServer, StreamError};
 pub use revision::Revision;
 pub use tls::ServerTls;
+pub use transfer::{TransferError, Transferred};

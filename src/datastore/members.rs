@@ -11,7 +11,7 @@ use crate::etcd::messages::{
     self, EmptyRequest, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberRequest,
     SnapshotResponse, StatusResponse,
 };
-use crate::remote::{Remote, RemoteOptions, StreamError};
+use crate::remote::{Connected, Remote, RemoteOptions, StreamError};
 
 /// An etcd, asked at the first of its members that lets itself be reached.
 #[derive(Clone, Debug)]
@@ -67,6 +67,11 @@ impl EtcdCluster {
     /// [`Error::Tls`] names the file that cannot be used.
     pub fn new(options: &RemoteOptions) -> Result<Self, Error> {
         Ok(Self(Arc::new(Remote::new(options)?)))
+    }
+
+    /// A connection for many requests.
+    pub(crate) async fn connect(&self) -> Result<Connected<'_>, ClientError> {
+        self.0.first_reached().await
     }
 
     /// Its members.

@@ -170,8 +170,7 @@ impl Remote {
         Q: Message + Default + 'static,
         A: Message + Default + 'static,
     {
-        let (server, channel) = self.first_reached().await?;
-        answer(channel, path, request).await.map_err(|status| refused(server, &status))
+        self.first_reached().await?.ask(path, request).await
     }
 
     /// As [`Self::ask`], with an answer of many parts, which `take` gets as they come; each may take as long as an answer may.
@@ -185,7 +184,7 @@ impl Remote {
         Q: Message + Default + 'static,
         A: Message + Default + 'static,
     {
-        let (server, channel) = self.first_reached().await?;
+        let Connected { server, channel } = self.first_reached().await?;
         let late = || ClientError::Unreachable(format!("{server}: no answer within {} s", PATIENCE.as_secs()));
         let mut grpc = Grpc::new(channel);
         let asked = async {
@@ -204,11 +203,11 @@ impl Remote {
     }
 
     /// A connection to the first server that lets itself be reached.
-    async fn first_reached(&self) -> Result<(&RemoteServer, Channel), ClientError> {
+    pub(crate) async fn first_reached(&self) -> Result<Connected<'_>, ClientError> {
         let mut reasons = Vec::new();
         for server in &self.0.servers {
             match timeout(PATIENCE, self.connect(server)).await {
-                Ok(Ok(channel)) => return Ok((server, channel)),
+                Ok(Ok(channel)) => return Ok(Connected { server, channel }),
                 Ok(Err(error)) => reasons.push(format!("{server}: {}", chain(error.as_ref()))),
                 Err(_) => reasons.push(format!("{server}: no connection within {} s", PATIENCE.as_secs())),
             }
@@ -235,6 +234,23 @@ impl Remote {
         // The stream is there already; the URL is for the request's `:authority`.
         let endpoint = Endpoint::from_shared(format!("http://{}", server.authority()))?;
         Ok(endpoint.connect_with_connector(service_fn(only_one)).await?)
+    }
+}
+
+/// A connection to one of them, for as many requests as are asked on it.
+#[derive(Debug)]
+pub(crate) struct Connected<'a> {
+    server: &'a RemoteServer,
+    channel: Channel,
+}
+
+impl Connected<'_> {
+    pub(crate) async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, ClientError>
+    where
+        Q: Message + Default + 'static,
+        A: Message + Default + 'static,
+    {
+        answer(self.channel.clone(), path, request).await.map_err(|status| refused(self.server, &status))
     }
 }
 

@@ -41,12 +41,17 @@ pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> 
 
 /// Refuses a disk that is as good as full, before half of what a server needs has been written to it.
 pub(crate) fn check_room(paths: &Paths) -> Result<(), Error> {
+    check_room_for(paths, NEEDED)
+}
+
+/// As [`check_room`], for a start that has more to do.
+pub(crate) fn check_room_for(paths: &Paths, needed: u64) -> Result<(), Error> {
     let dir = paths.server();
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
     let disk = statvfs(&dir).map_err(|errno| Error::file(&dir)(errno.into()))?;
     let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
-    if free < NEEDED {
-        return Err(Error::NoRoom { path: dir, free: free >> 20, needed: NEEDED >> 20 });
+    if free < needed {
+        return Err(Error::NoRoom { path: dir, free: free >> 20, needed: needed >> 20 });
     }
     Ok(())
 }

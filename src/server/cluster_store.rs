@@ -147,7 +147,8 @@ impl ClusterStore {
 /// Starts this server's member, and waits until it has a vote and a leader.
 async fn start_member(config: &EmbeddedEtcd, opening: &Opening<'_>) -> Result<Membership, Error> {
     let Opening { paths, host, certificates, components, supervisor, gate, .. } = *opening;
-    let starting = Starting { etcd: config, config: opening.config, paths, host, certificates, gate };
+    let starting =
+        Starting { etcd: config, config: opening.config, paths, host, certificates, components, supervisor, gate };
     let membership = starting.prepare().await?;
     let launch = etcd(config, membership.member(), paths, components);
     launch.install_files()?;

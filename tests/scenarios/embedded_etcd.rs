@@ -6,6 +6,17 @@ use cluster_tests::{Network, Node, PATIENCE, Process, step};
 
 const FOLDER: &str = "/var/lib/rancher/k3s/server/db/etcd";
 
+/// A pod that runs on the agent.
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: after}
+spec:
+  containers:
+    - name: demo
+      image: docker.io/k3s-rs/demo:0.1.0
+"#;
+
 /// Whether the children are those of before, but for etcd.
 fn others_live(before: &BTreeMap<String, Process>, after: &BTreeMap<String, Process>) -> bool {
     before.iter().all(|(name, process)| name == "etcd" || after.get(name) == Some(process))
@@ -187,6 +198,83 @@ fn three_servers_outlive_one_of_them() {
         wait_for_voters(&one, &[&one, &two, &three]);
         three.wait_until_ready();
         three.succeed("ls -d /var/lib/rancher/k3s/server/db/etcd-backup-*");
+    });
+}
+
+#[test]
+fn a_server_on_sqlite_becomes_the_first_of_several() {
+    let network = Network::new();
+    let (one, two, agent) = (Node::boot(&network, "one"), Node::boot(&network, "two"), Node::boot(&network, "agent"));
+    let flags = "--token=s3cret --disable-agent";
+    let sqlite = "/var/lib/rancher/k3s/server/db/state.db";
+    // In the order of their last changes; what changes by itself left out.
+    let objects = || {
+        let kinds =
+            "namespaces,configmaps,secrets,serviceaccounts,clusterroles,clusterrolebindings,services,priorityclasses";
+        let columns = "custom-columns=RV:.metadata.resourceVersion,UID:.metadata.uid,KIND:.kind,NAME:.metadata.name";
+        let listed = one.succeed(&format!("k3s kubectl get {kinds} -A --no-headers -o {columns} | sort -n"));
+        let objects = listed.lines().map(|line| line.trim().split_once(' ').expect("it has columns"));
+        objects
+            .map(|(revision, object)| (revision.parse::<u64>().expect("a number"), object.trim().to_owned()))
+            .collect::<Vec<_>>()
+    };
+
+    let before = step("a cluster of one server, on SQLite, with an agent", || {
+        one.start_k3s(flags);
+        one.wait_for_log("The Kubernetes API is served.");
+        agent.give_demo_image();
+        agent.start_k3s_agent(&one, "");
+        one.wait_until_node_ready("agent");
+        one.kubectl("create configmap first");
+        one.kubectl("create configmap second");
+        one.kubectl("annotate configmap first changed=last");
+        one.wait_until_succeeds("k3s kubectl get serviceaccount default", PATIENCE);
+        one.stop_k3s();
+        // Controllers of the old run have written their last.
+        one.start_k3s(&format!("{flags} --disable-scheduler --disable-controller-manager"));
+        one.wait_until_succeeds("k3s kubectl get configmap second", PATIENCE);
+        let before = objects();
+        one.stop_k3s();
+        before
+    });
+    step("with --cluster-init it goes on in etcd, with every object and the order of their changes", || {
+        one.start_k3s(&format!("--cluster-init {flags} --disable-scheduler --disable-controller-manager"));
+        one.wait_for_log("is in etcd; the SQLite file of before is kept");
+        one.wait_until_succeeds("k3s kubectl get configmap second", PATIENCE);
+        let after = objects();
+        let names = |objects: &[(u64, String)]| objects.iter().map(|(_, object)| object.clone()).collect::<Vec<_>>();
+        let kept: Vec<_> = names(&after).into_iter().filter(|object| names(&before).contains(object)).collect();
+        assert_eq!(kept.len(), before.len(), "{before:?} became {after:?}");
+        let list = one.kubectl("get --raw /api/v1/namespaces?limit=1");
+        let list: serde_json::Value = serde_json::from_str(&list).expect("a list is JSON");
+        let listed_at = list["metadata"]["resourceVersion"].as_str().and_then(|revision| revision.parse::<u64>().ok());
+        assert!(listed_at > before.last().map(|(revision, _)| *revision), "{}", list["metadata"]);
+        let order = |objects: &[(u64, String)]| {
+            names(objects)
+                .into_iter()
+                .filter(|object| object.contains("first") || object.contains("second"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(order(&after), order(&before));
+        one.succeed(&format!("ls {sqlite}.migrated && ! ls {sqlite} && ! ls -d {FOLDER}-*"));
+        one.stop_k3s();
+    });
+    step("nodes of before find what is new", || {
+        one.start_k3s(flags);
+        one.wait_for_log("The Kubernetes API is served.");
+        one.apply(POD);
+        one.wait_until_succeeds("k3s kubectl wait --for=condition=Ready pod/after --timeout=5s", PATIENCE);
+    });
+    step("a second server joins", || {
+        two.start_k3s(&format!("{flags} --server=https://{}:6443", one.address()));
+        wait_for_voters(&two, &[&one, &two]);
+        two.wait_until_succeeds("k3s kubectl get configmap first", PATIENCE);
+    });
+    step("one whose state is a cluster of its own does not join another", || {
+        two.stop_k3s();
+        two.succeed(&format!("rm -r {FOLDER} && touch {sqlite}"));
+        let refused = two.fail(&format!("timeout 60 k3s server {flags} --server=https://{}:6443", one.address()));
+        assert!(refused.contains("holds the state of a cluster of its own: leave --server out"), "{refused}");
     });
 }
 

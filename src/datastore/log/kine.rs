@@ -20,6 +20,11 @@ pub(crate) const COMPACT_ROW: &str = "compact_rev_key";
 const COMPACT_KEY: &[u8] = b"compact_rev_key";
 const COMPACT_KEY_ROW: &[u8] = b"compact_rev_key_apiserver";
 
+/// Whether a key is kube-apiserver's note of what it has compacted, which says nothing of another store.
+pub(crate) fn is_of_compaction(key: &[u8]) -> bool {
+    key == COMPACT_KEY
+}
+
 /// Whether a key cannot be written because its name in the table stands for another.
 pub(crate) fn is_reserved(key: &[u8]) -> bool {
     key == COMPACT_KEY_ROW

@@ -62,14 +62,25 @@ pub enum EtcdError {
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
     Differs(Vec<Difference>),
-    /// A cluster on SQLite was run here.
+    /// A cluster on SQLite was run here, and this server is to join another one.
     #[error(
-        "{} holds the state of a cluster, and moving it to etcd is not served by this version: leave --cluster-init and --server out to go on \
-         with it, or choose another --data-dir", path.display()
+        "{} holds the state of a cluster of its own: leave --server out and give --cluster-init to move it to etcd, or choose another \
+         --data-dir to join", path.display()
     )]
     Sqlite {
         /// The database.
         path: PathBuf,
+    },
+    /// The state of a cluster on SQLite did not get into etcd.
+    #[error(
+        "the cluster's state cannot be moved from {} to etcd: {why}; it is as it was, and without --cluster-init this server goes on with it",
+        path.display()
+    )]
+    NotMoved {
+        /// The database.
+        path: PathBuf,
+        /// What went wrong.
+        why: String,
     },
     /// There is no data to go on from.
     #[error("{} holds no member of an etcd: --cluster-reset needs the data of one, or a snapshot with --cluster-reset-restore-path", dir.display())]
@@ -146,7 +157,9 @@ impl EtcdError {
             Self::NoMember { .. } => ExitCode::NoInput,
             Self::NotRestored { .. } => ExitCode::DataErr,
             Self::Credentials { .. } => ExitCode::NoPerm,
-            Self::NotUp { .. } | Self::Join(_) | Self::Answer { .. } | Self::Client(_) => ExitCode::Unavailable,
+            Self::NotMoved { .. } | Self::NotUp { .. } | Self::Join(_) | Self::Answer { .. } | Self::Client(_) => {
+                ExitCode::Unavailable
+            }
             Self::Store(error) => error.exit_code(),
             Self::File(_) | Self::Disk { .. } => ExitCode::IoErr,
         }

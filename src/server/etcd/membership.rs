@@ -7,13 +7,13 @@ use std::{
 
 use futures_util::future::join_all;
 use http::Uri;
-use k3s_components::{CLIENT_PORT, EtcdMember, EtcdStart, Paths};
+use k3s_components::{CLIENT_PORT, Components, EtcdMember, EtcdStart, Paths};
 use k3s_config::{embedded_etcd::EmbeddedEtcd, server::ServerConfig};
 use k3s_datastore::{
     Client, EtcdCluster, Knowledge, Member, MemberStatus, RemoteOptions, RemoteServer,
     snapshot::{Save, Snapshot, SnapshotError, save_etcd},
 };
-use k3s_supervise::{Backoff, Gate};
+use k3s_supervise::{Backoff, Gate, Supervisor};
 use k3s_supervisor_api::{MemberDocument, MembersDocument};
 use tokio::{
     sync::{Mutex, Notify},
@@ -27,6 +27,7 @@ use super::{
     error::EtcdError,
     folder::{EtcdFolder, node_of},
     join::Join,
+    moving::{self, Moving},
 };
 use crate::{Error, certificates::Certificates, host::Host, lost_datastore};
 
@@ -42,6 +43,8 @@ pub(crate) struct Starting<'a> {
     pub(crate) paths: &'a Paths,
     pub(crate) host: &'a Host,
     pub(crate) certificates: &'a Certificates,
+    pub(crate) components: &'a Components,
+    pub(crate) supervisor: &'a Supervisor,
     /// Says what is waited for.
     pub(crate) gate: &'a Gate,
 }
@@ -86,6 +89,13 @@ impl Starting<'_> {
     pub(crate) async fn prepare(&self) -> Result<Membership, Error> {
         let folder = EtcdFolder::new(&self.etcd.dir);
         self.check_earlier(&folder)?;
+        let sqlite = lost_datastore::sqlite_file(self.paths);
+        if sqlite.exists() {
+            if !folder.has_member() {
+                self.moving().run(&sqlite, &folder).await?;
+            }
+            moving::retire(&sqlite)?;
+        }
         folder.create().map_err(EtcdError::from)?;
         folder.forget_reset().map_err(EtcdError::from)?;
         let name = folder.member_name(&self.host.name).map_err(EtcdError::from)?;
@@ -126,10 +136,15 @@ impl Starting<'_> {
             info!(kept = %kept.display(), "This server was removed from the cluster's etcd and joins it again; its data of before is kept.");
         }
         let sqlite = lost_datastore::sqlite_file(self.paths);
-        if !folder.has_member() && sqlite.exists() {
+        if self.etcd.join.is_some() && !folder.has_member() && sqlite.exists() {
             return Err(EtcdError::Sqlite { path: sqlite });
         }
         Ok(())
+    }
+
+    fn moving(&self) -> Moving<'_> {
+        let Self { etcd, paths, host, certificates, components, supervisor, gate, .. } = *self;
+        Moving { etcd, paths, host, certificates, components, supervisor, gate }
     }
 
     /// Tries until it succeeds, or until trying cannot help.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! no data, --cluster-init ──────────────────────────────────► first member ─┐
+//! SQLite, --cluster-init ────► moved, in the order of revisions ──► data    │
 //! no data, --server ─► authorities, members, one more learner ─► learner ───┼─► member: it has a vote, kube-apiserver starts
 //! data ─────────────────────────────────────────────────────► goes on ──────┘        │
 //!   ▲                                                                               │ its node is deleted, or it is told to go
@@ -16,8 +17,10 @@ mod folder;
 mod join;
 mod learners;
 mod membership;
+mod moving;
 mod nodes;
 mod reset;
+mod restore;
 mod watch;
 
 pub use error::EtcdError;

@@ -7,29 +7,23 @@
 //! What a snapshot replaces is kept, and nothing is replaced before the snapshot has been opened with the token.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use k3s_components::{Components, ETCDUTL, EtcdMember, EtcdStart, Package, Paths, etcd};
+use k3s_components::{EtcdMember, EtcdStart, Package, Paths, etcd};
 use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd, server::ServerConfig};
 use k3s_daemon::Role;
 use k3s_datastore::snapshot::{Snapshot, SnapshotError, is_of_etcd};
-use k3s_files::failed;
-use k3s_supervise::{
-    Options, Supervisor,
-    program::Program,
-    status::{ExitKind, LastExit},
-};
+use k3s_supervise::{Options, Supervisor};
 use tokio::{task::spawn_blocking, time::timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
     error::EtcdError,
     folder::EtcdFolder,
     membership::{Membership, measure},
+    restore::{LEAP, RESTORING, SNAPSHOT, clear, restore},
 };
 use crate::{
     BootstrapError, Error, bootstrap,
@@ -39,15 +33,8 @@ use crate::{
     snapshots::{known_token, take_authorities},
 };
 
-/// How far revisions leap: as in restores of our own store.
-const LEAP: u64 = 1_000_000_000;
-/// More than any snapshot takes to unpack.
-const PATIENCE: Duration = Duration::from_secs(1800);
 /// More than any etcd takes to start, on a slow disk and with an election.
 const START: Duration = Duration::from_secs(600);
-/// Where a snapshot's data is until it is in place, and the snapshot's own file meanwhile.
-const RESTORING: &str = "etcd-restoring";
-const SNAPSHOT: &str = "etcd-restoring.db";
 
 /// What a reset did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,13 +143,8 @@ impl Resetting<'_> {
         };
         let name = EtcdFolder::draw_name(&self.host.name).map_err(EtcdError::from)?;
         let member = self.member(&name, EtcdStart::New, restoring).await?;
-        let program = etcdutl(file, restoring.path(), &member, &self.package.components);
-        let LastExit { how, last_words, .. } =
-            self.supervisor.run_once(program, PATIENCE, &CancellationToken::new()).await;
-        if how != ExitKind::Code(0) {
-            let why = last_words.unwrap_or_else(|| "etcdutl failed and said nothing".to_owned());
-            return Err(EtcdError::NotRestored { path: snapshot.to_owned(), why }.into());
-        }
+        let restored = restore(file, restoring, &member, LEAP, self.supervisor, &self.package.components).await;
+        restored.map_err(|why| EtcdError::NotRestored { path: snapshot.to_owned(), why })?;
         restoring.set_member_name(&name).map_err(EtcdError::from)?;
         let found = self.run_once(restoring.clone(), &name, EtcdStart::New).await?;
         Ok((name, found))
@@ -193,31 +175,4 @@ impl Resetting<'_> {
         let timeouts = measure(&measured).await?.timeouts();
         Ok(EtcdMember { name: name.to_owned(), address: self.host.ips[0], start, timeouts })
     }
-}
-
-/// Makes `dir` of a file that etcd's client has saved.
-fn etcdutl(file: &Path, dir: &Path, member: &EtcdMember, components: &Components) -> Program {
-    let url = member.peer_url();
-    let args = vec![
-        "snapshot".into(),
-        "restore".into(),
-        file.into(),
-        format!("--data-dir={}", dir.display()).into(),
-        format!("--name={}", member.name).into(),
-        format!("--initial-cluster={}={url}", member.name).into(),
-        format!("--initial-advertise-peer-urls={url}").into(),
-        // Whoever watched the lost store must not go on from a revision that now means something else.
-        format!("--bump-revision={LEAP}").into(),
-        "--mark-compacted".into(),
-    ];
-    Program { args, ..Program::new(ETCDUTL, components.path(ETCDUTL)) }
-}
-
-/// Removes what an attempt has left.
-fn clear(dir: &Path, file: &Path) -> Result<(), EtcdError> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(failed("remove", dir))?;
-    }
-    k3s_files::remove(file)?;
-    Ok(())
 }
