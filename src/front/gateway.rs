@@ -116,7 +116,7 @@ impl Gateway {
 
         let map = request.headers_mut();
         headers::remove_hop_by_hop(map);
-        headers::remove_forged_identity(map);
+        k3s_http::remove_forged_identity(map);
         // The client's `100 Continue` comes from us, when we begin to read the body.
         map.remove(header::EXPECT);
         headers::append_forwarded_for(map, peer.address.ip());

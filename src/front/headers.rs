@@ -6,13 +6,9 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{self, CONNECTION, UPGRADE},
 };
+use k3s_http::{CREDENTIAL_ID, REMOTE_GROUP, REMOTE_USER};
 use k3s_pki::ClientIdentity;
 
-const REMOTE_USER: HeaderName = HeaderName::from_static("x-remote-user");
-const REMOTE_GROUP: HeaderName = HeaderName::from_static("x-remote-group");
-/// The extra `authentication.kubernetes.io/credential-id`, its slash escaped as kube-apiserver expects.
-const CREDENTIAL_ID: HeaderName =
-    HeaderName::from_static("x-remote-extra-authentication.kubernetes.io%2fcredential-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The subprotocol that carries a browser's bearer token.
@@ -41,15 +37,6 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> =
         tokens(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect();
     for name in HOP_BY_HOP.iter().chain(&named) {
-        headers.remove(name);
-    }
-}
-
-/// Removes whatever kube-apiserver, or a server behind it that takes `_` for `-`, could read as an identity of ours.
-pub fn remove_forged_identity(headers: &mut HeaderMap) {
-    let forged: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().replace('_', "-").starts_with("x-remote-")).cloned().collect();
-    for name in forged {
         headers.remove(name);
     }
 }
@@ -126,24 +113,6 @@ mod tests {
             (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap())
         };
         headers.iter().map(parse).collect()
-    }
-
-    #[test]
-    fn identities_of_clients_making_are_dropped_in_every_spelling() {
-        let mut headers = map(&[
-            ("X-Remote-User", "system:admin"),
-            ("x-remote-group", "system:masters"),
-            ("X_Remote_User", "system:admin"),
-            ("X-Remote_Group", "system:masters"),
-            ("X-REMOTE-UID", "0"),
-            ("X-Remote-Extra-Scopes", "all"),
-            ("x_remote_extra_scopes", "all"),
-            ("X-Remote-", "?"),
-            ("Impersonate-User", "jane"),
-            ("X-Remotely-Related", "stays"),
-        ]);
-        remove_forged_identity(&mut headers);
-        assert_eq!(headers, map(&[("impersonate-user", "jane"), ("x-remotely-related", "stays")]));
     }
 
     #[test]

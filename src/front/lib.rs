@@ -43,7 +43,6 @@ use k3s_pki::{ClientCa, CurrentCertificate, TlsPolicy};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-pub use headers::remove_forged_identity;
 pub use listener::serve_starting;
 pub use service::{Connection, Service};
 pub use tasks::Tasks;

@@ -10,11 +10,8 @@ mod cluster_store;
 mod controllers;
 mod error;
 mod etcd;
-#[cfg(any(test, feature = "fuzz"))]
-pub mod fuzz;
 mod host;
 mod lost_datastore;
-mod node_claim;
 mod node_dialer;
 mod node_passwords;
 mod peers;

@@ -19,6 +19,7 @@ use k3s_controllers::{
 use k3s_http::Status;
 use k3s_identity::{NodeFiles, Password};
 use k3s_supervise::TaskError;
+use k3s_supervisor_api::NodeClaim;
 use kube::Client;
 use tokio::{
     sync::{Semaphore, watch},
@@ -26,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::{admin_client::AdminClient, caller::Caller, node_claim::NodeClaim};
+use crate::{admin_client::AdminClient, caller::Caller};
 
 /// Passwords that are hashed at the same time: each takes a core and 32 MiB for a tenth of a second.
 const AT_ONCE: usize = 2;

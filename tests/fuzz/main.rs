@@ -17,7 +17,7 @@ const TARGETS: [(&str, Target); 7] = [
     ("watches", k3s_datastore::fuzz::watches),
     ("tokens", k3s_identity::fuzz::tokens),
     ("signing-requests", k3s_pki::fuzz::signing_requests),
-    ("headers", k3s_server::fuzz::headers),
+    ("headers", k3s_supervisor_api::fuzz::headers),
     ("tunnel", k3s_tunnel::fuzz::session),
 ];
 

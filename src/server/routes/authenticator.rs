@@ -7,9 +7,10 @@ use k3s_http::Status;
 use k3s_identity::BootstrapToken;
 use k3s_listener::Peer;
 use k3s_pki::Rejection;
+use k3s_supervisor_api::Authorization;
 use tracing::debug;
 
-use super::{accounts::Accounts, authorization::Authorization, bootstrap_tokens::BootstrapTokens, guesses::Guesses};
+use super::{accounts::Accounts, bootstrap_tokens::BootstrapTokens, guesses::Guesses};
 use crate::{
     admin_client::AdminClient,
     caller::{Caller, Group},

@@ -5,12 +5,12 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use http::{HeaderMap, Method};
 use k3s_http::Status;
 use k3s_pki::{NodeCertificate, PublicKey, RequestError, ServerPki};
-use k3s_supervisor_api::CertificateKind;
+use k3s_supervisor_api::{CertificateKind, NodeClaim};
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
 use super::{neighbours::Neighbours, reserved::Reserved};
-use crate::{caller::Caller, node_claim::NodeClaim, node_passwords::NodePasswords};
+use crate::{caller::Caller, node_passwords::NodePasswords};
 
 /// Signs for nodes whose claims hold.
 #[derive(Debug)]

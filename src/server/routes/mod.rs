@@ -1,13 +1,12 @@
 //! What the server answers itself: `/cacerts`, `/ping`, `/static/*`, and the supervisor API that nodes join by.
 //!
 //! ```text
-//! path ─► access (`table.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
-//!           none: kube-apiserver's    401, 403                       405       429
+//! path ─► access (`supervisor-api/paths.rs`) ─► credentials (`authenticator.rs`) ─► method ─► a place (`in_flight.rs`) ─► answer
+//!           none: kube-apiserver's                     401, 403                       405       429
 //! ```
 
 mod accounts;
 mod authenticator;
-mod authorization;
 mod bootstrap_tokens;
 mod certificates;
 pub(crate) mod config;
@@ -17,7 +16,6 @@ mod in_flight;
 mod neighbours;
 mod reserved;
 mod static_files;
-mod table;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,7 +29,10 @@ use k3s_http::{Body, Status, empty, full};
 use k3s_identity::Error as IdentityError;
 use k3s_listener::Peer;
 use k3s_pki::ServerPki;
-use k3s_supervisor_api::{BootstrapData, Replacement, TokenRotation};
+use k3s_supervisor_api::{
+    BootstrapData, Replacement, TokenRotation,
+    paths::{AccessPolicy, ForNodes, ForServers, Open, Route},
+};
 use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{Instrument as _, error, info, info_span, warn};
@@ -52,12 +53,13 @@ use certificates::{CertificateRequest, Certificates};
 use in_flight::InFlight;
 use neighbours::Neighbours;
 use static_files::StaticFiles;
-use table::{AccessPolicy, ForNodes, ForServers, NODES, Open, SERVERS};
 
-#[cfg(any(test, feature = "fuzz"))]
-pub(crate) use authorization::Authorization;
 pub(crate) use reserved::Reserved;
-pub(crate) use table::Route;
+
+/// Whom the access of servers opens for.
+const SERVERS: &[Group] = &[Group::Server];
+/// Whom the access of nodes opens for. Servers are none: their own nodes come with nodes' credentials.
+const NODES: &[Group] = &[Group::Agent, Group::Nodes, Group::Bootstrappers];
 
 /// The longest body that is read: a signing request has some hundred bytes.
 const LONGEST_BODY: usize = 64 << 10;

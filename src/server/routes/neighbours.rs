@@ -9,10 +9,11 @@ use std::{
 
 use k3s_controllers::Neighbour;
 use k3s_http::Status;
+use k3s_supervisor_api::NodeClaim;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::{admin_client::AdminClient, node_claim::NodeClaim};
+use crate::admin_client::AdminClient;
 
 /// An agent waits 10 s for its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

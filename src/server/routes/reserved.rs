@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use k3s_config::server::ServerConfig;
 use k3s_http::Status;
 use k3s_pki::{HostName, San, ServerPki};
+use k3s_supervisor_api::NodeClaim;
 
-use crate::{host::Host, node_claim::NodeClaim};
+use crate::host::Host;
 
 /// What is the server's own, and the Services'.
 #[derive(Debug)]

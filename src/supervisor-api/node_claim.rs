@@ -2,11 +2,17 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use k3s_http::Status;
 use k3s_identity::Password;
 use k3s_pki::HostName;
-use k3s_supervisor_api::{NODE_IP, NODE_NAME, NODE_PASSWORD};
+
+/// The node that a certificate is for.
+pub const NODE_NAME: HeaderName = HeaderName::from_static("k3s-node-name");
+/// What proves that the name is the node's.
+pub const NODE_PASSWORD: HeaderName = HeaderName::from_static("k3s-node-password");
+/// The node's addresses, with commas between them.
+pub const NODE_IP: HeaderName = HeaderName::from_static("k3s-node-ip");
 
 /// With the ending of its Secret, a node's name has to be the name of an object.
 const LONGEST: usize = 253 - ".node-password.k3s".len();
@@ -15,17 +21,22 @@ const MOST_IPS: usize = 32;
 
 /// A name, what proves that it is the node's, and where the node is reached.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NodeClaim {
+pub struct NodeClaim {
     /// In lower case.
-    pub(crate) name: HostName,
-    pub(crate) password: Password,
+    pub name: HostName,
+    /// Only whoever knows it may have the name.
+    pub password: Password,
     /// In canonical form: an IPv4 address is one in the spelling of IPv6 too.
-    pub(crate) ips: Vec<IpAddr>,
+    pub ips: Vec<IpAddr>,
 }
 
 impl NodeClaim {
-    /// The claim in `k3s-Node-Name`, `k3s-Node-Password` and `k3s-Node-IP`; 400 if it cannot be one.
-    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Status> {
+    /// The claim in [`NODE_NAME`], [`NODE_PASSWORD`] and [`NODE_IP`].
+    ///
+    /// # Errors
+    ///
+    /// 400 if it cannot be one.
+    pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
         let header = |name| {
             let value = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
             (!value.is_empty()).then_some(value)

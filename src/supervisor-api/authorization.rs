@@ -1,14 +1,19 @@
-//! What an `Authorization` header brings.
+//! The header `Authorization`: how a request says who makes it, and what is read of it.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use http::{HeaderMap, header::AUTHORIZATION};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use k3s_identity::{BootstrapToken, Password};
 
 /// Credentials, not verified.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Authorization {
-    /// User and password.
-    Basic { user: String, password: Password },
+pub enum Authorization {
+    /// An account's password.
+    Basic {
+        /// Whose.
+        user: String,
+        /// It may have colons; the user's name has none.
+        password: Password,
+    },
     /// A bootstrap token.
     Bootstrap(BootstrapToken),
     /// Another token; what it proves only kube-apiserver knows.
@@ -17,7 +22,7 @@ pub(crate) enum Authorization {
 
 impl Authorization {
     /// What the first header brings; a malformed one brings nothing, as in Go.
-    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
         let (scheme, rest) = headers.get(AUTHORIZATION)?.to_str().ok()?.trim().split_once(' ')?;
         let rest = rest.trim();
         if scheme.eq_ignore_ascii_case("basic") {
@@ -32,10 +37,23 @@ impl Authorization {
     }
 }
 
+/// Credentials of an account.
+pub fn basic(user: &str, password: &str) -> HeaderValue {
+    let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+        .expect("base64 is ASCII");
+    value.set_sensitive(true);
+    value
+}
+
+/// Those of a bootstrap token; `None` if the text can be on no header.
+pub fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn of(header: &str) -> Option<Authorization> {

@@ -2,10 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::{
-    node_claim::NodeClaim,
-    routes::{Authorization, Route},
-};
+use crate::{Authorization, NodeClaim, paths::Route};
 
 /// Requests as far as we judge them: the path in the first line, a header in each of the others.
 pub fn headers(data: &[u8]) {
@@ -31,7 +28,7 @@ pub fn headers(data: &[u8]) {
                 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte))
         );
     }
-    k3s_front::remove_forged_identity(&mut map);
+    k3s_http::remove_forged_identity(&mut map);
     assert!(map.keys().all(|name| !name.as_str().replace('_', "-").starts_with("x-remote-")));
 }
 
