@@ -260,12 +260,12 @@ mod tests {
     use super::*;
     use crate::{
         api::lasting_client,
-        testing::{LIFETIME, TestServer},
+        testing::{LIFETIME, TestServer, supervisor},
     };
 
     /// Runs a membership until the node knows its cluster, and longer if `and` says so.
-    async fn hold<T>(server: &TestServer, membership: &Membership, and: impl AsyncFnOnce(&Supervisor) -> T) -> T {
-        let supervisor = server.supervisor();
+    async fn hold<T>(membership: &Membership, and: impl AsyncFnOnce(&Supervisor) -> T) -> T {
+        let supervisor = supervisor();
         let gate = supervisor.gate("server").unwrap();
         let looked = async {
             membership.known().wait_for(Option::is_some).await.unwrap();
@@ -285,7 +285,7 @@ mod tests {
     async fn a_node_joins_and_knows_whom_to_ask() {
         let server = TestServer::start().await;
         let membership = Membership::new(server.registration(Some(server.token())));
-        hold(&server, &membership, async |supervisor| supervisor.ready("server").await.unwrap()).await;
+        hold(&membership, async |supervisor| supervisor.ready("server").await.unwrap()).await;
         assert!(membership.api().borrow().is_some());
     }
 
@@ -295,7 +295,7 @@ mod tests {
         let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
         let registration = NodeRegistration { ips: ips.subscribe(), ..server.registration(Some(server.token())) };
         let membership = Membership::new(registration);
-        hold(&server, &membership, async |_| {
+        hold(&membership, async |_| {
             let certificate = || fs::read(membership.pki().client_kubelet.certificate).unwrap();
             let (before, mut renewed) = (certificate(), membership.renewed());
             let moved = vec![IpAddr::from([192, 0, 2, 8])];
@@ -315,7 +315,7 @@ mod tests {
         let ips = watch::Sender::new(vec![IpAddr::from([192, 0, 2, 7])]);
         let registration = NodeRegistration { ips: ips.subscribe(), ..server.direct_applicant() };
         let membership = Membership::new(registration);
-        hold(&server, &membership, async |_| {
+        hold(&membership, async |_| {
             let mut renewed = membership.renewed();
             let kubeconfig = membership.pki().kubelet_kubeconfig;
             let client = lasting_client(&kubeconfig, membership.renewed()).await.unwrap();
@@ -340,7 +340,7 @@ mod tests {
         server.registration(Some(server.token())).join().await.unwrap();
         server.answer("/v1-k3s/config", StatusCode::SERVICE_UNAVAILABLE);
         let membership = Membership::new(server.registration(None));
-        hold(&server, &membership, async |supervisor| {
+        hold(&membership, async |supervisor| {
             assert!(membership.api().borrow().is_none());
             assert!(waiting_for(supervisor).await.is_some());
             server.answer("/v1-k3s/config", StatusCode::OK);
@@ -356,7 +356,7 @@ mod tests {
         server.registration(Some(server.token())).join().await.unwrap();
         server.answer("/v1-k3s/serving-kubelet.crt", StatusCode::FORBIDDEN);
         let membership = Membership::new(server.registration(None));
-        let supervisor = server.supervisor();
+        let supervisor = supervisor();
         let gate = supervisor.gate("server").unwrap();
         let mut headlines = supervisor.subscribe();
         tokio::select! {

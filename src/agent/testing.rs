@@ -6,7 +6,6 @@ use std::{
     convert::Infallible,
     fs,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
     sync::{Arc, Mutex, Once},
     time::{Duration, SystemTime},
 };
@@ -171,11 +170,6 @@ impl TestServer {
         NodeRegistration { apiserver: format!("https://{}", self.address), ..self.registration(Some(self.token())) }
     }
 
-    /// What would run the node's programs.
-    pub(crate) fn supervisor(&self) -> Supervisor {
-        supervisor(&self.disk.path().join("run"))
-    }
-
     /// A client that may do everything.
     pub(crate) fn administrator(&self) -> &CertificateFiles {
         &self.shared.pki.client_admin
@@ -208,9 +202,8 @@ impl TestServer {
 }
 
 /// What would run a node's programs. It leaves the machine's cgroups alone.
-pub(crate) fn supervisor(run_dir: &Path) -> Supervisor {
-    let run_dir = run_dir.to_owned();
-    Supervisor::new(SupervisorOptions { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
+pub(crate) fn supervisor() -> Supervisor {
+    Supervisor::new(SupervisorOptions { log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
 }
 
 async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, end: CancellationToken) {

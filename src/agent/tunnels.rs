@@ -232,7 +232,7 @@ mod tests {
     use tokio::task::yield_now;
 
     use super::*;
-    use crate::testing::TestServer;
+    use crate::testing::{TestServer, supervisor};
 
     #[tokio::test]
     async fn a_tunnel_from_an_address_that_is_lost_is_connected_anew() {
@@ -245,7 +245,7 @@ mod tests {
             balancer: Some(registration.balancer.clone()),
             rules: rules.subscribe(),
             lost: broadcast::Sender::new(LOST),
-            supervisor: server.supervisor(),
+            supervisor: supervisor(),
             dir: registration.dir.clone(),
         };
         let connected = async || {

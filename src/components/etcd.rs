@@ -10,7 +10,7 @@ use k3s_config::{
     args::{ComponentArgs, Merge},
     embedded_etcd::EmbeddedEtcd,
 };
-use k3s_supervise::program::{Liveness, Probe, Program, Resources};
+use k3s_supervise::program::{Liveness, Probe, Program};
 use serde_json::{Value, json};
 
 use crate::{
@@ -114,7 +114,7 @@ pub fn etcd(config: &EmbeddedEtcd, member: &EtcdMember, paths: &Paths, found: &C
                 timeout: Duration::from_secs(15),
                 failures: 6,
             }),
-            resources: Resources { cpu_weight: 200, ..Resources::default() },
+            cpu_weight: 200,
             oom_score_adj: Some(-500),
             capabilities: capabilities::of_control_plane(),
             ..Program::new(ETCD, found.path(ETCD))

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString};
 
 use k3s_config::datastore::{ClientCertificate, Sql};
-use k3s_supervise::program::{Probe, Program, Resources};
+use k3s_supervise::program::{Probe, Program};
 
 use crate::{
     Paths, capabilities,
@@ -47,7 +47,7 @@ pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
             working_dir: Some(paths.server()),
             // It opens its socket once the database has answered, and waits by itself for one that goes away: it has no liveness probe.
             readiness: Probe::UnixSocket { path: paths.datastore_socket() },
-            resources: Resources { cpu_weight: 200, ..Resources::default() },
+            cpu_weight: 200,
             oom_score_adj: Some(-500),
             capabilities: capabilities::of_control_plane(),
             ..Program::new(KINE, found.path(KINE))

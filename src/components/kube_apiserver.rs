@@ -10,7 +10,7 @@ use k3s_config::{
     datastore::{ClientCertificate, Datastore, Etcd, EtcdEndpoint},
     server::{EgressMode, ServerConfig},
 };
-use k3s_supervise::program::{Liveness, Probe, Program, Resources, Stop};
+use k3s_supervise::program::{Liveness, Probe, Program, Stop};
 use serde_json::json;
 
 use crate::{
@@ -137,7 +137,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
                 failures: 6,
             }),
             stop: Stop { timeout: Duration::from_secs(20), ..Stop::default() },
-            resources: Resources { cpu_weight: 200, ..Resources::default() },
+            cpu_weight: 200,
             oom_score_adj: Some(-500),
             capabilities: capabilities::of_control_plane(),
             ..Program::new("kube-apiserver", found.path("kube-apiserver"))

@@ -37,7 +37,7 @@ async fn a_node_is_initialised_and_coredns_deployed_and_removed() {
     let folder = tempfile::tempdir().unwrap();
     let shutdown = CancellationToken::new();
     let running = TaskTracker::new();
-    let (supervisor, _dir) = fake_api::supervisor();
+    let supervisor = fake_api::supervisor();
     let view = ClusterView::of_server(client.clone());
     view.begin();
     let (contexts, lines) = tokio::sync::mpsc::unbounded_channel();
@@ -187,7 +187,7 @@ const WIDGETS: &str = concat!(
 async fn what_lies_in_the_folder_is_in_the_cluster() {
     let client = Client::try_default().await.unwrap();
     let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (supervisor, _dir) = fake_api::supervisor();
+    let supervisor = fake_api::supervisor();
     let view = ClusterView::of_server(client.clone());
     view.begin();
     let shared = crate::Shared {

@@ -342,7 +342,7 @@ mod tests {
     #[tokio::test]
     async fn what_somebody_deletes_or_changes_is_there_again() {
         let api = FakeApi::new();
-        let (supervisor, _dir) = supervisor();
+        let supervisor = supervisor();
         let shared = Shared {
             client: api.client(),
             view: ClusterView::of_server(api.client()),

@@ -240,7 +240,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn controllers_fail_alone_and_leaders_stop_alone() {
-        let (supervisor, _dir) = supervisor();
+        let supervisor = supervisor();
         let client = FakeApi::new().client();
         let (leads, leading) = watch::channel(false);
         let shared = Shared {

@@ -20,10 +20,9 @@ use tower::service_fn;
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// Runs tasks, and leaves the machine's cgroups alone.
-pub(crate) fn supervisor() -> (Supervisor, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
-    let options = Options { run_dir: dir.path().to_owned(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
-    (Supervisor::new(options).unwrap(), dir)
+pub(crate) fn supervisor() -> Supervisor {
+    let options = Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+    Supervisor::new(options).unwrap()
 }
 
 /// Clones are the same.

@@ -130,7 +130,7 @@ mod tests {
         api.refuse("/api/v1/nodes/bad", "admission webhook says no");
         let view = ClusterView::of_server(api.client());
         view.begin();
-        let (supervisor, _dir) = supervisor();
+        let supervisor = supervisor();
         let shutdown = tokio_util::sync::CancellationToken::new();
         let task = supervisor.task("labels");
         let run = task.run(&shutdown, |status| {

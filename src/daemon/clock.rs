@@ -165,9 +165,8 @@ mod tests {
     const LAST: SystemTime = SystemTime::UNIX_EPOCH;
 
     /// What would run programs. It leaves the machine's cgroups alone.
-    fn supervisor(run_dir: &Path) -> Supervisor {
-        let run_dir = run_dir.to_owned();
-        Supervisor::new(Options { run_dir, log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
+    fn supervisor() -> Supervisor {
+        Supervisor::new(Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
     }
 
     #[test]
@@ -191,7 +190,7 @@ mod tests {
     async fn a_clock_behind_is_waited_for_and_told_but_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let clock = LastKnownTime::new(dir.path());
-        let supervisor = supervisor(dir.path());
+        let supervisor = supervisor();
         let shutdown = CancellationToken::new();
         let headline = || supervisor.subscribe().borrow().clone();
 

@@ -37,7 +37,7 @@ impl Daemon {
         let notifier = Arc::new(Notifier::from_env()?);
         let lock = lock(role, paths)?;
         let status = status::bind(&paths.status_socket()).map_err(Error::file(paths.status_socket()))?;
-        let supervisor = Supervisor::new(Options::at(paths.run())).map_err(Error::Thread)?;
+        let supervisor = Supervisor::new(Options::default()).map_err(Error::Thread)?;
         Ok(Self { notifier, supervisor, status, clock: LastKnownTime::new(paths.data()), _lock: lock })
     }
 

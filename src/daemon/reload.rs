@@ -144,8 +144,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
             socket.set_nonblocking(true).unwrap();
-            let options =
-                Options { run_dir: dir.path().to_owned(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+            let options = Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
             Self { socket, supervisor: Supervisor::new(options).unwrap(), dir }
         }
 

@@ -132,7 +132,7 @@ impl Cluster {
 async fn charts_are_installed_upgraded_mended_and_uninstalled() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::new(dir.path()).await;
-    let options = Options { run_dir: dir.path().into(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+    let options = Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
     let supervisor = Supervisor::new(options).unwrap();
     let env = |name: &str| std::env::var_os(name).unwrap().into();
     let helm =

@@ -12,7 +12,7 @@ use k3s_files as files;
 use k3s_supervise::{
     Supervisor,
     capability::Capabilities,
-    program::{Program, Resources, Stop},
+    program::{Program, Stop},
     status::{ExitKind, LastExit},
 };
 use tokio::{sync::Semaphore, task::spawn_blocking};
@@ -126,7 +126,7 @@ impl Helm {
             env: environment.into_iter().map(|(name, value)| (name.into(), value)).collect(),
             working_dir: Some(home.to_owned()),
             stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
-            resources: Resources { cpu_weight: 50, ..Resources::default() },
+            cpu_weight: 50,
             // It is run again where it ends early, and no pod is.
             oom_score_adj: Some(300),
             capabilities: Capabilities::Only(Vec::new()),
@@ -185,7 +185,7 @@ mod tests {
         let executable = dir.join("helm");
         fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
-        let options = Options { run_dir: dir.into(), log: LogTarget::Stderr, cgroups: CgroupPlace::Nowhere };
+        let options = Options { log: LogTarget::Stderr, cgroups: CgroupPlace::Nowhere };
         let supervisor = Supervisor::new(options).unwrap();
         Helm::new(executable, dir.join("homes"), dir.join("kubeconfig"), dir.join("ca.crt"), supervisor)
     }

@@ -257,7 +257,7 @@ mod tests {
                 config: config("edge", args),
                 paths: Paths::new(dir.path(), dir.path().join("run")),
                 host: Host { name: "edge".into(), ips: vec![ADDRESS], hostname: "edge".into() },
-                supervisor: supervisor(dir.path()),
+                supervisor: supervisor(),
                 _dir: dir,
             }
         }

@@ -1,6 +1,6 @@
 //! What a server begins with, for the tests of this room.
 
-use std::{collections::HashMap, ffi::OsString, path::Path};
+use std::{collections::HashMap, ffi::OsString};
 
 use k3s_config::{Environment, server::ServerConfig};
 use k3s_supervise::{Options, Supervisor, cgroup::CgroupPlace, log::Target};
@@ -17,7 +17,7 @@ pub(crate) fn config(hostname: &str, args: impl IntoIterator<Item = impl Into<Os
 }
 
 /// What would run its programs. It leaves the machine's cgroups alone.
-pub(crate) fn supervisor(run_dir: &Path) -> Supervisor {
-    let options = Options { run_dir: run_dir.to_owned(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+pub(crate) fn supervisor() -> Supervisor {
+    let options = Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
     Supervisor::new(options).unwrap()
 }

@@ -1,4 +1,4 @@
-//! What systemd is told about us (`sd_notify(3)`), and what children tell us in the same words.
+//! What systemd is told about us (`sd_notify(3)`).
 
 use std::{
     env, io,
@@ -6,11 +6,10 @@ use std::{
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
-            fs::DirBuilderExt,
             net::{SocketAddr, UnixDatagram},
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -155,65 +154,6 @@ impl Notifier {
     }
 }
 
-/// A `NOTIFY_SOCKET` of ours for one process.
-#[derive(Debug)]
-pub(crate) struct NotifySocket {
-    socket: tokio::net::UnixDatagram,
-    path: PathBuf,
-}
-
-/// What a child said.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NotifyMessage {
-    Ready,
-    Status(String),
-}
-
-impl NotifySocket {
-    /// Listens at `<run_dir>/notify/<name>.sock`.
-    pub(crate) fn open(run_dir: &Path, name: &str) -> io::Result<Self> {
-        let dir = run_dir.join("notify");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let path = dir.join(format!("{name}.sock"));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        Ok(Self { socket: tokio::net::UnixDatagram::bind(&path)?, path })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The next thing it says that we care about. Cancel-safe.
-    pub(crate) async fn recv(&self) -> io::Result<NotifyMessage> {
-        let mut message = [0; 4096];
-        loop {
-            let length = self.socket.recv(&mut message).await?;
-            if let Some(message) = NotifyMessage::parse(&String::from_utf8_lossy(&message[..length])) {
-                return Ok(message);
-            }
-        }
-    }
-}
-
-impl Drop for NotifySocket {
-    fn drop(&mut self) {
-        // Gone with the run directory at the latest.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-impl NotifyMessage {
-    fn parse(message: &str) -> Option<Self> {
-        if message.lines().any(|line| line == "READY=1") {
-            return Some(Self::Ready);
-        }
-        message.lines().find_map(|line| line.strip_prefix("STATUS=")).map(|status| Self::Status(status.to_owned()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,20 +193,13 @@ mod tests {
         assert!(error.starts_with("NOTIFY_SOCKET=xxx"), "{error}");
     }
 
-    #[test]
-    fn children_say_many_things() {
-        assert_eq!(NotifyMessage::parse("STATUS=up\nREADY=1\nMAINPID=4\n"), Some(NotifyMessage::Ready));
-        assert_eq!(NotifyMessage::parse("STATUS=recovering"), Some(NotifyMessage::Status("recovering".into())));
-        assert_eq!(NotifyMessage::parse("STOPPING=1"), None);
-    }
-
     #[tokio::test]
     async fn the_watchdog_is_served_while_a_child_fails() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
         let notifier = Notifier::new(Some(path.as_os_str().as_bytes()), Some(Duration::from_millis(2))).unwrap();
-        let supervisor = Supervisor::example(dir.path());
+        let supervisor = Supervisor::example();
         supervisor.start([Program::example("fails", "exit 1")]).unwrap();
         let shutdown = CancellationToken::new();
         let told = async {

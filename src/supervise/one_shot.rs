@@ -51,7 +51,7 @@ async fn run(
         Vec::new()
     });
     let (read, write) = io::pipe()?;
-    let launch = SpawnRequest { program: program.clone().into(), output: write, notify_socket: None, cgroups };
+    let launch = SpawnRequest { program: program.clone().into(), output: write, cgroups };
     let mut process = context.spawner.spawn(launch).await?;
     let follower = output.follow(read)?;
     debug!(component = program.name, pid = process.pid(), "Started a program.");
@@ -83,8 +83,8 @@ mod tests {
     use super::*;
     use crate::{Options, cgroup::CgroupPlace, log::Target, program::Stop};
 
-    fn supervisor(dir: &std::path::Path) -> Supervisor {
-        let options = Options { run_dir: dir.into(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
+    fn supervisor() -> Supervisor {
+        let options = Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
         Supervisor::new(options).unwrap()
     }
 
@@ -92,8 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_ends_once_and_says_how() {
-        let dir = tempfile::tempdir().unwrap();
-        let supervisor = supervisor(dir.path());
+        let supervisor = supervisor();
         let kill = CancellationToken::new();
         let run = async |script| supervisor.run_once(Program::example("once", script), LONG, &kill).await;
         let failed = run("echo one; echo 'Error: two' >&2; echo three; exit 3").await;
@@ -107,8 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_takes_too_long_is_asked_and_then_killed() {
-        let dir = tempfile::tempdir().unwrap();
-        let supervisor = supervisor(dir.path());
+        let supervisor = supervisor();
         let stop = Stop { timeout: Duration::from_millis(100), ..Stop::default() };
         let kill = CancellationToken::new();
         let run = async |script| {
@@ -121,8 +119,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_can_be_killed() {
-        let dir = tempfile::tempdir().unwrap();
-        let supervisor = supervisor(dir.path());
+        let supervisor = supervisor();
         let kill = CancellationToken::new();
         kill.cancel();
         let exit = supervisor.run_once(Program::example("once", "exec sleep 1000"), LONG, &kill).await;

@@ -64,7 +64,7 @@ impl Prober {
     /// Reads the certificates that `probe` names; `None` where there is nothing to ask.
     pub(crate) fn new(probe: &Probe) -> Result<Option<Self>, ProbeError> {
         let question = match probe {
-            Probe::Started | Probe::Notify => return Ok(None),
+            Probe::Started => return Ok(None),
             Probe::Http { address, path } => Question::Http { address: *address, path: path.clone(), tls: None },
             Probe::Https { address, path, ca, identity } => {
                 let tls = Some(Arc::new(client_config(ca, identity.as_ref())?));

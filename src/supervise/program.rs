@@ -27,8 +27,8 @@ pub struct Program {
     pub liveness: Option<Liveness>,
     /// How it is asked to end.
     pub stop: Stop,
-    /// Memory and CPU weight of its cgroup leaf.
-    pub resources: Resources,
+    /// `cpu.weight` of its cgroup leaf, 1 to 10000, 100 is neutral; v1 gets `cpu.shares` from it.
+    pub cpu_weight: u16,
     /// Written before exec; raising is always allowed, lowering needs CAP_SYS_RESOURCE and is skipped without it.
     pub oom_score_adj: Option<i16>,
     /// What it may do as root.
@@ -67,8 +67,6 @@ pub enum Probe {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The child says `READY=1` on a `NOTIFY_SOCKET` of ours.
-    Notify,
 }
 
 /// When a ready child counts as stuck.
@@ -109,21 +107,6 @@ pub enum Descendants {
     Outlive,
 }
 
-/// Weights of a cgroup leaf, in cgroup v2 terms; v1 gets `cpu.shares` from the CPU weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resources {
-    /// `cpu.weight`, 1 to 10000, 100 is neutral.
-    pub cpu_weight: u16,
-    /// `memory.low` in bytes; 0 for none.
-    pub memory_low: u64,
-}
-
-impl Default for Resources {
-    fn default() -> Self {
-        Self { cpu_weight: 100, memory_low: 0 }
-    }
-}
-
 impl Program {
     /// A program of this name: without arguments, ready as soon as it runs, restarted when it ends. What differs is set in its place, as in
     /// `Program { args, ..Program::new(name, executable) }`.
@@ -138,7 +121,7 @@ impl Program {
             readiness: Probe::Started,
             liveness: None,
             stop: Stop::default(),
-            resources: Resources::default(),
+            cpu_weight: 100,
             oom_score_adj: None,
             capabilities: Capabilities::default(),
             descendants: Descendants::End,

@@ -3,7 +3,6 @@
 use std::{
     future::pending,
     io,
-    path::PathBuf,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -21,9 +20,8 @@ use crate::{
     backoff::Backoff,
     cgroup::Cgroups,
     log::{Follower, Output, Target},
-    notify::{NotifyMessage, NotifySocket},
     probe::Prober,
-    program::{Liveness, Probe, Program},
+    program::{Liveness, Program},
     spawn::{Exit, Process, SpawnRequest, Spawner},
     state::{Action, Event, State},
     status::{ExitKind, LastExit},
@@ -40,7 +38,6 @@ pub(crate) struct RunnerContext {
     pub(crate) spawner: Spawner,
     pub(crate) cgroups: Cgroups,
     pub(crate) target: Target,
-    pub(crate) run_dir: PathBuf,
 }
 
 /// What a runner is told.
@@ -172,33 +169,19 @@ impl Runner {
     /// Starts a process; its probe's answer is awaited next.
     async fn spawn(&mut self, output: &Output) -> io::Result<Awaited> {
         let program = self.program.clone();
-        let socket = match program.readiness {
-            Probe::Notify => Some(NotifySocket::open(&self.context.run_dir, &program.name)?),
-            _ => None,
-        };
         let cgroups = self.context.cgroups.leaf(&program).unwrap_or_else(|error| {
             warn!(component = program.name, %error, "The component gets no cgroup of its own.");
             Vec::new()
         });
         let (read, write) = io::pipe()?;
-        let launch = SpawnRequest {
-            program: program.clone(),
-            output: write,
-            notify_socket: socket.as_ref().map(|socket| socket.path().to_owned()),
-            cgroups,
-        };
+        let launch = SpawnRequest { program: program.clone(), output: write, cgroups };
         let process = self.context.spawner.spawn(launch).await?;
         let follower = output.follow(read)?;
         let store = self.context.store.clone();
         store.set_started(&program.name, process.pid());
         info!(component = program.name, pid = process.pid(), "Started the component.");
         self.child = Some(Child { process, follower });
-        Ok(Box::pin(async move {
-            match socket {
-                Some(socket) => until_notified(&socket, &program.name, &store).await,
-                None => until_answered(&program, &store).await,
-            }
-        }))
+        Ok(Box::pin(async move { until_answered(&program, &store).await }))
     }
 
     /// It is ready: from here on it counts as healthy, and is asked whether it still lives.
@@ -297,20 +280,6 @@ fn after(pause: Duration, event: Event) -> Awaited {
         sleep(pause).await;
         event
     })
-}
-
-async fn until_notified(socket: &NotifySocket, name: &str, store: &StatusStore) -> Event {
-    store.set_note(name, "READY=1 on its NOTIFY_SOCKET".to_owned());
-    loop {
-        match socket.recv().await {
-            Ok(NotifyMessage::Ready) => return Event::Answered,
-            Ok(NotifyMessage::Status(text)) => store.set_note(name, text),
-            Err(error) => {
-                warn!(component = name, %error, "The component cannot be heard: it is started again.");
-                return Event::Stuck;
-            }
-        }
-    }
 }
 
 /// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long. There is no deadline: a child that

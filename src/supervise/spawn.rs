@@ -14,7 +14,6 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, process::CommandExt},
     },
-    path::PathBuf,
     process::{Command, Stdio},
     sync::{Arc, mpsc},
 };
@@ -59,8 +58,6 @@ pub(crate) struct SpawnRequest {
     pub(crate) program: Arc<Program>,
     /// Its standard output and error.
     pub(crate) output: PipeWriter,
-    /// Its `NOTIFY_SOCKET`.
-    pub(crate) notify_socket: Option<PathBuf>,
     /// The `cgroup.procs` files of the cgroups it goes into.
     pub(crate) cgroups: Vec<File>,
 }
@@ -208,9 +205,6 @@ fn fork(launch: SpawnRequest) -> io::Result<ChildHandle> {
         command.env_remove(name);
     }
     command.envs(&program.env);
-    if let Some(socket) = &launch.notify_socket {
-        command.env("NOTIFY_SOCKET", socket);
-    }
     if let Some(dir) = &program.working_dir {
         command.current_dir(dir);
     }
@@ -298,7 +292,7 @@ mod tests {
     fn launch(script: &str) -> (SpawnRequest, io::PipeReader) {
         let (read, output) = io::pipe().unwrap();
         let program = Arc::new(Program::example("child", script));
-        (SpawnRequest { program, output, notify_socket: None, cgroups: Vec::new() }, read)
+        (SpawnRequest { program, output, cgroups: Vec::new() }, read)
     }
 
     async fn output_of(launch: SpawnRequest, mut output: io::PipeReader) -> String {
@@ -336,7 +330,6 @@ mod tests {
         nix::fcntl::fcntl(&stray, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
         let (mut shows, output) = launch("ls /proc/self/fd | tr '\\n' ' '; cut -d' ' -f6 /proc/$$/stat; echo $$; env");
         Arc::make_mut(&mut shows.program).env.insert("COLOUR".into(), "green".into());
-        shows.notify_socket = Some("/run/k3s/notify/child.sock".into());
         let text = output_of(shows, output).await;
         let mut lines = text.lines();
         // ls itself opens 3.
@@ -345,9 +338,9 @@ mod tests {
         let (mut fields, pid) = (descriptors.trim_start_matches("0 1 2 3 ").split(' '), lines.next().unwrap());
         assert_eq!(fields.next(), Some(pid), "the session is its own");
         let env: Vec<_> = lines.collect();
-        assert!(env.contains(&"COLOUR=green") && env.contains(&"NOTIFY_SOCKET=/run/k3s/notify/child.sock"));
+        assert!(env.contains(&"COLOUR=green"));
         let leaked = |name: &&str| env.iter().any(|line| line.starts_with(&format!("{name}=")));
-        assert_eq!(NOT_INHERITED.iter().copied().filter(|name| *name != "NOTIFY_SOCKET").find(leaked), None);
+        assert_eq!(NOT_INHERITED.iter().copied().find(leaked), None);
     }
 
     #[test]

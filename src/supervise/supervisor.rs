@@ -30,18 +30,16 @@ const COMMANDS: usize = 16;
 /// What a supervisor works with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where sockets for children go; `/run/k3s`. Made when it is needed.
-    pub run_dir: PathBuf,
     /// Where children's lines go.
     pub log: Target,
     /// Where children's cgroups go.
     pub cgroups: CgroupPlace,
 }
 
-impl Options {
+impl Default for Options {
     /// Logs and cgroups where this process finds them.
-    pub fn at(run_dir: impl Into<PathBuf>) -> Self {
-        Self { run_dir: run_dir.into(), log: Target::detect(), cgroups: CgroupPlace::default() }
+    fn default() -> Self {
+        Self { log: Target::detect(), cgroups: CgroupPlace::default() }
     }
 }
 
@@ -115,7 +113,6 @@ impl Supervisor {
             spawner: Spawner::start()?,
             cgroups,
             target: options.log,
-            run_dir: options.run_dir,
         };
         Ok(Self {
             inner: Arc::new(Inner {
@@ -374,10 +371,9 @@ impl Supervisor {
 
 #[cfg(test)]
 impl Supervisor {
-    /// One that touches nothing outside of `dir`.
-    pub(crate) fn example(dir: &std::path::Path) -> Self {
-        let options = Options { run_dir: dir.to_owned(), log: Target::Stderr, cgroups: CgroupPlace::Nowhere };
-        Self::new(options).unwrap()
+    /// One whose children have no cgroups.
+    pub(crate) fn example() -> Self {
+        Self::new(Options { log: Target::Stderr, cgroups: CgroupPlace::Nowhere }).unwrap()
     }
 }
 
@@ -466,8 +462,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_is_replaced_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, mut ledger) = (Supervisor::example(), Ledger::open());
         let mut program = ledger.talker("kubelet", &[]);
         supervisor.start([program.clone(), ledger.talker("containerd", &[])]).unwrap();
         supervisor.all_ready().await.unwrap();
@@ -484,8 +479,7 @@ mod tests {
 
     #[tokio::test]
     async fn programs_start_in_order_and_stop_in_reverse() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, mut ledger) = (Supervisor::example(), Ledger::open());
         let images = supervisor.gate("images").unwrap();
         supervisor
             .start([ledger.talker("kubelet", &["containerd", "images"]), ledger.talker("containerd", &[])])
@@ -527,8 +521,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_killed_child_is_restarted_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, ledger) = (Supervisor::example(), Ledger::open());
         let sleeper = |name, after| ledger.program(name, after, "exec sleep 1000");
         supervisor.start([sleeper("a", &[]), sleeper("b", &["a"]), sleeper("c", &["b"])]).unwrap();
         supervisor.all_ready().await.unwrap();
@@ -547,8 +540,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_fails_says_why_and_is_tried_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, ledger) = (Supervisor::example(), Ledger::open());
         let fails = ledger.program("fails", &[], "echo 'E1121 11:47:16.1 1 run.go:72] no such file' >&2; exit 3");
         let missing = Program { executable: "/nonexistent/kubelet".into(), ..ledger.program("missing", &[], "") };
         supervisor.start([fails, missing]).unwrap();
@@ -563,8 +555,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_ignores_sigterm_is_killed_and_reported() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, mut ledger) = (Supervisor::example(), Ledger::open());
         let mut stubborn = ledger.program("stubborn", &[], "trap '' TERM; echo up > $TELL; exec sleep 1000");
         stubborn.stop = Stop { timeout: Duration::from_millis(20), ..Stop::default() };
         supervisor.start([stubborn, ledger.talker("polite", &[])]).unwrap();
@@ -577,8 +568,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stuck_child_is_restarted() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, ledger) = (Supervisor::example(), Ledger::open());
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let mut stuck = ledger.program("stuck", &[], "exec sleep 1000");
         stuck.liveness = Some(Liveness {
@@ -594,25 +584,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_may_say_itself_that_it_is_ready() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
-        let mut etcd = ledger.program("etcd", &[], "echo $NOTIFY_SOCKET > $TELL; exec sleep 1000");
-        etcd.readiness = Probe::Notify;
-        supervisor.start([etcd]).unwrap();
-        let socket = ledger.line().await;
-        let says = tokio::net::UnixDatagram::unbound().unwrap();
-        says.send_to(b"STATUS=recovering", &socket).await.unwrap();
-        supervisor.until("etcd", |component| component.waiting_for.as_deref() == Some("recovering")).await;
-        says.send_to(b"READY=1\nSTATUS=up", &socket).await.unwrap();
-        supervisor.ready("etcd").await.unwrap();
-        supervisor.stop().await;
-    }
-
-    #[tokio::test]
     async fn a_child_is_restarted_on_demand() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, mut ledger) = (Supervisor::example(), Ledger::open());
         supervisor.start([ledger.talker("kubelet", &[])]).unwrap();
         ledger.line().await;
         supervisor.restart("kubelet").await.unwrap();
@@ -624,8 +597,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_for_what_cannot_be_ends() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, ledger) = (Supervisor::example(), Ledger::open());
         let datastore = supervisor.gate("datastore").unwrap();
         supervisor.start([ledger.talker("kube-apiserver", &["datastore"])]).unwrap();
         assert_eq!(supervisor.ready("etcd").await, Err(NotReady::Unknown("etcd".into())));
@@ -638,8 +610,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_is_stopped_alone_and_the_watchdog_does_not_miss_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, mut ledger) = (Supervisor::example(), Ledger::open());
         supervisor.start([ledger.talker("containerd", &[]), ledger.talker("kubelet", &[])]).unwrap();
         let mut started = [ledger.line().await, ledger.line().await];
         started.sort();
@@ -654,8 +625,7 @@ mod tests {
 
     #[tokio::test]
     async fn dropping_the_last_handle_ends_the_children() {
-        let dir = tempfile::tempdir().unwrap();
-        let (supervisor, mut ledger) = (Supervisor::example(dir.path()), Ledger::open());
+        let (supervisor, mut ledger) = (Supervisor::example(), Ledger::open());
         supervisor.start([ledger.talker("kubelet", &[])]).unwrap();
         assert_eq!(ledger.line().await, "+ kubelet");
         drop(supervisor);
@@ -665,10 +635,8 @@ mod tests {
     /// Where cgroups can be made: each child in its leaf, and nothing left afterwards.
     #[tokio::test]
     async fn children_are_put_into_cgroups() {
-        let dir = tempfile::tempdir().unwrap();
         let parent = PathBuf::from(format!("/k3s-test-{}", std::process::id()));
-        let options =
-            Options { run_dir: dir.path().to_owned(), log: Target::Stderr, cgroups: CgroupPlace::At(parent.clone()) };
+        let options = Options { log: Target::Stderr, cgroups: CgroupPlace::At(parent.clone()) };
         let (supervisor, mut ledger) = (Supervisor::new(options).unwrap(), Ledger::open());
         let Cgroups::V1(_) = &supervisor.inner.context.cgroups else {
             eprintln!("skipped: {}", supervisor.inner.context.cgroups);

@@ -397,18 +397,13 @@ mod tests {
     use super::*;
     use crate::status::Health;
 
-    fn supervisor() -> (Supervisor, tempfile::TempDir) {
-        let dir = tempfile::tempdir().unwrap();
-        (Supervisor::example(dir.path()), dir)
-    }
-
     fn status_of(supervisor: &Supervisor, name: &str) -> TaskStatus {
         supervisor.tasks().status().into_iter().find(|task| task.name == name).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_and_an_error_are_the_restart_of_that_task_alone() {
-        let (supervisor, _dir) = supervisor();
+        let supervisor = Supervisor::example();
         let (shutdown, runs) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
         let others = supervisor.task("other");
         let other = tokio::spawn({
@@ -438,7 +433,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_waits_to_be_started_again_is_a_warning_that_says_why() {
-        let (supervisor, _dir) = supervisor();
+        let supervisor = Supervisor::example();
         let shutdown = CancellationToken::new();
         let run = tokio::spawn({
             let (task, shutdown) = (supervisor.task("node-hosts"), shutdown.clone());
@@ -457,7 +452,7 @@ mod tests {
 
     #[tokio::test]
     async fn problems_come_and_go_by_object_and_are_bounded() {
-        let (supervisor, _dir) = supervisor();
+        let supervisor = Supervisor::example();
         let line = supervisor.task("addons").line();
         line.problem("my.yaml", "document 2 is no Kubernetes object");
         let warnings = async || supervisor.status().await.warnings;
@@ -473,7 +468,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_task_has_the_time_to_end_that_it_asked_for() {
-        let (supervisor, _dir) = supervisor();
+        let supervisor = Supervisor::example();
         let (shutdown, cleaned) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
         let work = |after: u64| {
             let (shutdown, cleaned) = (shutdown.clone(), cleaned.clone());

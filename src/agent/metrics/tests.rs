@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::{
     cluster_config::{ClusterConfig, tests::CONFIG},
-    testing::{METRICS_READER, TestServer},
+    testing::{METRICS_READER, TestServer, supervisor},
     trust::{Identity, Trust},
 };
 
@@ -59,7 +59,7 @@ impl TestNode {
             registry: Arc::new(registry),
             address: address.into(),
             dir: registration.dir,
-            supervisor: server.supervisor(),
+            supervisor: supervisor(),
         };
         let (known, renewed) = (watch::Sender::new(None), watch::Sender::new(()));
         Self { server, metrics: Arc::new(metrics), known, renewed, end: CancellationToken::new() }

@@ -27,7 +27,7 @@ struct Server {
     disabled: Vec<&'static str>,
     api: FakeApi,
     supervisor: Supervisor,
-    _dirs: [tempfile::TempDir; 2],
+    _dir: tempfile::TempDir,
 }
 
 impl Server {
@@ -40,7 +40,7 @@ impl Server {
             "rbac.authorization.k8s.io/v1",
             &[("clusterroles", "ClusterRole", false), ("clusterrolebindings", "ClusterRoleBinding", false)],
         );
-        let (supervisor, run) = fake_api::supervisor();
+        let supervisor = fake_api::supervisor();
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("manifests");
         fs::create_dir(&folder).unwrap();
@@ -50,7 +50,7 @@ impl Server {
             fs::create_dir_all(mark.parent().unwrap()).unwrap();
             fs::write(mark, "").unwrap();
         }
-        Self { folder, disabled: Vec::new(), api, supervisor, _dirs: [dir, run] }
+        Self { folder, disabled: Vec::new(), api, supervisor, _dir: dir }
     }
 
     fn write(&self, name: &str, contents: impl AsRef<[u8]>) {

@@ -289,7 +289,7 @@ mod tests {
         api.put("/api/v1/nodes", node("a", "10.0.0.1", "True"));
         api.put(SERVICES, service("old", "2026-01-01T00:00:00Z", 80));
         api.put(SERVICES, service("new", "2026-01-02T00:00:00Z", 80));
-        let (supervisor, _dir) = supervisor();
+        let supervisor = supervisor();
         let (_leads, leading) = watch::channel(true);
         let view = ClusterView::of_server(api.client());
         view.begin();

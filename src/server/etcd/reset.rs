@@ -65,7 +65,7 @@ pub async fn reset(mut config: ServerConfig, package: &Package, snapshot: Option
         }
     }
     let host = Host::of(&mut config).await?;
-    let supervisor = Supervisor::new(Options::at(paths.run())).map_err(k3s_daemon::Error::Thread)?;
+    let supervisor = Supervisor::new(Options::default()).map_err(k3s_daemon::Error::Thread)?;
     let resetting =
         Resetting { config: &config, etcd: &etcd, paths: &paths, host: &host, supervisor: &supervisor, package };
     let reset = match snapshot {

@@ -96,9 +96,9 @@ impl Cgroups {
         match self {
             Self::V2(tree) => {
                 tree.clear(&program.name, program.descendants);
-                tree.leaf(&program.name, program.resources).map(|procs| vec![procs])
+                tree.leaf(&program.name, program.cpu_weight).map(|procs| vec![procs])
             }
-            Self::V1(tree) => tree.leaf(&program.name, program.resources),
+            Self::V1(tree) => tree.leaf(&program.name, program.cpu_weight),
             Self::None(_) => Ok(Vec::new()),
         }
     }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use super::{CgroupError, Hierarchy, make, open_procs, set};
-use crate::program::Resources;
 
 /// kubelet compares a process' `cpu` and `memory` cgroups and accounts it by `cpuacct`: a child has to be at one path in all of them.
 const WANTED: [&str; 3] = ["cpu", "cpuacct", "memory"];
@@ -44,12 +43,12 @@ impl Tree {
         Ok(Self { bases: bases.collect::<Result<_, CgroupError>>()?, owned: parent.is_none() })
     }
 
-    pub(super) fn leaf(&self, name: &str, resources: Resources) -> io::Result<Vec<File>> {
+    pub(super) fn leaf(&self, name: &str, cpu_weight: u16) -> io::Result<Vec<File>> {
         let leaf = |base: &Base| {
             let dir = base.dir.join(name);
             fs::create_dir_all(&dir)?;
             if base.has_cpu {
-                set(&dir.join("cpu.shares"), &shares(resources.cpu_weight).to_string())?;
+                set(&dir.join("cpu.shares"), &shares(cpu_weight).to_string())?;
             }
             open_procs(&dir)
         };
@@ -104,7 +103,7 @@ mod tests {
         kernel_makes(&leaf);
         kernel_makes(&memory.own.join("k3s/kubelet"));
         let tree = Tree::open(&[&cpu, &memory], None).unwrap();
-        assert_eq!(tree.leaf("kubelet", Resources { cpu_weight: 200, memory_low: 0 }).unwrap().len(), 2);
+        assert_eq!(tree.leaf("kubelet", 200).unwrap().len(), 2);
         assert_eq!(fs::read_to_string(leaf.join("cpu.shares")).unwrap(), "2048");
         assert_eq!(fs::read_to_string(memory.own.join("k3s/kubelet/cpu.shares")).unwrap(), "");
     }

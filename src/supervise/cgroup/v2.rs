@@ -25,7 +25,7 @@ use std::{
 use tracing::{debug, warn};
 
 use super::{CgroupError, Hierarchy, make, open_procs, set};
-use crate::program::{Descendants, Resources};
+use crate::program::Descendants;
 
 /// The leaf that we live in ourselves; systemd's `DelegateSubgroup=` puts us there from the start.
 const OURS: &str = "supervisor";
@@ -42,7 +42,6 @@ const NOT_SEEN: &str = "0";
 pub(crate) struct Tree {
     base: PathBuf,
     cpu: bool,
-    memory: bool,
     mount: PathBuf,
     survivors: Option<PathBuf>,
     /// Whether `base` is ours and not somebody else's choice.
@@ -64,7 +63,9 @@ impl Tree {
             own.join("k3s")
         };
         make(&base)?;
-        let (cpu, memory) = (enable(&base, "cpu")?, enable(&base, "memory")?);
+        let cpu = enable(&base, "cpu")?;
+        // Kubelet accounts itself and containerd by what their leaves count.
+        enable(&base, "memory")?;
         let survivors = if parent.is_some() { &base } else { &unified.mount }.join(SURVIVORS);
         let survivors = match make(&survivors) {
             Ok(()) => Some(survivors),
@@ -73,17 +74,14 @@ impl Tree {
                 None
             }
         };
-        Ok(Self { base, cpu, memory, mount: unified.mount.clone(), survivors, owned: parent.is_none() })
+        Ok(Self { base, cpu, mount: unified.mount.clone(), survivors, owned: parent.is_none() })
     }
 
-    pub(super) fn leaf(&self, name: &str, resources: Resources) -> io::Result<File> {
+    pub(super) fn leaf(&self, name: &str, cpu_weight: u16) -> io::Result<File> {
         let dir = self.base.join(name);
         fs::create_dir_all(&dir)?;
         if self.cpu {
-            set(&dir.join("cpu.weight"), &resources.cpu_weight.to_string())?;
-        }
-        if self.memory {
-            set(&dir.join("memory.low"), &resources.memory_low.to_string())?;
+            set(&dir.join("cpu.weight"), &cpu_weight.to_string())?;
         }
         open_procs(&dir)
     }
@@ -194,7 +192,6 @@ mod tests {
             ("cgroup.events", ""),
             ("cgroup.subtree_control", ""),
             ("cpu.weight", "100"),
-            ("memory.low", "0"),
             ("cgroup.kill", ""),
         ] {
             fs::write(dir.join(file), content).unwrap();
@@ -220,10 +217,9 @@ mod tests {
         assert_eq!(content(unit.own.join("supervisor/cgroup.procs")), "42");
         // Each write is one command to the kernel; a plain file keeps the last.
         assert_eq!(content(unit.own.join("cgroup.subtree_control")), "+memory");
-        let mut procs = tree.leaf("kubelet", Resources { cpu_weight: 200, memory_low: 1 << 20 }).unwrap();
+        let mut procs = tree.leaf("kubelet", 200).unwrap();
         io::Write::write_all(&mut procs, b"0").unwrap();
         assert_eq!(content(unit.own.join("kubelet/cpu.weight")), "200");
-        assert_eq!(content(unit.own.join("kubelet/memory.low")), "1048576");
         assert_eq!(content(unit.own.join("kubelet/cgroup.procs")), "0");
     }
 
@@ -291,7 +287,7 @@ mod tests {
         let tree = Tree::open(&own, 42, None).unwrap();
         assert_eq!(tree.to_string(), root.path().join("k3s.service").display().to_string());
         assert_eq!(content(own.own.join("cgroup.procs")), "42\n");
-        assert!(tree.cpu && !tree.memory);
+        assert!(tree.cpu);
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod tests {
         let pump = tokio::spawn(pump_to(out, queue));
         let follower = output.follow(read).unwrap();
         let program = std::sync::Arc::new(Program::example("etcd", script));
-        let launch = crate::spawn::SpawnRequest { program, output: write, notify_socket: None, cgroups: Vec::new() };
+        let launch = crate::spawn::SpawnRequest { program, output: write, cgroups: Vec::new() };
         let mut process = crate::spawn::Spawner::start().unwrap().spawn(launch).await.unwrap();
         process.exited().await.unwrap();
         let words = follower.finish().await;

@@ -166,7 +166,7 @@ mod tests {
     async fn what_is_served_is_what_is_fetched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/status.sock");
-        let supervisor = Supervisor::example(dir.path());
+        let supervisor = Supervisor::example();
         supervisor.start([Program::example("kubelet", "exec sleep 1000")]).unwrap();
         supervisor.all_ready().await.unwrap();
         supervisor.warn("forward", "The FORWARD chain's policy is DROP.");
