@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
@@ -81,27 +82,42 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         return Ok(());
     }
     step("components", || Component::usual()?.iter().try_for_each(|component| component.build().map(drop)))?;
-    step("etcd's contract, by etcd first", || {
-        let program = |name: &str| Ok::<_, anyhow::Error>(Component::named(name)?.build()?.folder.join(name));
-        let mut contract = nextest(CONTRACT);
-        contract.env("ETCD_BINARY", program("etcd")?).env("ETCDCTL_BINARY", program("etcdctl")?);
-        count(&mut contract, counts)
+    let build = || {
+        step("dist", || dist::run(&dist::Args::default()))?;
+        step("the product's image", || packages::run(&packages::Args::image_alone()))
+    };
+    at_once(build, || {
+        step("etcd's contract, by etcd first", || {
+            let program = |name: &str| Ok::<_, anyhow::Error>(Component::named(name)?.build()?.folder.join(name));
+            let mut contract = nextest(CONTRACT);
+            contract.env("ETCD_BINARY", program("etcd")?).env("ETCDCTL_BINARY", program("etcdctl")?);
+            count(&mut contract, counts)
+        })?;
+        step("tunnels, with remotedialer at the other end", || {
+            let remotedialer = Component::named("remotedialer")?.build()?.folder;
+            let mut tunnels = nextest(&format!("package({TUNNELS})"));
+            count(tunnels.env("REMOTEDIALER", remotedialer.join("remotedialer")), counts)
+        })?;
+        step("tests of components", || {
+            Component::usual()?.iter().try_for_each(|component| add(component.test()?, counts))
+        })?;
+        step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))
     })?;
-    step("tunnels, with remotedialer at the other end", || {
-        let remotedialer = Component::named("remotedialer")?.build()?.folder;
-        let mut tunnels = nextest(&format!("package({TUNNELS})"));
-        count(tunnels.env("REMOTEDIALER", remotedialer.join("remotedialer")), counts)
-    })?;
-    step("tests of components", || {
-        Component::usual()?.iter().try_for_each(|component| add(component.test()?, counts))
-    })?;
-    step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))?;
-    step("reproducible", || reproducible::run(&reproducible::Args::default()))?;
-    step("dist", || dist::run(&dist::Args::default()))?;
-    step("the product's image", || packages::run(&packages::Args::image_alone()))?;
-    step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts))?;
+    at_once(
+        || step("reproducible", || reproducible::run(&reproducible::Args::default())),
+        || step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts)),
+    )?;
     step("the scenarios' packages", || system_packages::ensure_each(&SCENARIO_PACKAGES))?;
     step("cluster scenarios", || count(nextest(&format!("package({SCENARIOS})")).arg("--no-fail-fast"), counts))
+}
+
+/// Runs steps that compute beside steps that mostly wait.
+fn at_once(compute: impl FnOnce() -> Result<()> + Send, wait: impl FnOnce() -> Result<()>) -> Result<()> {
+    thread::scope(|scope| {
+        let computed = scope.spawn(compute);
+        let waited = wait();
+        waited.and(computed.join().expect("a step does not panic"))
+    })
 }
 
 /// Says what begins and how long it took.

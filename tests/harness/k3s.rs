@@ -169,19 +169,15 @@ impl Node {
     #[track_caller]
     pub fn wait_for_components(&self, done: impl Fn(&BTreeMap<String, Process>) -> bool) -> BTreeMap<String, Process> {
         self.wait_until_succeeds(STATUS, PATIENCE);
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
         loop {
             let running = self.components();
             if done(&running) {
                 return running;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{}: not as they should be:\n{}",
-                self.name(),
-                self.succeed("k3s status")
-            );
-            pause();
+            let waited = began.elapsed();
+            assert!(waited < PATIENCE, "{}: not as they should be:\n{}", self.name(), self.succeed("k3s status"));
+            pause(waited);
         }
     }
 

@@ -236,14 +236,15 @@ impl Node {
 
     #[track_caller]
     fn poll(&self, command: &str, timeout: Duration, done: impl Fn(&Finished) -> bool) -> Finished {
-        let deadline = Instant::now() + timeout;
+        let began = Instant::now();
         loop {
             let finished = self.execute(command);
             if done(&finished) {
                 return finished;
             }
-            assert!(Instant::now() < deadline, "{}: gave up on `{command}` after {timeout:?}: {finished}", self.name);
-            pause();
+            let waited = began.elapsed();
+            assert!(waited < timeout, "{}: gave up on `{command}` after {timeout:?}: {finished}", self.name);
+            pause(waited);
         }
     }
 
@@ -264,10 +265,11 @@ impl Node {
     }
 }
 
-/// The one place where the harness waits for time to pass: what happens inside a node sends it no event.
+/// The one place where the harness waits for time to pass: what happens inside a node sends it no event. It is asked again after a tenth
+/// of what was `waited` for it: `kubectl` takes a processor for longer than that, away from what is waited for.
 #[expect(clippy::disallowed_methods, reason = "polls another process that offers no event")]
-pub(crate) fn pause() {
-    thread::sleep(Duration::from_millis(200));
+pub(crate) fn pause(waited: Duration) {
+    thread::sleep((waited / 10).clamp(Duration::from_millis(200), Duration::from_secs(1)));
 }
 
 impl Drop for Node {

@@ -82,8 +82,8 @@ fn an_agent_goes_to_the_server_that_lives() {
         let missed = died.elapsed();
         println!("  calls succeed again after {:.1} s", missed.as_secs_f64());
         assert!(missed < Duration::from_secs(60));
-        // Longer than a node may be silent before it counts as not ready.
-        lives.succeed("sleep 50");
+        // Since then a node has been silent for longer than it may before it counts as not ready: 50 s, looked at every 5 s.
+        lives.succeed(&format!("sleep {}", Duration::from_secs(56).saturating_sub(died.elapsed()).as_secs_f64()));
         let ready = "get node agent -o jsonpath='{.status.conditions[?(@.type==\"Ready\")].status}'";
         assert_eq!(lives.kubectl(ready), "True");
         let since = "get events -A --field-selector=involvedObject.name=agent,reason=NodeNotReady -o name";
