@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use k3s_config::{args::ComponentArgs, server::ServerConfig};
+use k3s_config::{ControlPlaneConfig, args::ComponentArgs};
 use k3s_supervise::program::{Probe, Program, Stop};
 
 use crate::{
@@ -26,7 +26,7 @@ pub(crate) struct ControlLoop {
 
 impl ControlLoop {
     /// The flags that both take.
-    pub(crate) fn flags(&self, config: &ServerConfig, paths: &Paths) -> Flags {
+    pub(crate) fn flags(&self, config: ControlPlaneConfig<'_>, paths: &Paths) -> Flags {
         let kubeconfig = paths.cred(self.kubeconfig);
         let mut flags = Flags::default();
         flags

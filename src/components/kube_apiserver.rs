@@ -1,14 +1,11 @@
 //! kube-apiserver: on loopback, one port above the front, with the datastore on a unix socket or elsewhere.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use k3s_config::{
+    ControlPlaneConfig,
     datastore::{ClientCertificate, Datastore, Etcd, EtcdEndpoint},
-    server::{EgressMode, ServerConfig},
+    server::EgressMode,
 };
 use k3s_supervise::program::{Liveness, Probe, Program, Stop};
 use serde_json::json;
@@ -34,12 +31,10 @@ const NO_PEERS: &str = "UnknownVersionInteroperabilityProxy=false";
 /// A lease that each kube-apiserver renews every ten seconds, for those that count them; one alone need not.
 const APISERVER_IDENTITY_OFF: &str = "APIServerIdentity=false";
 
-/// kube-apiserver for `config`, advertised to the cluster at `advertise`.
-pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, advertise: IpAddr) -> Launch {
-    let network = &config.network;
+/// kube-apiserver for `config`.
+pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Components) -> Launch {
+    let ControlPlaneConfig { network, api_server: address, published, .. } = config;
     let issuer = format!("https://kubernetes.default.svc.{}", network.cluster_domain);
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.apiserver_port()));
-    let published = SocketAddr::from((advertise, config.advertise_port));
 
     let mut flags = Flags::default();
     flags
@@ -55,7 +50,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .path("service-account-key-file", paths.tls("service.key"))
         .list("service-cluster-ip-range", &network.service_cidrs)
         .set("service-node-port-range", format!("{}-{}", network.node_ports.first, network.node_ports.last))
-        .set("advertise-address", advertise)
+        .set("advertise-address", published.ip())
         // It would publish its own port, too; we publish the front's.
         .set("endpoint-reconciler-type", "none")
         // Webhooks and aggregated APIs are reached at their pods, which tunnels lead to and a server without a node or without a
@@ -70,7 +65,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
         .path("kubelet-certificate-authority", paths.tls("server-ca.crt"))
         .path("kubelet-client-certificate", paths.tls("client-kube-apiserver.crt"))
         .path("kubelet-client-key", paths.tls("client-kube-apiserver.key"))
-        .set("kubelet-preferred-address-types", config.network.preferred_address_types())
+        .set("kubelet-preferred-address-types", network.preferred_address_types())
         .path("requestheader-client-ca-file", paths.tls("request-header-ca.crt"))
         .set("requestheader-allowed-names", "system:auth-proxy")
         .set("requestheader-extra-headers-prefix", "X-Remote-Extra-")
@@ -87,7 +82,7 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
     }
     let mut gates = vec![DOS_MITIGATION_OFF, NO_PEERS];
     let mut after = vec!["datastore".to_owned()];
-    match &config.datastore {
+    match config.datastore {
         Datastore::Sqlite { .. } => {
             gates.push(APISERVER_IDENTITY_OFF);
             // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
@@ -146,11 +141,10 @@ pub fn kube_apiserver(config: &ServerConfig, paths: &Paths, found: &Components, 
 }
 
 /// Sends what kube-apiserver dials within the cluster through the front, which knows the nodes' tunnels; as k3s.
-fn egress_selector(config: &ServerConfig, paths: &Paths) -> Option<File> {
+fn egress_selector(config: ControlPlaneConfig<'_>, paths: &Paths) -> Option<File> {
     if config.egress_mode == EgressMode::Disabled {
         return None;
     }
-    let front = SocketAddr::from((config.reached_at(), config.https_listen_port));
     let selector = json!({
         "kind": "EgressSelectorConfiguration",
         "apiVersion": "apiserver.k8s.io/v1beta1",
@@ -159,7 +153,7 @@ fn egress_selector(config: &ServerConfig, paths: &Paths) -> Option<File> {
             "connection": {
                 "proxyProtocol": "HTTPConnect",
                 "transport": {"tcp": {
-                    "url": format!("https://{front}"),
+                    "url": format!("https://{}", config.front),
                     "tlsConfig": {
                         "caBundle": paths.tls("server-ca.crt"),
                         "clientKey": paths.tls("client-kube-apiserver.key"),
@@ -199,8 +193,12 @@ mod tests {
     use super::*;
     use crate::testing::{config, found, paths};
 
+    fn launch(flags: &[&str], advertise: &str) -> Launch {
+        kube_apiserver(config(flags).control_plane(advertise.parse().unwrap()), &paths(), &found())
+    }
+
     fn args(flags: &[&str]) -> Vec<String> {
-        let launch = kube_apiserver(&config(flags), &paths(), &found(), "10.0.0.2".parse().unwrap());
+        let launch = launch(flags, "10.0.0.2");
         launch.program.args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 
@@ -214,10 +212,7 @@ mod tests {
 
     #[test]
     fn what_it_dials_in_the_cluster_goes_through_the_front() {
-        let file = |args: &[&str]| {
-            let launch = kube_apiserver(&config(args), &paths(), &found(), "10.0.0.2".parse().unwrap());
-            launch.files.into_iter().next()
-        };
+        let file = |args: &[&str]| launch(args, "10.0.0.2").files.into_iter().next();
         let given = file(&["--https-listen-port=7443"]).unwrap();
         assert_eq!(given.path, paths().server().join("etc/egress-selector-config.yaml"));
         assert_eq!(
@@ -244,7 +239,7 @@ mod tests {
             (&["--advertise-port=443"], "192.0.2.1", "https://192.0.2.1:443/openid/v1/jwks"),
             (&[], "fd00::2", "https://[fd00::2]:6443/openid/v1/jwks"),
         ] {
-            let launch = kube_apiserver(&config(flags), &paths(), &found(), advertise.parse().unwrap());
+            let launch = launch(flags, advertise);
             let expected = format!("--service-account-jwks-uri={expected}");
             assert!(launch.program.args.iter().any(|arg| *arg == *expected), "{expected}");
         }
@@ -281,8 +276,7 @@ mod tests {
 
     #[test]
     fn a_database_is_asked_through_kine_which_ends_later() {
-        let config = config(&["--datastore-endpoint=postgres://k3s:hunter2@db/k3s"]);
-        let program = kube_apiserver(&config, &paths(), &found(), "10.0.0.2".parse().unwrap()).program;
+        let program = launch(&["--datastore-endpoint=postgres://k3s:hunter2@db/k3s"], "10.0.0.2").program;
         assert_eq!(program.after, ["datastore", "kine"]);
         assert!(program.args.contains(&"--etcd-servers=unix://kine.sock".into()));
         assert!(!format!("{program:?}").contains("hunter2"));

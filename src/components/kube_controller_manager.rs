@@ -1,6 +1,6 @@
 //! kube-controller-manager, without the controllers that a cloud provider would bring.
 
-use k3s_config::server::ServerConfig;
+use k3s_config::ControlPlaneConfig;
 
 use crate::{Paths, control_loop::ControlLoop, launch::Launch, libexec::Components};
 
@@ -8,7 +8,7 @@ const CONTROLLER_MANAGER: ControlLoop =
     ControlLoop { name: "kube-controller-manager", kubeconfig: "controller.kubeconfig", port: 10257 };
 
 /// kube-controller-manager for `config`. It signs CSRs with the cluster's CAs and hands each node its pod range.
-pub fn kube_controller_manager(config: &ServerConfig, paths: &Paths, found: &Components) -> Launch {
+pub fn kube_controller_manager(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Components) -> Launch {
     let mut flags = CONTROLLER_MANAGER.flags(config, paths);
     flags
         .set(

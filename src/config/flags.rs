@@ -353,7 +353,7 @@ mod tests {
     use std::{collections::HashSet, fs};
 
     use super::*;
-    use crate::server::Addon;
+    use crate::addons::Addon;
 
     #[test]
     fn the_table_is_sound() {

@@ -3,8 +3,10 @@
 //! [`parse_server`] and [`parse_agent`] read every source, merge them as k3s does and check everything that can be known before
 //! anything is started or written. They read files and do nothing else.
 
+pub mod addons;
 pub mod agent;
 pub mod args;
+mod control_plane;
 pub mod datastore;
 pub mod embedded_etcd;
 mod environment;
@@ -32,6 +34,7 @@ mod test_host;
 #[cfg(test)]
 mod wrong_configurations;
 
+pub use control_plane::ControlPlaneConfig;
 pub use environment::Environment;
 pub use error::{Error, Origin, Place, UnknownKey, Warning};
 pub use flags::{CatalogueEntry, Refusal, Role, catalogue, command, is_secret};

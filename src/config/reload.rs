@@ -10,6 +10,7 @@
 //! ```
 
 use crate::{
+    addons::AddonsConfig,
     agent::AgentConfig,
     args::ComponentArgs,
     network::ClusterNetwork,
@@ -119,12 +120,9 @@ impl ServerConfig {
             agent_token,
             kubeconfig,
             supervisor_metrics,
-            disabled_addons,
-            service_lb_namespace,
+            addons,
             disabled,
             args,
-            system_default_registry,
-            local_storage,
             node,
             node_name,
             ips,
@@ -146,12 +144,9 @@ impl ServerConfig {
         changes.keep("agent-token", &self.agent_token, &agent_token);
         changes.keep("write-kubeconfig", &self.kubeconfig, &kubeconfig);
         changes.keep("supervisor-metrics", &self.supervisor_metrics, &supervisor_metrics);
-        changes.keep("disable", &self.disabled_addons, &disabled_addons);
-        changes.keep("servicelb-namespace", &self.service_lb_namespace, &service_lb_namespace);
+        changes.keep_addons(&self.addons, &addons);
         changes.keep_parts(self.disabled, disabled);
         changes.take_control_plane(&mut config.args, args);
-        changes.keep("system-default-registry", &self.system_default_registry, &system_default_registry);
-        changes.keep("default-local-storage-path", &self.local_storage, &local_storage);
         match (&mut config.node, node) {
             (Some(running), Some(asked)) => changes.take_node(running, asked, Effect::Taints),
             // These are the node's too, where there is one.
@@ -185,6 +180,14 @@ impl AgentConfig {
 }
 
 impl Changes {
+    fn keep_addons(&mut self, running: &AddonsConfig, asked: &AddonsConfig) {
+        let AddonsConfig { disabled, service_lb_namespace, system_default_registry, local_storage } = asked;
+        self.keep("disable", &running.disabled, disabled);
+        self.keep("servicelb-namespace", &running.service_lb_namespace, service_lb_namespace);
+        self.keep("system-default-registry", &running.system_default_registry, system_default_registry);
+        self.keep("default-local-storage-path", &running.local_storage, local_storage);
+    }
+
     fn keep_parts(&mut self, running: DisabledParts, asked: DisabledParts) {
         let DisabledParts {
             scheduler,

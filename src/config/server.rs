@@ -1,21 +1,16 @@
 //! What `k3s server` was asked to be, after every source was merged and checked.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::{Component, PathBuf},
-    str::FromStr,
-};
+use std::{net::IpAddr, path::PathBuf, str::FromStr};
 
 use crate::{
+    addons::{Addon, AddonsConfig},
     args::ComponentArgs,
     datastore::Datastore,
     environment::Environment,
     error::{Error, Warning},
-    flags::nearest,
-    grammar::{is_certificate_name, is_dns_label, is_dns_subdomain},
+    grammar::{is_certificate_name, is_dns_subdomain},
     network::{ClusterNetwork, NodeMasks, address, host_address, port, reached_at},
-    node::{NodeConfig, registry},
+    node::NodeConfig,
     secret::Secret,
     snapshots::{ClusterReset, SnapshotConfig},
     token,
@@ -55,18 +50,12 @@ pub struct ServerConfig {
     pub kubeconfig: KubeconfigOutput,
     /// Whether `/metrics` shows what k3s itself counts, here beside kube-apiserver's and on agents alone (`--supervisor-metrics`).
     pub supervisor_metrics: bool,
-    /// Packaged add-ons left out (`--disable`).
-    pub disabled_addons: BTreeSet<Addon>,
-    /// Where k3s' load balancer has its pods (`--servicelb-namespace`). Ours has none; those that k3s left there go.
-    pub service_lb_namespace: String,
+    /// What it deploys by itself.
+    pub addons: AddonsConfig,
     /// Control-plane parts left out (`--disable-scheduler` and its like).
     pub disabled: DisabledParts,
     /// Users' arguments for the control plane (`--kube-apiserver-arg` and its like).
     pub args: ControlPlaneArgs,
-    /// Host of every packaged image, replacing the one in its name (`--system-default-registry`).
-    pub system_default_registry: Option<String>,
-    /// Where nodes keep the volumes of the storage class `local-path` (`--default-local-storage-path`), `<data-dir>/storage` by default.
-    pub local_storage: PathBuf,
     /// The node this server also is; `None` with `--disable-agent`.
     pub node: Option<NodeConfig>,
     /// The node's name even where there is no node: the server's own name in certificates and leases. Under `--with-node-id` it
@@ -107,12 +96,11 @@ impl ServerConfig {
 
     pub(crate) fn from_values(values: &Values, environment: &Environment) -> Result<Self, Error> {
         let data_dir = values.text("data-dir").path(environment)?;
-        let disabled_addons: BTreeSet<Addon> = values.each("disable", str::parse)?.into_iter().collect();
+        let addons = AddonsConfig::from_values(values, &data_dir, environment)?;
         let args = ControlPlaneArgs::from_values(values)?;
         let node = NodeConfig::from_values(values, environment)?;
 
-        let network =
-            ClusterNetwork::from_values(values, node_masks(values, &args)?, disabled_addons.contains(&Addon::Coredns))?;
+        let network = ClusterNetwork::from_values(values, node_masks(values, &args)?, !addons.has(Addon::Coredns))?;
         for (flag, addresses) in [("node-ip", &node.ips), ("node-external-ip", &node.external_ips)] {
             for (given, address) in values.items(flag).iter().zip(addresses) {
                 network.refuse_inside(given, *address)?;
@@ -153,8 +141,7 @@ impl ServerConfig {
             agent_token: agent_token.as_ref().map(token::password).transpose()?,
             kubeconfig: KubeconfigOutput::from_values(values, environment)?,
             supervisor_metrics: values.is_on("supervisor-metrics"),
-            disabled_addons,
-            service_lb_namespace: values.text("servicelb-namespace").parse(namespace)?,
+            addons,
             disabled: DisabledParts {
                 scheduler: values.is_on("disable-scheduler"),
                 cloud_controller: values.is_on("disable-cloud-controller"),
@@ -164,11 +151,6 @@ impl ServerConfig {
                 controller_manager: values.is_on("disable-controller-manager"),
             },
             args,
-            system_default_registry: values.given("system-default-registry").map(|g| g.parse(registry)).transpose()?,
-            local_storage: match values.given("default-local-storage-path") {
-                Some(given) => local_storage(given.path(environment)?).map_err(|problem| given.invalid(problem))?,
-                None => data_dir.join("storage"),
-            },
             node_name: node.name.clone(),
             ips: node.ips.clone(),
             external_ips: node.external_ips.clone(),
@@ -243,54 +225,6 @@ impl KubeconfigOutput {
         })?;
         let group = values.given("write-kubeconfig-group").map(|given| given.text.clone());
         Ok(Self { path: values.text("write-kubeconfig").path(environment)?, mode, group })
-    }
-}
-
-/// Add-ons that k3s packages and `--disable` names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Addon {
-    /// Cluster DNS.
-    Coredns,
-    /// The LoadBalancer implementation.
-    Servicelb,
-    /// The ingress controller.
-    Traefik,
-    /// The local-path provisioner.
-    LocalStorage,
-    /// The metrics API.
-    MetricsServer,
-    /// RuntimeClasses.
-    Runtimes,
-}
-
-impl Addon {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Coredns, Self::Servicelb, Self::Traefik, Self::LocalStorage, Self::MetricsServer, Self::Runtimes];
-
-    /// As `--disable` takes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Coredns => "coredns",
-            Self::Servicelb => "servicelb",
-            Self::Traefik => "traefik",
-            Self::LocalStorage => "local-storage",
-            Self::MetricsServer => "metrics-server",
-            Self::Runtimes => "runtimes",
-        }
-    }
-}
-
-impl FromStr for Addon {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|addon| addon.name() == text);
-        let names = Self::ALL.map(Self::name);
-        found.ok_or_else(|| match nearest(text, names.into_iter()) {
-            Some(name) => format!("`{text}` is not a packaged add-on; use {name} if that is meant"),
-            None => format!("`{text}` is not a packaged add-on; use one of {}", names.join(", ")),
-        })
     }
 }
 
@@ -398,20 +332,6 @@ fn check_accepted(values: &Values) -> Result<(), Error> {
     })
 }
 
-fn namespace(text: &str) -> Result<String, String> {
-    let problem = || format!("`{text}` is not a namespace; write one such as kube-system");
-    is_dns_label(text).then(|| text.to_owned()).ok_or_else(problem)
-}
-
-/// Refuses what the provisioner of volumes would: the root, by whatever name.
-fn local_storage(path: PathBuf) -> Result<PathBuf, String> {
-    let is_plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if is_plain && path.file_name().is_some() {
-        return Ok(path);
-    }
-    Err(format!("`{}` is no folder to keep volumes in; write one such as /srv/volumes", path.display()))
-}
-
 fn certificate_name(text: &str) -> Result<String, String> {
     let valid = text.parse::<IpAddr>().is_ok() || is_certificate_name(text);
     valid
@@ -504,7 +424,7 @@ mod tests {
         let (config, warnings) = host.server(&args).expect("a valid configuration");
         assert_eq!(warnings, []);
         assert_eq!(config.token.as_ref().map(Secret::expose), Some("p@s$w0rd"));
-        assert_eq!(config.disabled_addons, [Addon::Coredns, Addon::Servicelb, Addon::Traefik].into());
+        assert_eq!(config.addons.disabled, [Addon::Coredns, Addon::Servicelb, Addon::Traefik].into());
         assert_eq!(config.node_name, "edge.example.com");
         assert_eq!(config.ips, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.external_ips, ["198.51.100.7".parse::<IpAddr>().unwrap()]);
@@ -514,18 +434,6 @@ mod tests {
         assert_eq!(node.taints.len(), 2);
         assert_eq!(node.ips, ["192.0.2.7".parse::<IpAddr>().expect("an address")]);
         assert_eq!(node.kubelet_config.as_deref(), Some(Path::new("/nix/store/kubelet.yaml")));
-    }
-
-    #[test]
-    fn volumes_have_a_folder() {
-        let host = Host::new();
-        let folder = |args: &[&str]| host.server(args).map(|(config, _)| config.local_storage);
-        assert_eq!(folder(&["--data-dir=/data"]).unwrap(), Path::new("/data/storage"));
-        assert_eq!(folder(&["--default-local-storage-path=volumes"]).unwrap(), host.path("volumes"));
-        for path in ["/", "//", "/srv/../.."] {
-            let error = folder(&[&format!("--default-local-storage-path={path}")]).unwrap_err().to_string();
-            assert!(error.contains("is no folder to keep volumes in"), "{error}");
-        }
     }
 
     #[test]

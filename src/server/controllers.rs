@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use k3s_components::{HELM, Package, Paths};
 use k3s_config::{
+    ControlPlaneConfig,
+    addons::{Addon, AddonsConfig},
     network::Overlay,
-    server::{Addon, EgressMode, ServerConfig},
+    server::EgressMode,
 };
 use k3s_controllers::{
     ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
@@ -30,7 +32,10 @@ use crate::{
 
 /// What they work with.
 pub(crate) struct Controllers<'a> {
-    pub(crate) config: &'a ServerConfig,
+    pub(crate) plane: ControlPlaneConfig<'a>,
+    pub(crate) addons: &'a AddonsConfig,
+    /// The node that this server also is, if it is one.
+    pub(crate) own_node: Option<String>,
     pub(crate) paths: &'a Paths,
     pub(crate) host: &'a Host,
     pub(crate) supervisor: &'a Supervisor,
@@ -86,30 +91,28 @@ impl Controllers<'_> {
 
     /// Which controllers there are: each with the condition on which it is.
     fn registry(&self) -> Registry {
-        let config = self.config;
-        let front = (self.host.advertised(config.published_at()), config.advertise_port).into();
-        let has_coredns = !config.disabled_addons.contains(&Addon::Coredns);
-        let balances = !config.disabled_addons.contains(&Addon::Servicelb);
-        let lb_namespace = || config.service_lb_namespace.clone();
-        let has_egress = config.egress_mode != EgressMode::Disabled;
-        let egress = || EgressController { egress: self.egress.clone(), pods: config.egress_mode.includes_pods() };
-        let own_node = config.node.is_some().then(|| self.host.name.clone());
+        let ControlPlaneConfig { published, egress_mode, disabled, .. } = self.plane;
+        let own_node = self.own_node.clone();
+        let balances = self.addons.has(Addon::Servicelb);
+        let lb_namespace = || self.addons.service_lb_namespace.clone();
+        let has_egress = egress_mode != EgressMode::Disabled;
+        let egress = || EgressController { egress: self.egress.clone(), pods: egress_mode.includes_pods() };
 
         let mut registry = Registry::default();
         registry
-            .add(Some(ApiEndpoints { own: front, shared_as: self.is_shared().then(|| self.host.hostname.clone()) }))
-            .add(NodeController::new(!config.disabled.cloud_controller, own_node.clone()))
+            .add(Some(ApiEndpoints { own: published, shared_as: self.is_shared().then(|| self.host.hostname.clone()) }))
+            .add(NodeController::new(!disabled.cloud_controller, own_node.clone()))
             .add(self.member.map(|member| EtcdNodes { membership: member.clone(), own_node }))
             .add(Some(NodePasswordOwners))
             .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
             .add(self.is_shared().then(|| ServingNames { renewal: self.renewal.clone() }))
             .add(has_egress.then(egress))
-            .add((self.is_shared() && config.node.is_some()).then(|| self.peer_tunnels(front)))
-            .add(has_coredns.then_some(NodeHosts))
+            .add((self.is_shared() && self.own_node.is_some()).then(|| self.peer_tunnels()))
+            .add(self.addons.has(Addon::Coredns).then_some(NodeHosts))
             .add(balances.then(|| ServiceLb { namespace: lb_namespace(), reserved: self.reserved_ports() }))
             .add((!balances).then(|| RetiredServiceLb { namespace: lb_namespace() }))
             .add(Some(self.deploy()))
-            .add((!config.disabled.helm_controller).then(|| self.helm_controller()));
+            .add((!disabled.helm_controller).then(|| self.helm_controller()));
         #[cfg(debug_assertions)]
         k3s_controllers::add_faults(&mut registry);
         registry
@@ -117,13 +120,13 @@ impl Controllers<'_> {
 
     /// Where nodes listen themselves: a Service there would take what they tell each other.
     fn reserved_ports(&self) -> Vec<(u16, &'static str)> {
-        let overlay = (self.config.network.overlay == Overlay::Vxlan).then_some((k3s_agent::VXLAN_PORT, "UDP"));
-        [(self.config.https_listen_port, "TCP"), (k3s_agent::KUBELET_PORT, "TCP")].into_iter().chain(overlay).collect()
+        let overlay = (self.plane.network.overlay == Overlay::Vxlan).then_some((k3s_agent::VXLAN_PORT, "UDP"));
+        [(self.plane.front.port(), "TCP"), (k3s_agent::KUBELET_PORT, "TCP")].into_iter().chain(overlay).collect()
     }
 
     /// Whether other servers work on the same cluster.
     fn is_shared(&self) -> bool {
-        self.config.datastore.is_shared()
+        self.plane.datastore.is_shared()
     }
 
     async fn stand_for_election(&self, leads: watch::Sender<bool>, shutdown: &CancellationToken) {
@@ -137,17 +140,17 @@ impl Controllers<'_> {
         .await;
     }
 
-    fn peer_tunnels(&self, own: std::net::SocketAddr) -> PeerTunnels {
+    fn peer_tunnels(&self) -> PeerTunnels {
         let node = k3s_agent::Reachable {
             name: self.host.name.clone(),
-            kubelet: self.config.reached_at(),
+            kubelet: self.plane.front.ip(),
             ips: self.host.ips.clone(),
-            pod_cidrs: self.config.network.cluster_cidrs.clone(),
-            egress: self.config.egress_mode,
+            pod_cidrs: self.plane.network.cluster_cidrs.clone(),
+            egress: self.plane.egress_mode,
             view: self.view.clone(),
             paths: self.paths.clone(),
         };
-        PeerTunnels { own, node, supervisor: self.supervisor.clone() }
+        PeerTunnels { own: self.plane.published, node, supervisor: self.supervisor.clone() }
     }
 
     fn helm_controller(&self) -> HelmController {
@@ -158,22 +161,21 @@ impl Controllers<'_> {
             self.paths.tls("server-ca.crt"),
             self.supervisor.clone(),
         );
-        let api = (self.config.reached_at(), self.config.https_listen_port).into();
-        HelmController { helm: Arc::new(helm), api }
+        HelmController { helm: Arc::new(helm), api: self.plane.front }
     }
 
     fn deploy(&self) -> Deploy {
-        let config = self.config;
+        let (addons, network) = (self.addons, self.plane.network);
         Deploy {
             folder: self.paths.server().join("manifests"),
             charts: self.package.charts.clone(),
-            disabled: config.disabled_addons.iter().map(|addon| addon.name().to_owned()).collect(),
+            disabled: addons.disabled.iter().map(|addon| addon.name().to_owned()).collect(),
             variables: Variables {
-                cluster_dns: config.network.cluster_dns.clone(),
-                cluster_domain: config.network.cluster_domain.clone(),
-                system_default_registry: config.system_default_registry.clone(),
-                local_storage: config.local_storage.clone(),
-                preferred_address_types: config.network.preferred_address_types(),
+                cluster_dns: network.cluster_dns.clone(),
+                cluster_domain: network.cluster_domain.clone(),
+                system_default_registry: addons.system_default_registry.clone(),
+                local_storage: addons.local_storage.clone(),
+                preferred_address_types: network.preferred_address_types(),
             },
             server: self.host.name.clone(),
         }

@@ -8,7 +8,7 @@ use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::server::{Addon, ServerConfig};
+use k3s_config::{ControlPlaneConfig, addons::Addon, server::ServerConfig};
 use k3s_controllers::ClusterView;
 use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP};
 use k3s_datastore::{BoundEndpoint, ClientError};
@@ -346,7 +346,9 @@ impl Server {
     /// Runs the controllers of this process.
     async fn control(&self, client: Client, view: &ClusterView, shutdown: &CancellationToken) {
         let controllers = Controllers {
-            config: &self.config,
+            plane: self.plane(&self.config),
+            addons: &self.config.addons,
+            own_node: self.config.node.is_some().then(|| self.host.name.clone()),
             paths: &self.paths,
             host: &self.host,
             supervisor: &self.supervisor,
@@ -406,15 +408,21 @@ impl Server {
         ends.datastore.cancel();
     }
 
-    /// The control plane's programs as `config` wants them.
+    /// What the control plane goes by, as `config` wants it.
+    fn plane<'a>(&self, config: &'a ServerConfig) -> ControlPlaneConfig<'a> {
+        config.control_plane(self.host.advertised(config.published_at()))
+    }
+
+    /// Its programs.
     fn control_plane(&self, config: &ServerConfig) -> Vec<Launch> {
         let (paths, components) = (&self.paths, &self.package.components);
-        let mut launches = vec![kube_apiserver(config, paths, components, self.host.advertised(config.published_at()))];
-        if !config.disabled.controller_manager {
-            launches.push(kube_controller_manager(config, paths, components));
+        let plane = self.plane(config);
+        let mut launches = vec![kube_apiserver(plane, paths, components)];
+        if !plane.disabled.controller_manager {
+            launches.push(kube_controller_manager(plane, paths, components));
         }
-        if !config.disabled.scheduler {
-            launches.push(kube_scheduler(config, paths, components));
+        if !plane.disabled.scheduler {
+            launches.push(kube_scheduler(plane, paths, components));
         }
         // kube-apiserver reaches this node's kubelet by its address.
         let inherited = InheritedEnvironment::new(std::env::vars_os(), &config.network, &self.host.ips);
@@ -432,8 +440,8 @@ impl Server {
             paths: self.paths.clone(),
             components: self.package.components.clone(),
             packaged_images: self.package.images.clone(),
-            service_lb: !config.disabled_addons.contains(&Addon::Servicelb),
-            system_default_registry: config.system_default_registry.clone(),
+            service_lb: config.addons.has(Addon::Servicelb),
+            system_default_registry: config.addons.system_default_registry.clone(),
             kube_proxy: !config.disabled.kube_proxy,
             network_policy: !config.disabled.network_policy,
             cloud_controller: !config.disabled.cloud_controller,

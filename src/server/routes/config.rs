@@ -23,7 +23,7 @@ const CIPHER_SUITES: [&str; 6] = [
 /// The document: what all servers of a cluster agree on, how this one is reached, and what it runs. `advertised` is where the API is published, `ipsec_psk` what is in `cred/ipsec.psk`, where there is one.
 fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_psk: &str) -> Value {
     let network = &config.network;
-    let disabled: BTreeMap<&str, bool> = config.disabled_addons.iter().map(|addon| (addon.name(), true)).collect();
+    let disabled: BTreeMap<&str, bool> = config.addons.disabled.iter().map(|addon| (addon.name(), true)).collect();
     let apiserver_arg = |name| config.args.kube_apiserver.value_of(name);
     let suites: Vec<&str> = apiserver_arg("tls-cipher-suites")
         .map_or_else(|| CIPHER_SUITES.to_vec(), |list| list.split(',').map(str::trim).collect());
@@ -45,7 +45,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         disable_npc: config.disabled.network_policy,
         disable_ccm: config.disabled.cloud_controller,
         disable_service_lb: disabled.contains_key("servicelb"),
-        system_default_registry: Some(config.system_default_registry.clone().unwrap_or_default()),
+        system_default_registry: Some(config.addons.system_default_registry.clone().unwrap_or_default()),
         supervisor_metrics: config.supervisor_metrics,
         min_tls_version: apiserver_arg("tls-min-version").unwrap_or_default().to_owned(),
         cipher_suites: Some(suites.into_iter().map(str::to_owned).collect()),
@@ -98,7 +98,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "KubeConfigOutput": config.kubeconfig.path,
         "NoLeaderElect": !config.datastore.is_shared(),
         "Rootless": false,
-        "ServiceLBNamespace": config.service_lb_namespace,
+        "ServiceLBNamespace": config.addons.service_lb_namespace,
         "Skips": disabled,
         "VLevel": config.verbosity,
         "VModule": "",

@@ -1,0 +1,123 @@
+//! What a server deploys by itself, and how.
+
+use std::{
+    collections::BTreeSet,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+};
+
+use crate::{
+    environment::Environment, error::Error, flags::nearest, grammar::is_dns_label, node::registry, values::Values,
+};
+
+/// Its packaged add-ons.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddonsConfig {
+    /// Those left out (`--disable`).
+    pub disabled: BTreeSet<Addon>,
+    /// Where k3s' load balancer has its pods (`--servicelb-namespace`). Ours has none; those that k3s left there go.
+    pub service_lb_namespace: String,
+    /// Host of every packaged image, replacing the one in its name (`--system-default-registry`).
+    pub system_default_registry: Option<String>,
+    /// Where nodes keep the volumes of the storage class `local-path` (`--default-local-storage-path`), `<data-dir>/storage` by default.
+    pub local_storage: PathBuf,
+}
+
+impl AddonsConfig {
+    pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
+        Ok(Self {
+            disabled: values.each("disable", str::parse)?.into_iter().collect(),
+            service_lb_namespace: values.text("servicelb-namespace").parse(namespace)?,
+            system_default_registry: values.given("system-default-registry").map(|g| g.parse(registry)).transpose()?,
+            local_storage: match values.given("default-local-storage-path") {
+                Some(given) => local_storage(given.path(environment)?).map_err(|problem| given.invalid(problem))?,
+                None => data_dir.join("storage"),
+            },
+        })
+    }
+
+    /// Whether it is deployed.
+    pub fn has(&self, addon: Addon) -> bool {
+        !self.disabled.contains(&addon)
+    }
+}
+
+/// Add-ons that k3s packages and `--disable` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Addon {
+    /// Cluster DNS.
+    Coredns,
+    /// The LoadBalancer implementation.
+    Servicelb,
+    /// The ingress controller.
+    Traefik,
+    /// The local-path provisioner.
+    LocalStorage,
+    /// The metrics API.
+    MetricsServer,
+    /// RuntimeClasses.
+    Runtimes,
+}
+
+impl Addon {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Coredns, Self::Servicelb, Self::Traefik, Self::LocalStorage, Self::MetricsServer, Self::Runtimes];
+
+    /// As `--disable` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Coredns => "coredns",
+            Self::Servicelb => "servicelb",
+            Self::Traefik => "traefik",
+            Self::LocalStorage => "local-storage",
+            Self::MetricsServer => "metrics-server",
+            Self::Runtimes => "runtimes",
+        }
+    }
+}
+
+impl FromStr for Addon {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|addon| addon.name() == text);
+        let names = Self::ALL.map(Self::name);
+        found.ok_or_else(|| match nearest(text, names.into_iter()) {
+            Some(name) => format!("`{text}` is not a packaged add-on; use {name} if that is meant"),
+            None => format!("`{text}` is not a packaged add-on; use one of {}", names.join(", ")),
+        })
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let problem = || format!("`{text}` is not a namespace; write one such as kube-system");
+    is_dns_label(text).then(|| text.to_owned()).ok_or_else(problem)
+}
+
+/// Refuses what the provisioner of volumes would: the root, by whatever name.
+fn local_storage(path: PathBuf) -> Result<PathBuf, String> {
+    let is_plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if is_plain && path.file_name().is_some() {
+        return Ok(path);
+    }
+    Err(format!("`{}` is no folder to keep volumes in; write one such as /srv/volumes", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_host::Host;
+
+    #[test]
+    fn volumes_have_a_folder() {
+        let host = Host::new();
+        let folder = |args: &[&str]| host.server(args).map(|(config, _)| config.addons.local_storage);
+        assert_eq!(folder(&["--data-dir=/data"]).unwrap(), Path::new("/data/storage"));
+        assert_eq!(folder(&["--default-local-storage-path=volumes"]).unwrap(), host.path("volumes"));
+        for path in ["/", "//", "/srv/../.."] {
+            let error = folder(&[&format!("--default-local-storage-path={path}")]).unwrap_err().to_string();
+            assert!(error.contains("is no folder to keep volumes in"), "{error}");
+        }
+    }
+}
