@@ -8,6 +8,7 @@ use std::{
 
 use k3s_config::{
     args::{ComponentArgs, Merge},
+    datastore::ETCD,
     embedded_etcd::EmbeddedEtcd,
 };
 use k3s_supervise::program::{Liveness, Probe, Program};
@@ -18,11 +19,6 @@ use crate::{
     launch::{File, Launch},
     libexec::Components,
 };
-
-/// What etcd is called among the components.
-pub const ETCD: &str = "etcd";
-/// The program that makes a member's data of a snapshot.
-pub const ETCDUTL: &str = "etcdutl";
 
 /// Where members answer kube-apiserver and other servers.
 pub const CLIENT_PORT: u16 = 2379;

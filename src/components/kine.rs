@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString};
 
-use k3s_config::datastore::{ClientCertificate, Sql};
+use k3s_config::datastore::{ClientCertificate, KINE, Sql};
 use k3s_supervise::program::{Probe, Program};
 
 use crate::{
@@ -10,9 +10,6 @@ use crate::{
     launch::{Flags, Launch},
     libexec::Components,
 };
-
-/// What kine is called among the components.
-pub const KINE: &str = "kine";
 
 /// Where the datastore listens, whoever serves it: relative to the working directory, since a socket's path may have 107 bytes and a data
 /// directory's more.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use k3s_config::{
     ControlPlaneConfig,
-    datastore::{ClientCertificate, Datastore, Etcd, EtcdEndpoint},
+    datastore::{ClientCertificate, Datastore, Etcd, EtcdEndpoint, Reached},
     server::EgressMode,
 };
 use k3s_supervise::program::{Liveness, Probe, Program, Stop};
@@ -12,8 +12,8 @@ use serde_json::json;
 
 use crate::{
     Paths, capabilities,
-    etcd::{CLIENT_PORT, ETCD},
-    kine::{KINE, SOCKET},
+    etcd::CLIENT_PORT,
+    kine::SOCKET,
     launch::{File, Flags, Launch},
     libexec::Components,
 };
@@ -82,23 +82,20 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
     }
     let mut gates = vec![DOS_MITIGATION_OFF, NO_PEERS];
     let mut after = vec!["datastore".to_owned()];
-    match config.datastore {
-        Datastore::Sqlite { .. } => {
-            gates.push(APISERVER_IDENTITY_OFF);
-            // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
-            flags.set("etcd-servers", SOCKET).set("etcd-healthcheck-timeout", "10s");
-        }
-        Datastore::Sql(_) => {
-            // It ends after kube-apiserver, whose shutdown waits for a store that answers.
-            after.push(KINE.to_owned());
+    // It ends after kube-apiserver, whose shutdown waits for a store that answers.
+    after.extend(config.datastore.programs().first().map(|&child| child.to_owned()));
+    match config.datastore.reached() {
+        Reached::Socket => {
             flags.set("etcd-servers", SOCKET);
         }
-        Datastore::Etcd(etcd) => set_etcd(&mut flags, etcd),
-        Datastore::EmbeddedEtcd(_) => {
-            after.push(ETCD.to_owned());
-            // Its own member alone, as in k3s: what a member cannot do, none of them can, or the member is being mended.
-            set_etcd(&mut flags, &own_member(paths));
-        }
+        Reached::Servers(etcd) => set_etcd(&mut flags, etcd),
+        // Its own member alone, as in k3s: what a member cannot do, none of them can, or the member is being mended.
+        Reached::Member => set_etcd(&mut flags, &own_member(paths)),
+    }
+    if let Datastore::Sqlite { .. } = config.datastore {
+        gates.push(APISERVER_IDENTITY_OFF);
+        // The datastore publishes what it commits and ends with us: nothing to probe every few seconds.
+        flags.set("etcd-healthcheck-timeout", "10s");
     }
     flags.list("feature-gates", &gates);
     let user = &config.args.kube_apiserver;

@@ -28,8 +28,8 @@ mod user_config;
 
 pub use containerd::{TemplateGeneration, UserTemplate, containerd};
 pub use environment::InheritedEnvironment;
-pub use etcd::{CLIENT_PORT, ETCD, ETCDUTL, EtcdMember, EtcdStart, EtcdTimeouts, etcd};
-pub use kine::{KINE, kine};
+pub use etcd::{CLIENT_PORT, EtcdMember, EtcdStart, EtcdTimeouts, etcd};
+pub use kine::kine;
 pub use kube_apiserver::kube_apiserver;
 pub use kube_controller_manager::kube_controller_manager;
 pub use kube_proxy::kube_proxy;

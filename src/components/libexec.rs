@@ -7,12 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k3s_config::{datastore::Datastore, server::ServerConfig};
-
-use crate::{
-    etcd::{ETCD, ETCDUTL},
-    kine::KINE,
-};
+use k3s_config::server::ServerConfig;
 
 /// What Helm is called among the components.
 pub const HELM: &str = "helm";
@@ -24,10 +19,8 @@ pub enum Need {
     ControlPlane,
     /// A node that runs pods.
     Node,
-    /// A server whose state is in a database elsewhere.
-    Kine,
-    /// A server that is a member of its cluster's own etcd.
-    Etcd,
+    /// A server that serves its store by these programs.
+    Store(&'static [&'static str]),
     /// A server that installs Helm charts.
     Helm,
 }
@@ -37,11 +30,7 @@ impl Need {
     pub fn of_server(config: &ServerConfig) -> Vec<Self> {
         let mut needs = vec![Self::ControlPlane];
         needs.extend(config.node.is_some().then_some(Self::Node));
-        needs.extend(match &config.datastore {
-            Datastore::Sql(_) => Some(Self::Kine),
-            Datastore::EmbeddedEtcd(_) => Some(Self::Etcd),
-            Datastore::Sqlite { .. } | Datastore::Etcd(_) => None,
-        });
+        needs.push(Self::Store(config.datastore.programs()));
         needs.extend((!config.disabled.helm_controller).then_some(Self::Helm));
         needs
     }
@@ -50,8 +39,7 @@ impl Need {
     pub fn programs(self) -> &'static [&'static str] {
         match self {
             Self::ControlPlane => &["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
-            Self::Kine => &[KINE],
-            Self::Etcd => &[ETCD, ETCDUTL],
+            Self::Store(programs) => programs,
             Self::Helm => &[HELM],
             Self::Node => &[
                 "containerd",

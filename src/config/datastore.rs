@@ -16,9 +16,16 @@ use crate::{
     values::{Given, Values},
 };
 
-/// Which store holds the cluster's state. Three questions about it have an answer each: [who runs it](Self::runner), [whether servers
-/// share it](Self::is_shared), and how kube-apiserver reaches it: the servers of [`Datastore::Etcd`] itself, the member of
-/// [`Datastore::EmbeddedEtcd`] by loopback, any other on this server's own socket.
+/// What kine is called among the components.
+pub const KINE: &str = "kine";
+/// What etcd is called among them.
+pub const ETCD: &str = "etcd";
+/// The program that makes a member's data of a snapshot.
+pub const ETCDUTL: &str = "etcdutl";
+
+/// Which store holds the cluster's state. Whoever need not know which one it is asks [which of our children serves it](Self::programs),
+/// [whether servers share it](Self::is_shared), [how kube-apiserver reaches it](Self::reached) and
+/// [what of it is on this server's disk](Self::on_disk).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Datastore {
     /// The embedded one: `<data-dir>/server/db/state.db`.
@@ -32,6 +39,26 @@ pub enum Datastore {
     Etcd(Etcd),
     /// etcd with a member on each server, which runs it.
     EmbeddedEtcd(EmbeddedEtcd),
+}
+
+/// How kube-apiserver reaches a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached<'a> {
+    /// On this server's own socket.
+    Socket,
+    /// At its servers.
+    Servers(&'a Etcd),
+    /// At the member of this server alone, on loopback.
+    Member,
+}
+
+/// What a server's own disk has of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisk<'a> {
+    /// The database.
+    Database(&'a Path),
+    /// A member of etcd.
+    Member(&'a EmbeddedEtcd),
 }
 
 /// A database that kine makes an etcd of.
@@ -104,6 +131,33 @@ impl Datastore {
     /// The default below a data directory, where k3s keeps it too.
     pub fn embedded(data_dir: &Path) -> Self {
         Self::Sqlite { path: data_dir.join("server/db/state.db") }
+    }
+
+    /// The child of ours that serves it, and what that needs beside; none where this process or somebody else serves it.
+    pub fn programs(&self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite { .. } | Self::Etcd(_) => &[],
+            Self::Sql(_) => &[KINE],
+            Self::EmbeddedEtcd(_) => &[ETCD, ETCDUTL],
+        }
+    }
+
+    /// How kube-apiserver reaches it.
+    pub fn reached(&self) -> Reached<'_> {
+        match self {
+            Self::Sqlite { .. } | Self::Sql(_) => Reached::Socket,
+            Self::Etcd(etcd) => Reached::Servers(etcd),
+            Self::EmbeddedEtcd(_) => Reached::Member,
+        }
+    }
+
+    /// What of it is on this server's disk.
+    pub fn on_disk(&self) -> Option<OnDisk<'_>> {
+        match self {
+            Self::Sqlite { path } => Some(OnDisk::Database(path)),
+            Self::EmbeddedEtcd(etcd) => Some(OnDisk::Member(etcd)),
+            Self::Sql(_) | Self::Etcd(_) => None,
+        }
     }
 
     /// Whether servers beside this one may use it, so that they have to agree on who does what.

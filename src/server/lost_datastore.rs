@@ -4,7 +4,10 @@
 use std::path::PathBuf;
 
 use k3s_components::Paths;
-use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd};
+use k3s_config::{
+    datastore::{Datastore, OnDisk},
+    embedded_etcd::EmbeddedEtcd,
+};
 use k3s_datastore::{Client, snapshot::is_lost};
 
 use crate::{BootstrapError, Error, etcd::EtcdFolder};
@@ -17,19 +20,19 @@ const NAMESPACES: &str = "/registry/namespaces/";
 /// # Errors
 /// [`Error::LostDatastore`]; [`Error::File`] if its place cannot be looked at.
 pub(crate) fn check_file(config: &Datastore, paths: &Paths) -> Result<(), Error> {
-    match config {
-        Datastore::Sqlite { path } if has_served(paths) && is_lost(path).map_err(Error::file(path))? => {
-            Err(lost(path.display().to_string(), paths))
-        }
-        // Who joins gets the cluster's state from its servers, and who was removed is told so.
-        Datastore::EmbeddedEtcd(EmbeddedEtcd { dir, join: None, .. })
-            // What SQLite holds is not lost: the member says what to do with it.
-            if has_served(paths) && EtcdFolder::new(dir).is_lost() && !sqlite_file(paths).exists() =>
-        {
-            Err(lost(dir.display().to_string(), paths))
-        }
-        Datastore::Sqlite { .. } | Datastore::Sql(_) | Datastore::Etcd(_) | Datastore::EmbeddedEtcd(_) => Ok(()),
+    if !has_served(paths) {
+        return Ok(());
     }
+    let (place, is_lost) = match config.on_disk() {
+        Some(OnDisk::Database(path)) => (path, is_lost(path).map_err(Error::file(path))?),
+        // Who joins gets the cluster's state from its servers, and who was removed is told so. What SQLite holds is not lost: the member
+        // says what to do with it.
+        Some(OnDisk::Member(EmbeddedEtcd { dir, join, .. })) => {
+            (&**dir, join.is_none() && EtcdFolder::new(dir).is_lost() && !sqlite_file(paths).exists())
+        }
+        None => return Ok(()),
+    };
+    if is_lost { Err(lost(place.display().to_string(), paths)) } else { Ok(()) }
 }
 
 /// Refuses a store without bootstrap data that has no objects either. Releases of k3s from before bootstrap data have those.
@@ -40,10 +43,10 @@ pub(crate) async fn check_content(config: &Datastore, client: &Client, paths: &P
     if !has_served(paths) || !client.list(NAMESPACES).await.map_err(BootstrapError::from)?.is_empty() {
         return Ok(());
     }
-    let place = match config {
-        Datastore::Sqlite { path } => path.display().to_string(),
-        Datastore::EmbeddedEtcd(etcd) => etcd.dir.display().to_string(),
-        Datastore::Sql(_) | Datastore::Etcd(_) => "--datastore-endpoint".to_owned(),
+    let place = match config.on_disk() {
+        Some(OnDisk::Database(path)) => path.display().to_string(),
+        Some(OnDisk::Member(etcd)) => etcd.dir.display().to_string(),
+        None => "--datastore-endpoint".to_owned(),
     };
     Err(lost(place, paths))
 }

@@ -12,7 +12,7 @@ use std::{
 use jiff::Zoned;
 use k3s_components::Paths;
 use k3s_config::{
-    datastore::Datastore as DatastoreConfig,
+    datastore::OnDisk,
     secret::Secret,
     server::ServerConfig,
     snapshots::{Schedule, SnapshotConfig},
@@ -154,7 +154,7 @@ impl Snapshots<'_> {
 /// [`Error::Snapshot`], [`Error::Datastore`], or [`Error::NoServer`] if the database is in use and nobody answers.
 pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Snapshot, Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
-    if let DatastoreConfig::EmbeddedEtcd(_) = &config.datastore {
+    if let Some(OnDisk::Member(_)) = config.datastore.on_disk() {
         return match ask(&paths.snapshot_socket(), config, name).await {
             Err(Error::NoServer { socket, source }) => Err(Error::NotRunning { socket, source }),
             saved => saved,
@@ -263,11 +263,9 @@ pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
 
 /// The file that snapshots are of.
 fn database(config: &ServerConfig) -> Result<&Path, Error> {
-    match &config.datastore {
-        DatastoreConfig::Sqlite { path } => Ok(path),
-        DatastoreConfig::Sql(_) | DatastoreConfig::Etcd(_) | DatastoreConfig::EmbeddedEtcd(_) => {
-            Err(Error::KeptElsewhere)
-        }
+    match config.datastore.on_disk() {
+        Some(OnDisk::Database(path)) => Ok(path),
+        Some(OnDisk::Member(_)) | None => Err(Error::KeptElsewhere),
     }
 }
 

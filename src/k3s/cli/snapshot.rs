@@ -161,7 +161,7 @@ pub(super) fn reset(config: &ServerConfig, snapshot: Option<&Path>) -> Result<Ex
 
 fn reset_etcd(config: &ServerConfig, etcd: &EmbeddedEtcd, snapshot: Option<&Path>) -> Result<ExitCode, Failure> {
     let package = libexec()?
-        .package(&[Need::Etcd], version::KUBERNETES)
+        .package(&[Need::Store(config.datastore.programs())], version::KUBERNETES)
         .map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
     let reset = runtime::run(async { k3s_server::reset(config.clone(), &package, snapshot).await.map_err(failed) })?;
     match snapshot {

@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use k3s_components::{Components, ETCDUTL, EtcdMember};
+use k3s_components::{Components, EtcdMember};
+use k3s_config::datastore::ETCDUTL;
 use k3s_files::failed;
 use k3s_supervise::{
     Supervisor,

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use k3s_components::ETCD;
+use k3s_config::datastore::ETCD;
 use k3s_datastore::{Member, MemberStatus};
 use k3s_supervise::{ObjectStatus, StatusLine, Supervisor, TaskError};
 use tokio::time::{Instant, timeout};

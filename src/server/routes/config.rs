@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use k3s_components::Paths;
-use k3s_config::{args::ComponentArgs, datastore::Datastore, network::ClusterNetwork, server::ServerConfig};
+use k3s_config::{args::ComponentArgs, datastore::OnDisk, network::ClusterNetwork, server::ServerConfig};
 use k3s_supervisor_api::{ClusterDocument, IpNetDocument, PortRangeDocument};
 use serde_json::{Value, json};
 
@@ -71,7 +71,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "ServerNodeName": node_name,
     });
     let run = json!({
-        "ClusterInit": matches!(config.datastore, Datastore::EmbeddedEtcd(_)),
+        "ClusterInit": matches!(config.datastore.on_disk(), Some(OnDisk::Member(_))),
         "ClusterReset": false,
         "ClusterResetRestorePath": "",
         "DataDir": config.data_dir.join("server"),
@@ -86,9 +86,9 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "ExtraAPIArgs": args(&config.args.kube_apiserver),
         "ExtraCloudControllerArgs": null,
         "ExtraControllerArgs": args(&config.args.kube_controller_manager),
-        "ExtraEtcdArgs": match &config.datastore {
-            Datastore::EmbeddedEtcd(etcd) => args(&etcd.args),
-            Datastore::Sqlite { .. } | Datastore::Sql(_) | Datastore::Etcd(_) => Value::Null,
+        "ExtraEtcdArgs": match config.datastore.on_disk() {
+            Some(OnDisk::Member(etcd)) => args(&etcd.args),
+            Some(OnDisk::Database(_)) | None => Value::Null,
         },
         "ExtraSchedulerAPIArgs": args(&config.args.kube_scheduler),
         "HelmJobImage": "",
