@@ -17,28 +17,8 @@ pub(super) struct Packaged {
     text: &'static str,
 }
 
-/// The files below `manifests/` of these paths.
-macro_rules! packaged {
-    ($($path:literal),* $(,)?) => {
-        &[$(Packaged { path: $path, text: include_str!(concat!("../../../manifests/", $path)) }),*]
-    };
-}
-
-/// Every packaged manifest, in the order in which they are applied: by path, as k3s does.
-pub(super) const PACKAGED: &[Packaged] = packaged![
-    "coredns.yaml",
-    "local-storage.yaml",
-    "metrics-server/aggregated-metrics-reader.yaml",
-    "metrics-server/auth-delegator.yaml",
-    "metrics-server/auth-reader.yaml",
-    "metrics-server/metrics-apiservice.yaml",
-    "metrics-server/metrics-server-deployment.yaml",
-    "metrics-server/metrics-server-service.yaml",
-    "metrics-server/resource-reader.yaml",
-    "rolebindings.yaml",
-    "runtimes.yaml",
-    "traefik.yaml",
-];
+/// Every packaged manifest, in the order in which they are applied: by path, as k3s does. `build.rs` lists what is below `manifests/`.
+pub(super) const PACKAGED: &[Packaged] = include!(concat!(env!("OUT_DIR"), "/packaged.rs"));
 
 /// The values that k3s' manifests name as `%{NAME}%`.
 #[derive(Debug, Clone, PartialEq, Eq)]
