@@ -68,6 +68,11 @@ impl Paths {
         self.agent().join("k3scontroller.kubeconfig")
     }
 
+    /// The database of a server that keeps its cluster alone, `<data>/server/db/state.db` as in k3s.
+    pub fn sqlite(&self) -> PathBuf {
+        self.server().join("db/state.db")
+    }
+
     /// The datastore's socket, `<data>/server/kine.sock` as in k3s.
     pub fn datastore_socket(&self) -> PathBuf {
         self.server().join("kine.sock")

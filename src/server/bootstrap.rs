@@ -1,9 +1,7 @@
-//! What has to be there before the first program starts: a socket, room, certificates, tokens, kubeconfigs.
+//! What has to be there before the first program starts: a socket, certificates, tokens, kubeconfigs.
 
 use std::{
-    fs::DirBuilder,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
     time::SystemTime,
@@ -13,7 +11,6 @@ use k3s_components::Paths;
 use k3s_config::{args::ComponentArgs, secret::Secret, server::ServerConfig};
 use k3s_identity::{NodeFiles, Password, TokenFiles};
 use k3s_pki::{CurrentCertificate, FrontCertificate, ServerPki, TlsPolicy};
-use nix::sys::statvfs::statvfs;
 use tokio::net::TcpListener;
 use tracing::info;
 
@@ -27,9 +24,6 @@ use crate::{
     node_passwords::OwnNode,
 };
 
-/// Bytes that have to be free for a start: certificates, and the datastore's reserve twice.
-const NEEDED: u64 = 64 << 20;
-
 /// The front's socket; that kube-apiserver's port is free is checked with it.
 pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> {
     let bind = async |address: SocketAddr| {
@@ -37,23 +31,6 @@ pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> 
     };
     drop(bind((Ipv4Addr::LOCALHOST, config.apiserver_port()).into()).await?);
     bind((config.bind_address, config.https_listen_port).into()).await
-}
-
-/// Refuses a disk that is as good as full, before half of what a server needs has been written to it.
-pub(crate) fn check_room(paths: &Paths) -> Result<(), Error> {
-    check_room_for(paths, NEEDED)
-}
-
-/// As [`check_room`], for a start that has more to do.
-pub(crate) fn check_room_for(paths: &Paths, needed: u64) -> Result<(), Error> {
-    let dir = paths.server();
-    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
-    let disk = statvfs(&dir).map_err(|errno| Error::file(&dir)(errno.into()))?;
-    let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
-    if free < needed {
-        return Err(Error::NoRoom { path: dir, free: free >> 20, needed: needed >> 20 });
-    }
-    Ok(())
 }
 
 /// What the datastore knows of the cluster, and the token that goes with it.

@@ -1,11 +1,15 @@
-//! Who this server is on the network.
+//! The machine: who it is on the network, and whether its disk has room.
 
-use std::net::IpAddr;
+use std::{fs::DirBuilder, net::IpAddr, os::unix::fs::DirBuilderExt};
 
+use k3s_components::Paths;
 use k3s_config::server::ServerConfig;
-use nix::unistd::gethostname;
+use nix::{sys::statvfs::statvfs, unistd::gethostname};
 
 use crate::Error;
+
+/// Bytes that have to be free for a start: certificates, and the datastore's reserve twice.
+const NEEDED: u64 = 64 << 20;
 
 /// Who this server is on the network.
 #[derive(Debug, Clone)]
@@ -49,4 +53,21 @@ impl Host {
     pub(crate) fn advertised(&self, published_at: Option<IpAddr>) -> IpAddr {
         published_at.unwrap_or(self.ips[0])
     }
+}
+
+/// Refuses a disk that is as good as full, before half of what a server needs has been written to it.
+pub(crate) fn check_room(paths: &Paths) -> Result<(), Error> {
+    check_room_for(paths, NEEDED)
+}
+
+/// As [`check_room`], for a start that has more to do.
+pub(crate) fn check_room_for(paths: &Paths, needed: u64) -> Result<(), Error> {
+    let dir = paths.server();
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
+    let disk = statvfs(&dir).map_err(|errno| Error::file(&dir)(errno.into()))?;
+    let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+    if free < needed {
+        return Err(Error::NoRoom { path: dir, free: free >> 20, needed: needed >> 20 });
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ mod bootstrap;
 mod bootstrap_data;
 mod caller;
 mod certificates;
+mod cluster_document;
 mod cluster_store;
 mod controllers;
 mod error;

@@ -28,7 +28,7 @@ pub(crate) fn check_file(config: &Datastore, paths: &Paths) -> Result<(), Error>
         // Who joins gets the cluster's state from its servers, and who was removed is told so. What SQLite holds is not lost: the member
         // says what to do with it.
         Some(OnDisk::Member(EmbeddedEtcd { dir, join, .. })) => {
-            (&**dir, join.is_none() && EtcdFolder::new(dir).is_lost() && !sqlite_file(paths).exists())
+            (&**dir, join.is_none() && EtcdFolder::new(dir).is_lost() && !paths.sqlite().exists())
         }
         None => return Ok(()),
     };
@@ -58,11 +58,6 @@ fn lost(place: String, paths: &Paths) -> Error {
 /// The certificate of port 6443, which is made once the cluster's authorities are stored. Without it a server makes a new one.
 fn trace(paths: &Paths) -> PathBuf {
     paths.tls("dynamic-cert.json")
-}
-
-/// The database of a server that keeps its cluster alone, where k3s has it too.
-pub(crate) fn sqlite_file(paths: &Paths) -> PathBuf {
-    paths.server().join("db/state.db")
 }
 
 fn has_served(paths: &Paths) -> bool {

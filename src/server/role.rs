@@ -31,13 +31,14 @@ use crate::{
     bootstrap::{self, Adopted, Credentials},
     bootstrap_data,
     certificates::{Certificates, FrontTls},
+    cluster_document,
     cluster_store::{ClusterStore, Opening},
     controllers::Controllers,
-    host::Host,
+    host::{self, Host},
     lost_datastore,
     node_passwords::NodePasswords,
     renewal::Renewal,
-    routes::{Cluster, Reserved, Routes, config},
+    routes::{Cluster, Reserved, Routes},
     snapshots::Snapshots,
     token::ServerToken,
 };
@@ -62,7 +63,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     let front = bootstrap::listen(&config).await?;
-    bootstrap::check_room(&paths)?;
+    host::check_room(&paths)?;
     let daemon = Daemon::prepare(Role::Server, &paths)?;
     let (notifier, supervisor) = (daemon.notifier().clone(), daemon.supervisor().clone());
     let reloads = daemon.reloads(source);
@@ -208,7 +209,7 @@ impl Server {
                 token: token.clone(),
                 dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
                 etcd: store.member().cloned(),
-                config: config::published(&config, &paths, &host)?,
+                config: cluster_document::published(&config, &paths, &host)?,
             });
             let metrics = config.supervisor_metrics.then(|| {
                 let mut registry = Registry::default();

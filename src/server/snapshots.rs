@@ -34,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    BootstrapError, Error, bootstrap,
+    BootstrapError, Error,
     bootstrap_data::{self, Found, Precedence},
     etcd::Membership,
-    host::Host,
+    host::{self, Host},
 };
 
 /// A request is sent within this, or not at all.
@@ -215,7 +215,7 @@ async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapsho
 /// it is damaged or of a newer version; nothing was changed then.
 pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Result<Restored, Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
-    bootstrap::check_room(&paths)?;
+    host::check_room(&paths)?;
     let _lock = k3s_daemon::lock(k3s_daemon::Role::Server, &paths)?;
     let snapshot = Snapshot::open(file)?;
     if minor(&snapshot.label.version) > minor(version) {

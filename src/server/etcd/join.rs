@@ -31,8 +31,8 @@ use crate::{
     Error,
     bootstrap_data::{self, Precedence},
     certificates::Certificates,
+    cluster_document,
     host::Host,
-    routes::config,
 };
 
 /// How long a server may take for an answer.
@@ -117,7 +117,7 @@ impl Join<'_> {
             path: paths::CONFIG,
             why: error.to_string(),
         })?;
-        let here = config::published(self.config, self.paths, self.host)?;
+        let here = cluster_document::published(self.config, self.paths, self.host)?;
         match agreement::differences(&here, &there) {
             differences if differences.is_empty() => Ok(()),
             differences => Err(EtcdError::Differs(differences).into()),

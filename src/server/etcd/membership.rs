@@ -29,7 +29,7 @@ use super::{
     join::Join,
     moving::{self, Moving},
 };
-use crate::{Error, certificates::Certificates, host::Host, lost_datastore};
+use crate::{Error, certificates::Certificates, host::Host};
 
 /// How often a member that starts is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -89,7 +89,7 @@ impl Starting<'_> {
     pub(crate) async fn prepare(&self) -> Result<Membership, Error> {
         let folder = EtcdFolder::new(&self.etcd.dir);
         self.check_earlier(&folder)?;
-        let sqlite = lost_datastore::sqlite_file(self.paths);
+        let sqlite = self.paths.sqlite();
         if sqlite.exists() {
             if !folder.has_member() {
                 self.moving().run(&sqlite, &folder).await?;
@@ -135,7 +135,7 @@ impl Starting<'_> {
             let kept = folder.set_aside()?;
             info!(kept = %kept.display(), "This server was removed from the cluster's etcd and joins it again; its data of before is kept.");
         }
-        let sqlite = lost_datastore::sqlite_file(self.paths);
+        let sqlite = self.paths.sqlite();
         if self.etcd.join.is_some() && !folder.has_member() && sqlite.exists() {
             return Err(EtcdError::Sqlite { path: sqlite });
         }

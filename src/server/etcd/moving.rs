@@ -29,7 +29,11 @@ use super::{
     membership::{Membership, measure},
     restore::{LEAP, RESTORING, SNAPSHOT, clear, restore},
 };
-use crate::{Error, bootstrap, certificates::Certificates, host::Host};
+use crate::{
+    Error,
+    certificates::Certificates,
+    host::{self, Host},
+};
 
 /// The etcd of the moment.
 const MOVING: &str = "etcd-moving";
@@ -59,7 +63,7 @@ impl Moving<'_> {
     /// [`EtcdError::NotMoved`], [`Error::NoRoom`] and any [`Error`] of SQLite's file and of certificates; the state is as it was then.
     pub(super) async fn run(&self, sqlite: &Path, folder: &EtcdFolder) -> Result<(), Error> {
         let bytes = fs::metadata(sqlite).map_err(Error::file(sqlite))?.len();
-        bootstrap::check_room_for(self.paths, LOGS + 3 * bytes)?;
+        host::check_room_for(self.paths, LOGS + 3 * bytes)?;
         info!(from = %sqlite.display(), to = %folder.path().display(), "Moving the cluster's state from SQLite to etcd.");
         // etcd wants them at once.
         self.certificates.ensure(SystemTime::now())?;

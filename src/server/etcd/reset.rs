@@ -26,10 +26,10 @@ use super::{
     restore::{LEAP, RESTORING, SNAPSHOT, clear, restore},
 };
 use crate::{
-    BootstrapError, Error, bootstrap,
+    BootstrapError, Error,
     bootstrap_data::{self, Found},
     certificates::Certificates,
-    host::Host,
+    host::{self, Host},
     snapshots::{known_token, take_authorities},
 };
 
@@ -52,7 +52,7 @@ pub struct Reset {
 /// if there is none that can be used; what was in place is still there then.
 pub async fn reset(mut config: ServerConfig, package: &Package, snapshot: Option<&Path>) -> Result<Reset, Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
-    bootstrap::check_room(&paths)?;
+    host::check_room(&paths)?;
     let _lock = k3s_daemon::lock(Role::Server, &paths)?;
     let Datastore::EmbeddedEtcd(etcd) = config.datastore.clone() else { return Err(Error::KeptElsewhere) };
     let folder = EtcdFolder::new(&etcd.dir);

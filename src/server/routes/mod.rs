@@ -9,7 +9,6 @@ mod accounts;
 mod authenticator;
 mod bootstrap_tokens;
 mod certificates;
-pub(crate) mod config;
 mod connect;
 mod guesses;
 mod in_flight;
