@@ -29,7 +29,7 @@ pub struct Process {
 }
 
 /// Packaged add-ons that few scenarios look at, and that each node of all others would start.
-const LIGHT: &str = "--disable=local-storage,metrics-server,traefik";
+pub const LIGHT: &str = "--disable=local-storage,metrics-server,traefik";
 
 impl Node {
     /// Starts `k3s server` with these flags, as a service manager would: a child of process 1 in a cgroup of its own on v2. The heavier

@@ -31,7 +31,7 @@ mod run;
 mod step;
 mod warden;
 
-pub use k3s::{PATIENCE, Process};
+pub use k3s::{LIGHT, PATIENCE, Process};
 pub use network::Network;
 pub use node::{Finished, Job, Node, Wire};
 pub use step::step;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cluster_tests::{Network, Node, PATIENCE, step};
+use cluster_tests::{LIGHT, Network, Node, PATIENCE, step};
 
 /// A containerd beside which there is no k3s.
 const CONTAINERD: &str = "/run/outer/containerd.sock";
@@ -30,7 +30,7 @@ fn a_server_and_an_agent_run_in_containers() {
     let (first, second) = (Node::boot(&network, "first"), Node::boot(&network, "second"));
     step("two hosts have the image", || [&first, &second].into_iter().for_each(prepare));
     step("a server in a container gets Ready", || {
-        run(&first, "server --disable=local-storage,metrics-server,traefik");
+        run(&first, &format!("server {LIGHT}"));
         first.wait_until_succeeds(&inside("k3s kubectl wait --for=condition=Ready node --all --timeout=5s"), PATIENCE);
     });
     step("an agent in a container joins it", || {
