@@ -1,7 +1,7 @@
 """systemd restarts k3s when it is stuck, and pods do not notice."""
 
 # Emulated processors start few pods at a time.
-nodes = {"server": {"role": "server", "config": {"disable": ["local-storage", "metrics-server", "traefik"]}}}
+nodes = {"server": {"role": "server", "watchdog": "2min", "config": {"disable": ["local-storage", "metrics-server", "traefik"]}}}
 
 start_all()
 machine.wait_for_unit("k3s.service")

@@ -17,7 +17,7 @@ import unittest
 
 from machine import Machine, RequestedAssertionFailed, retry
 from node import Node
-from qemu import Qemu
+from qemu import MachineEnded, Qemu
 
 
 @dataclasses.dataclass
@@ -142,8 +142,8 @@ def main():
     driver = Driver(image, given.state, nodes)
     try:
         exec(compile(script, name, "exec"), driver.symbols())
-    except RequestedAssertionFailed as failed:
-        driver.log(f"failed: {failed}")
+    except (RequestedAssertionFailed, MachineEnded, TimeoutError) as failed:
+        driver.log(f"failed: {type(failed).__name__}: {failed}")
         for machine in driver.machines:
             driver.log(f"{machine.name}: the console is in {machine.qemu.dir}/console.log")
         sys.exit(1)

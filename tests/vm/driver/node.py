@@ -36,6 +36,8 @@ class Node:
     files: dict = dataclasses.field(default_factory=dict)
     # Targets of links by path.
     links: dict = dataclasses.field(default_factory=dict)
+    # WatchdogSec= of k3s: a machine that is emulated on a busy host stands still for minutes.
+    watchdog: str = "20min"
     # Archives for tests (`target/dist-test`) that the node has.
     archives: list = dataclasses.field(default_factory=lambda: ["demo"])
 
@@ -75,6 +77,7 @@ class Node:
             "systemd.unit-dropin.multi-user.target~test": f"[Unit]\nWants={' '.join(wants)}\n",
             **{f"systemd.unit-dropin.{path.parent.stem}~{path.stem}": path.read_text()
                for path in sorted((TREE / "images/systemd").glob("*.d/*.conf"))},
+            **{f"systemd.unit-dropin.{unit}~emulation": f"[Service]\nWatchdogSec={self.watchdog}\n" for unit in UNITS.values()},
             **{f"systemd.extra-unit.{name}": text for name, text in units.items()},
         }
 
