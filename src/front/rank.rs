@@ -23,8 +23,8 @@ impl Rank {
     }
 
     /// What kube-apiserver may send on one of its streams ahead of its client's reading, bytes: on the second connection half as much as on
-    /// the first, on the third a third. However many streams a client leaves unread, all together hold little more than four such
-    /// connections; and still no stream stops another one, as it would if streams shared a window.
+    /// the first, on the third a third. However many streams a client leaves unread, all together hold less than five times what those of
+    /// the first do; and still no stream stops another one, as it would if streams shared a window.
     pub(super) fn stream_window(self) -> u32 {
         STREAM_WINDOW / (self.0 + 1)
     }
