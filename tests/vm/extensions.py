@@ -55,7 +55,7 @@ with subtest("they are merged at boot, and the node is the same one"):
     machine.start()
     wait_for_node()
     t.assertEqual(node(), before)
-    t.assertNotIn("Cannot", machine.succeed("journalctl --no-pager -b -t k3s"))
+    t.assertNotIn("Cannot link the kubeconfig", machine.succeed("journalctl --no-pager -b -t k3s"))
     machine.wait_until_succeeds("kubectl wait --for=condition=Ready pod/demo --timeout=30s")
 
 with subtest("without them nothing of it is there"):
