@@ -146,12 +146,14 @@ class Machine:
 
     @contextlib.contextmanager
     def _timed(self, what):
-        """Tells how long `what` was waited for, and how long ago the machine was powered on."""
-        began = time.monotonic()
+        """Tells how long `what` was waited for, how much of that the machine ran, and how long ago it was powered on."""
+        self.connect()
+        began, ran = time.monotonic(), self.qemu.processor_time
         yield
-        now = time.monotonic()
+        now, ran = time.monotonic(), self.qemu.processor_time - ran
         if now - began >= 2:
-            self.log(f"{self.name}: waited {now - began:.1f} s for {what}: {now - self.qemu.started_at:.1f} s after power on")
+            self.log(f"{self.name}: waited {now - began:.1f} s for {what}, with {ran:.1f} s of processor time: "
+                     f"{now - self.qemu.started_at:.1f} s after power on")
 
     def _execute(self, command, timeout):
         self.connect()

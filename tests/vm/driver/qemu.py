@@ -94,6 +94,15 @@ class Qemu:
     def runs(self):
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def processor_time(self):
+        """Seconds of the host's processors that the machine has had since power on."""
+        if not self.runs:
+            return 0.0
+        # proc_pid_stat(5), after the name, which may hold anything: utime and stime.
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self):
         """As a power cut."""
         if self.runs:
