@@ -23,6 +23,8 @@ const REGISTRIES: &str = "registries.json";
 /// As whom Helm asks the API. It is told apart in audit logs from the server, whose certificate it shows.
 const USER: &str = "system:k3s-helm";
 const GROUP: &str = "system:masters";
+/// How many requests a run makes of the API, after the first hundred.
+const REQUESTS_PER_SECOND: &str = "100";
 
 /// A file of a home.
 pub(crate) type File = (String, Vec<u8>);
@@ -97,6 +99,8 @@ pub(crate) fn environment(home: &Path, kubeconfig: &Path, target: &Target) -> Ve
         ("HELM_KUBEASUSER", USER.into()),
         ("HELM_KUBEASGROUPS", GROUP.into()),
         ("HELM_DRIVER", target.driver.as_str().into()),
+        // Five a second by default: of a chart with thousands of objects an hour.
+        ("HELM_QPS", REQUESTS_PER_SECOND.into()),
         ("HELM_CACHE_HOME", at("cache")),
         ("HELM_CONFIG_HOME", at("config")),
         ("HELM_DATA_HOME", at("data")),

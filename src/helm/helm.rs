@@ -1,10 +1,12 @@
 //! Helm as a child of the server: one run at a time a release, a few at a time in all, each in a home of its own.
 
 use std::{
+    collections::HashMap,
     fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -12,10 +14,14 @@ use k3s_files as files;
 use k3s_supervise::{
     Supervisor,
     capability::Capabilities,
-    program::{Program, Stop},
+    program::{Limits, Program, Stop},
     status::{ExitKind, LastExit},
 };
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::{OwnedMutexGuard, Semaphore},
+    task::spawn_blocking,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -27,6 +33,10 @@ use crate::{
 
 /// Runs at the same time: each takes 50 MB and more while it works.
 const AT_ONCE: usize = 2;
+/// What a run may take in memory. Indexes of repositories are the largest that it reads, of which those of 20 MB take half of it.
+const MEMORY: u64 = 2 << 30;
+/// What one file of a run may have, in bytes.
+const FILE: u64 = 512 << 20;
 /// How long a run may take beside the steps that have a timeout of their own: to fetch the chart, to ask for what the API serves.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// No run takes longer, whatever its timeout.
@@ -41,6 +51,8 @@ pub struct Helm {
     own_authority: PathBuf,
     supervisor: Supervisor,
     places: Semaphore,
+    /// Held while Helm works on a release, by its name: two HelmCharts may name one.
+    releases: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// Why Helm did not do what it should.
@@ -67,7 +79,15 @@ impl Helm {
         own_authority: PathBuf,
         supervisor: Supervisor,
     ) -> Self {
-        Self { executable, homes, kubeconfig, own_authority, supervisor, places: Semaphore::new(AT_ONCE) }
+        Self {
+            executable,
+            homes,
+            kubeconfig,
+            own_authority,
+            supervisor,
+            places: Semaphore::new(AT_ONCE),
+            releases: Mutex::default(),
+        }
     }
 
     /// Carries a step out, unless `end` comes: then Helm is killed, and its release is left as interrupted.
@@ -90,12 +110,15 @@ impl Helm {
         runs: Vec<Vec<String>>,
         end: &CancellationToken,
     ) -> Result<(), HelmError> {
+        // No other release has this name: a namespace has no dot.
+        let name = format!("helm-{}.{}", target.namespace, target.name);
+        let Some(_turn) = end.run_until_cancelled(self.turn(&name)).await else {
+            return Err(HelmError::Ended);
+        };
         // Never closed.
         let Some(Ok(_place)) = end.run_until_cancelled(self.places.acquire()).await else {
             return Err(HelmError::Ended);
         };
-        // No other release has this name: a namespace has no dot.
-        let name = format!("helm-{}.{}", target.namespace, target.name);
         let home = self.homes.join(&name);
         let made = home.clone();
         on_a_thread(move || make_home(&made, &files)).await?;
@@ -109,6 +132,16 @@ impl Helm {
         // What is left of it is removed before the next run.
         let _ = on_a_thread(move || fs::remove_dir_all(home)).await;
         result
+    }
+
+    /// The right to work on a release.
+    async fn turn(&self, name: &str) -> OwnedMutexGuard<()> {
+        let release = {
+            let mut releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
+            releases.retain(|_, release| Arc::strong_count(release) > 1);
+            releases.entry(name.to_owned()).or_default().clone()
+        };
+        release.lock_owned().await
     }
 
     async fn run_once(
@@ -127,6 +160,8 @@ impl Helm {
             working_dir: Some(home.to_owned()),
             stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
             cpu_weight: 50,
+            // What a repository or registry sends is a stranger's, and Helm reads it whole.
+            limits: Limits { memory: Some(MEMORY), file: Some(FILE) },
             // It is run again where it ends early, and no pod is.
             oom_score_adj: Some(300),
             capabilities: Capabilities::Only(Vec::new()),
@@ -134,11 +169,16 @@ impl Helm {
         };
         info!(release = target.name, namespace = target.namespace, step = step.as_str(), "Helm begins.");
         let patience = target.timeout.saturating_mul(2).saturating_add(PATIENCE).min(LONGEST);
+        let begun = Instant::now();
         let exit = self.supervisor.run_once(program, patience, end).await;
         debug!(release = target.name, namespace = target.namespace, %exit, "Helm has ended.");
         match exit.how {
             ExitKind::Code(0) => Ok(()),
             _ if end.is_cancelled() => Err(HelmError::Ended),
+            _ if begun.elapsed() >= patience => {
+                let why = format!("it had not ended after {} minutes, which is all it gets", patience.as_secs() / 60);
+                Err(HelmError::Failed { step: step.as_str(), why })
+            }
             _ => Err(HelmError::Failed { step: step.as_str(), why: reason(&exit) }),
         }
     }
@@ -148,6 +188,18 @@ impl Helm {
 fn reason(exit: &LastExit) -> String {
     let words = exit.last_words.as_deref().map(|words| words.strip_prefix("Error: ").unwrap_or(words));
     match (&exit.how, words) {
+        (ExitKind::Code(2), Some(words))
+            if words.contains("out of memory") || words.contains("cannot allocate memory") =>
+        {
+            format!(
+                "it needs more than {} GiB of memory for this chart or its repository's index, and gets no more",
+                MEMORY >> 30
+            )
+        }
+        // Helm itself does not say why.
+        (ExitKind::Code(_), Some(words)) if words.ends_with("unable to load chart archive") => {
+            format!("{words}: it is damaged, has files outside of its folder, or more than 100 MiB once it is unpacked")
+        }
         (ExitKind::Code(_), Some(words)) => words.to_owned(),
         _ => exit.to_string(),
     }
@@ -210,6 +262,18 @@ mod tests {
         let wanted = wanted(json!({"chart": "oci://r.lan/app"}));
         let error = helm.run(Step::Upgrade, &wanted, &CancellationToken::new()).await.unwrap_err();
         assert_eq!(error.to_string(), "helm upgrade failed: UPGRADE FAILED: no such image");
+    }
+
+    #[tokio::test]
+    async fn two_charts_of_one_release_wait_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let busy = dir.path().join("busy");
+        let helm =
+            helm(dir.path(), &format!("mkdir {0} && sleep 0.3 && test -e values-* && rmdir {0}", busy.display()));
+        let wanted = wanted(json!({"chart": "oci://r.lan/app", "valuesContent": "a: 1"}));
+        let end = CancellationToken::new();
+        let (one, other) = tokio::join!(helm.run(Step::Install, &wanted, &end), helm.run(Step::Upgrade, &wanted, &end));
+        one.and(other).unwrap();
     }
 
     #[tokio::test]

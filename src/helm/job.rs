@@ -8,9 +8,9 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use crate::{chart::HelmChart, decision::Step, release::HASH};
+use crate::{chart::HelmChart, decision::Step, release::HASH, retired::is_of};
 
 /// Who carries it out.
 const MANAGER: &str = "k3s.cattle.io/helm-controller";
@@ -31,6 +31,8 @@ pub(crate) struct Shown {
     name: String,
     object: Value,
     started: Timestamp,
+    /// Whether somebody else's Job has its name, which is left alone.
+    is_taken: bool,
 }
 
 /// k3s' names.
@@ -48,7 +50,7 @@ pub(crate) async fn complete_interrupted(chart: &HelmChart, client: &Client) {
         return;
     }
     let started = found.status.and_then(|status| status.start_time).map_or_else(now, |time| time.0);
-    Shown { jobs, name, object: Value::Null, started }.show(Progress::Complete { failed: 0 }).await;
+    Shown { jobs, name, object: Value::Null, started, is_taken: false }.show(Progress::Complete { failed: 0 }).await;
 }
 
 fn is_ours(job: &Job) -> bool {
@@ -71,8 +73,9 @@ impl Shown {
             object: object(chart, &name, hash),
             name,
             started: now(),
+            is_taken: false,
         };
-        if let Err(error) = shown.replace(hash).await {
+        if let Err(error) = shown.replace(chart, hash).await {
             debug!(job = shown.name, %error, "A Job cannot be shown.");
         }
         shown.show(Progress::Running { failed }).await;
@@ -81,6 +84,9 @@ impl Shown {
 
     /// What it shows now.
     pub(crate) async fn show(&self, progress: Progress) {
+        if self.is_taken {
+            return;
+        }
         let status = status(progress, self.started, now());
         let patch = Patch::Merge(json!({"status": status}));
         if let Err(error) = self.jobs.patch_status(&self.name, &PatchParams::default(), &patch).await {
@@ -89,8 +95,17 @@ impl Shown {
     }
 
     /// A Job that has ended stays so; another try of the same goes on with it.
-    async fn replace(&mut self, hash: &str) -> kube::Result<()> {
+    async fn replace(&mut self, chart: &HelmChart, hash: &str) -> kube::Result<()> {
         if let Some(found) = self.jobs.get_opt(&self.name).await? {
+            if !is_ours(&found) && !is_of(&found, chart) {
+                warn!(
+                    chart = chart.title(),
+                    job = self.name,
+                    "A Job of somebody else has the name of that which shows what Helm does; it is left alone."
+                );
+                self.is_taken = true;
+                return Ok(());
+            }
             let is_same = found.annotations().get(HASH).is_some_and(|found| found == hash);
             if is_ours(&found) && is_same && !has_ended(&found) {
                 // Immutable once it has begun.

@@ -197,7 +197,9 @@ impl Reconciler {
                     if let Some(left) = self.tries.left(&chart.title(), &hash) {
                         return Ok(Action::requeue(left));
                     }
-                    report.set(&Condition::Applied, &job).await?;
+                    if failed == 0 {
+                        report.set(&Condition::Applied, &job).await?;
+                    }
                     let namespace = chart.namespace().unwrap_or_default();
                     report
                         .tell(&Happening::Applying {
@@ -211,6 +213,7 @@ impl Reconciler {
                     let shown = Shown::begin(chart, &self.client, Step::Install, &hash, failed).await;
                     match self.act(steps, &wanted, chart).await {
                         Ok(()) => {
+                            report.set(&Condition::Applied, &job).await?;
                             shown.show(Progress::Complete { failed }).await;
                             if release.is_some_and(|release| release.hash.is_none()) {
                                 retired::delete_rest(chart, &self.client).await?;
@@ -232,6 +235,7 @@ impl Reconciler {
                             }
                             shown.show(Progress::Running { failed: count }).await;
                             report.tell(&Happening::Retrying { why: error.to_string() }).await;
+                            report.set(&Condition::Retrying(format!("{error}; trying again")), &job).await?;
                             return Ok(Action::requeue(pause));
                         }
                     }

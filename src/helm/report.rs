@@ -19,6 +19,8 @@ const LONGEST_NOTE: usize = 1000;
 pub(crate) enum Condition {
     /// Helm works on it, or has done what there was to do.
     Applied,
+    /// Helm failed and is asked again: as with k3s' jobs, it has not failed as long as that goes on.
+    Retrying(String),
     /// It cannot be worked on as it is.
     Unusable(String),
     /// Helm failed and is not asked again.
@@ -78,13 +80,7 @@ impl Happening {
                 (EventType::Warning, "FieldsIgnored", format!("These fields have no effect: {fields}"))
             }
         };
-        Event {
-            type_,
-            reason: reason.into(),
-            note: Some(note.chars().take(LONGEST_NOTE).collect()),
-            action: reason.into(),
-            secondary: None,
-        }
+        Event { type_, reason: reason.into(), note: Some(cut(&note)), action: reason.into(), secondary: None }
     }
 }
 
@@ -152,13 +148,20 @@ fn status(condition: &Condition, namespace: &str, job: &str) -> Value {
         false => json!({"type": "JobCreated", "status": "False"}),
     };
     let failed =
-        |reason: &str, why: &str| json!({"type": "Failed", "status": "True", "reason": reason, "message": why});
+        |reason: &str, why: &str| json!({"type": "Failed", "status": "True", "reason": reason, "message": cut(why)});
     let conditions = match condition {
         Condition::Applied => [created(true), json!({"type": "Failed", "status": "False"})],
+        Condition::Retrying(why) => {
+            [created(true), json!({"type": "Failed", "status": "False", "reason": "Retrying", "message": cut(why)})]
+        }
         Condition::Unusable(why) => [created(false), failed("Job create failed", why)],
         Condition::Failed(why) => [created(true), failed("Job failed", why)],
     };
     json!({"jobName": job, "conditions": conditions})
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(LONGEST_NOTE).collect()
 }
 
 #[cfg(test)]
@@ -180,8 +183,12 @@ mod tests {
                 ],
             })
         );
-        let failed = status(&Condition::Failed("no".into()), "kube-system", "helm-install-app");
-        assert_eq!(failed["conditions"][1]["message"], "no");
+        let failed =
+            |condition: Condition| status(&condition, "kube-system", "helm-install-app")["conditions"][1].clone();
+        let given_up = failed(Condition::Failed("no".into()));
+        assert_eq!((&given_up["status"], &given_up["message"]), (&json!("True"), &json!("no")));
+        let retrying = failed(Condition::Retrying("no".into()));
+        assert_eq!((&retrying["status"], &retrying["message"]), (&json!("False"), &json!("no")));
     }
 
     #[test]

@@ -78,7 +78,8 @@ where
     }
 }
 
-fn is_of(object: &impl Resource, chart: &HelmChart) -> bool {
+/// Whether k3s has made an object for this HelmChart.
+pub(crate) fn is_of(object: &impl Resource, chart: &HelmChart) -> bool {
     let owner = ["helm.cattle.io/v1, Kind=HelmChart", &chart.namespace().unwrap_or_default(), &chart.name_any()];
     OWNER.iter().zip(owner).all(|(key, value)| object.annotations().get(*key).is_some_and(|found| found == value))
 }

@@ -214,9 +214,12 @@ fn values_of(
     if !content.is_empty() {
         add(Part::Content, content.as_bytes().to_vec(), true);
     }
-    if values.as_object().is_some_and(|values| !values.is_empty()) {
+    match values {
+        Value::Null => {}
+        Value::Object(map) if map.is_empty() => {}
         // JSON is YAML.
-        add(Part::Values, values.to_string().into_bytes(), true);
+        Value::Object(_) => add(Part::Values, values.to_string().into_bytes(), true),
+        _ => return Err("spec.values is no mapping: write values by their names".to_owned()),
     }
     let keys = secrets.iter().flat_map(|secret| secret.keys.iter().map(move |key| (secret, key)));
     for (index, (secret, key)) in keys.enumerate() {
@@ -308,6 +311,12 @@ pub(crate) mod tests {
         assert_eq!(hash(&objects).len(), LABEL);
         let missing = wanted_with(spec.clone(), Value::Null, &Objects::default()).unwrap_err();
         assert_eq!(missing, "the Secret passwords of valuesSecrets, or its key db, is missing");
+    }
+
+    #[test]
+    fn values_that_are_no_mapping_are_refused() {
+        let refused = wanted_with(json!({"chart": "oci://r.lan/app", "values": [1]}), Value::Null, &Objects::default());
+        assert_eq!(refused.unwrap_err(), "spec.values is no mapping: write values by their names");
     }
 
     #[test]

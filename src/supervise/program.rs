@@ -29,6 +29,8 @@ pub struct Program {
     pub stop: Stop,
     /// `cpu.weight` of its cgroup leaf, 1 to 10000, 100 is neutral; v1 gets `cpu.shares` from it.
     pub cpu_weight: u16,
+    /// What it may take, wherever its cgroup is.
+    pub limits: Limits,
     /// Written before exec; raising is always allowed, lowering needs CAP_SYS_RESOURCE and is skipped without it.
     pub oom_score_adj: Option<i16>,
     /// What it may do as root.
@@ -107,6 +109,15 @@ pub enum Descendants {
     Outlive,
 }
 
+/// What a process may take, in bytes; a program that takes more fails by itself (setrlimit(2)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory that it writes to; `None` for any.
+    pub memory: Option<u64>,
+    /// One file; `None` for any.
+    pub file: Option<u64>,
+}
+
 impl Program {
     /// A program of this name: without arguments, ready as soon as it runs, restarted when it ends. What differs is set in its place, as in
     /// `Program { args, ..Program::new(name, executable) }`.
@@ -123,6 +134,7 @@ impl Program {
             stop: Stop::default(),
             cpu_weight: 100,
             oom_score_adj: None,
+            limits: Limits::default(),
             capabilities: Capabilities::default(),
             descendants: Descendants::End,
             log_file: None,

@@ -31,7 +31,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::program::Program;
+use crate::program::{Limits, Program};
 
 /// What the service manager told us and nobody else: a child that saw it would speak in our name (`sd_notify(3)`,
 /// `sd_listen_fds(3)`, `systemd.exec(5)`).
@@ -212,9 +212,10 @@ fn fork(launch: SpawnRequest) -> io::Result<ChildHandle> {
     let parent = nix::unistd::getpid().as_raw();
     let oom_score_adj = program.oom_score_adj.map(|score| score.to_string().into_bytes());
     let dropped = program.capabilities.dropped();
+    let limits = program.limits;
     let cgroups = launch.cgroups;
     // SAFETY: `prepare_child` makes system calls only: it neither allocates nor takes a lock.
-    unsafe { command.pre_exec(move || prepare_child(parent, &cgroups, oom_score_adj.as_deref(), &dropped)) };
+    unsafe { command.pre_exec(move || prepare_child(parent, &cgroups, oom_score_adj.as_deref(), limits, &dropped)) };
     let mut child = command.spawn()?;
 
     let pid = child.id();
@@ -242,6 +243,7 @@ fn prepare_child(
     parent: libc::pid_t,
     cgroups: &[File],
     oom_score_adj: Option<&[u8]>,
+    limits: Limits,
     dropped: &[libc::c_ulong],
 ) -> io::Result<()> {
     // SAFETY: async-signal-safe calls (signal-safety(7)) with descriptors, constants and buffers that outlive them.
@@ -255,6 +257,14 @@ fn prepare_child(
             if file >= 0 {
                 libc::write(file, score.as_ptr().cast(), score.len());
                 libc::close(file);
+            }
+        }
+        for (resource, limit) in [(libc::RLIMIT_DATA, limits.memory), (libc::RLIMIT_FSIZE, limits.file)] {
+            if let Some(limit) = limit {
+                let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+                if libc::setrlimit(resource, &raw const limit) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
         }
         // Root's exec takes its capabilities from this set.
@@ -313,6 +323,17 @@ mod tests {
         process.signal(Signal::SIGTERM).unwrap();
         assert_eq!(process.exited().await.unwrap(), Exit::Signal(Signal::SIGTERM));
         process.signal(Signal::SIGTERM).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_child_takes_is_limited() {
+        let (mut limited, output) = launch("ulimit -d; ulimit -f");
+        Arc::make_mut(&mut limited.program).limits = Limits { memory: Some(1 << 30), file: Some(1 << 20) };
+        assert_eq!(
+            output_of(limited, output).await,
+            format!("{}\n{}\n", 1 << 20, 2 << 10),
+            "in KiB, and in half of them"
+        );
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! Helm charts: what a user of k3s does with them, by the real Helm on the real API.
 
+use std::fs;
+
 use cluster_tests::{Network, Node, PATIENCE, step};
 
 use crate::chart_registry::Registry;
@@ -145,6 +147,74 @@ fn helm_charts_become_releases() {
         wait_for_greeting(&server, "packed", "default");
         server.kubectl("get configmap sh.helm.release.v1.packed.v1 -n kube-system");
     });
+}
+
+#[test]
+fn traefik_as_k3s_installed_it_is_upgraded_in_its_place() {
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/traefik");
+    let facts = || {
+        let get =
+            |object: &str, path: &str| server.kubectl(&format!("get {object} -n kube-system -o jsonpath={{{path}}}"));
+        [
+            get("deployment/traefik", ".metadata.uid"),
+            get("service/traefik", ".metadata.uid"),
+            get("service/traefik", ".spec.clusterIP"),
+            get("service/traefik", ".spec.ports[*].nodePort"),
+            get("ingressclass/traefik", ".metadata.uid"),
+            get("clusterrolebinding/traefik-kube-system", ".metadata.uid"),
+        ]
+    };
+    step("a release of another chart and version, with the HelmChart of k3s", || {
+        server.write("/tmp/old/Chart.yaml", "apiVersion: v2\nname: traefik\nversion: 37.1.1+up37.1.0\n");
+        server.write("/tmp/old/templates/all.yaml", include_str!("../manifests/k3s-traefik.yaml"));
+        server.start_k3s("--disable-agent --disable=coredns,traefik");
+        server.wait_until_succeeds("k3s kubectl get crd helmcharts.helm.cattle.io", PATIENCE);
+        server.succeed(&format!(
+            "{HELM} install traefik /tmp/old -n kube-system --labels=helmcharts.helm.cattle.io/configHash=OFK3S"
+        ));
+    });
+    let before = facts();
+    step("it becomes ours: an upgrade, and addresses, ports and the class stay", || {
+        copy(&server, chart, "/tmp/new/traefik");
+        let content = server.succeed("tar -C /tmp/new -czf - traefik | base64 -w0");
+        server.apply(&format!(
+            "apiVersion: helm.cattle.io/v1
+kind: HelmChart
+metadata:
+  name: traefik
+  namespace: kube-system
+  annotations: {{helmcharts.cattle.io/managed-by: helm-controller}}
+  finalizers: [wrangler.cattle.io/on-helm-chart-remove]
+spec:
+  chartContent: {}
+  set: {{global.systemDefaultRegistry: \"\"}}",
+            content.trim()
+        ));
+        let image =
+            "k3s kubectl get deployment traefik -n kube-system -o jsonpath='{.spec.template.spec.containers[0].image}'";
+        server.wait_until_succeeds(&format!("{image} | grep -qF '{}'", k3s_images::TRAEFIK), PATIENCE);
+        server.kubectl("wait --for=condition=complete job/helm-install-traefik -n kube-system --timeout=60s");
+        assert_eq!(facts(), before);
+        let history = server.succeed(&format!("{HELM} history traefik -n kube-system"));
+        assert!(history.contains("traefik-37.1.1") && history.contains("Upgrade complete"), "{history}");
+        println!("{history}");
+        server.fail("k3s kubectl get configmap only-of-k3s -n kube-system");
+    });
+}
+
+/// Copies a folder of this machine to a node.
+fn copy(node: &Node, from: &str, to: &str) {
+    for entry in fs::read_dir(from).expect("it is in the tree") {
+        let entry = entry.expect("it is readable");
+        let (path, name) = (entry.path(), entry.file_name().into_string().expect("a plain name"));
+        if path.is_dir() {
+            copy(node, path.to_str().expect("a plain path"), &format!("{to}/{name}"));
+        } else {
+            node.write(&format!("{to}/{name}"), &fs::read_to_string(path).expect("a text"));
+        }
+    }
 }
 
 #[test]

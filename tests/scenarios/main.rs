@@ -16,6 +16,7 @@ mod authorities;
 mod bad_input;
 mod chart_registry;
 mod charts;
+mod charts_of_strangers;
 mod container;
 mod controllers;
 mod database;
