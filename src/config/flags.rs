@@ -180,6 +180,10 @@ impl Flag {
                 help += &format!(" [{what}: {text}]");
             }
         }
+        let k3s = SECTIONS.iter().flat_map(|section| section.flags);
+        for synonym in k3s.filter(|flag| matches!(flag.support, FlagSupport::Synonym(name) if name == self.name)) {
+            help += &format!(" [k3s: --{}]", synonym.name);
+        }
         if let FlagSupport::Accepted(why) = self.support {
             help += &format!(" (changes nothing: {why})");
         }
@@ -388,6 +392,14 @@ mod tests {
         let expected =
             ["--data-dir", "-token", "--token=a", "--debug", "-v2", "--kubelet-arg", "-v=4"].map(OsString::from);
         assert_eq!(with_two_dashes(Role::Server, &args), expected);
+    }
+
+    #[test]
+    fn help_has_the_names_that_k3s_has_for_flags() {
+        let help = command(Role::Server).render_long_help().to_string();
+        for name in ["--etcd-snapshot-retention", "--etcd-snapshot-schedule-cron", "--etcd-snapshot-dir"] {
+            assert!(help.contains(&format!("[k3s: {name}]")), "{help}");
+        }
     }
 
     #[test]

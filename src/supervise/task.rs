@@ -347,7 +347,7 @@ impl StatusLine {
                 facts.problems.iter().take(NAMED).map(|(object, why)| format!("{object}: {why}")).collect();
             let more = match facts.problems.len().saturating_sub(NAMED) {
                 0 => String::new(),
-                more => format!(" (and {more} more)"),
+                more => format!(" (and {more} more: k3s status --all)"),
             };
             (!named.is_empty()).then(|| format!("{}: {}{more}.", self.name, named.join("; ")))
         });
@@ -461,7 +461,7 @@ mod tests {
             line.problem(&format!("other-{number}.yaml"), "it is not YAML");
         }
         assert_eq!(status_of(&supervisor, "addons").problems.len(), PROBLEMS);
-        assert!(warnings().await[0].ends_with("(and 97 more)."), "{:?}", warnings().await);
+        assert!(warnings().await[0].ends_with("(and 97 more: k3s status --all)."), "{:?}", warnings().await);
         line.clear();
         assert!(warnings().await.is_empty());
     }

@@ -80,8 +80,9 @@ enum Verb {
     /// Stop the server or agent of this machine
     Stop(stop::Options),
     /// Save, list, prune and restore snapshots of the datastore
-    #[command(alias = "etcd-snapshot")]
     Snapshot(snapshot::Command),
+    /// The same by the name that k3s has for it
+    EtcdSnapshot(snapshot::Command),
     /// Make, list and delete bootstrap tokens, and exchange the server's token
     #[command(subcommand)]
     Token(token::Verb),
@@ -133,7 +134,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::Crictl(PassedOn { args }) => crictl::run(args),
         Verb::Status(options) => status::run(&options),
         Verb::Stop(options) => stop::run(options, globals),
-        Verb::Snapshot(command) => snapshot::run(command, globals),
+        Verb::Snapshot(command) | Verb::EtcdSnapshot(command) => snapshot::run(command, globals),
         Verb::Token(verb) => token::run(verb, globals),
         Verb::Certificate(verb) => certificate::run(verb, globals),
         Verb::Node(verb) => node::run(verb, globals),

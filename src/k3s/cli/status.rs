@@ -14,6 +14,9 @@ pub(super) struct Options {
     /// text or json
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
+    /// Name every problem, where warnings name the first ones
+    #[arg(short, long, conflicts_with = "output")]
+    all: bool,
     /// Where k3s answers
     #[arg(long, value_name = "PATH", default_value = "/run/k3s/status.sock")]
     socket: PathBuf,
@@ -24,6 +27,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
         k3s_supervise::status::fetch(&options.socket).await.map_err(|error| Failure::from_error(UNAVAILABLE, &error))
     })?;
     match options.output {
+        Format::Text if options.all => show(status.with_problems())?,
         Format::Text => show(status)?,
         Format::Json => print_json("the status", &status)?,
     }

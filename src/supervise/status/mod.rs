@@ -10,6 +10,7 @@ use crate::{State, TaskStatus};
 
 pub(crate) use memory::memory_of;
 pub use socket::{PATIENCE, StatusError, bind, fetch, serve};
+pub use table::WithProblems;
 
 /// Everything there is to know at one moment. [`Display`](std::fmt::Display) writes it as a table for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

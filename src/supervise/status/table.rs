@@ -8,6 +8,33 @@ use crate::{ObjectStatus, State, TaskState, TaskStatus};
 const COMPONENTS: [&str; 6] = ["COMPONENT", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"];
 const TASKS: [&str; 4] = ["TASK", "STATE", "FOR", "RESTARTS"];
 const OBJECTS: [&str; 3] = ["OBJECT", "TASK", "STATE"];
+const PROBLEMS: [&str; 2] = ["PROBLEM", "TASK"];
+
+/// [`Status`] for people who want to read all of what is wrong.
+#[derive(Debug)]
+pub struct WithProblems(Status);
+
+impl Status {
+    /// With every problem in a table of its own.
+    pub fn with_problems(self) -> WithProblems {
+        WithProblems(self)
+    }
+}
+
+impl fmt::Display for WithProblems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let of_task = |task: &TaskStatus| {
+            let row = |problem: &crate::Problem| ([problem.object.clone(), task.name.clone()], problem.why.clone());
+            task.problems.iter().map(row).collect::<Vec<_>>()
+        };
+        let problems: Vec<_> = self.0.tasks.iter().flat_map(of_task).collect();
+        if !problems.is_empty() {
+            write_table(f, PROBLEMS, problems)?;
+        }
+        Ok(())
+    }
+}
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,6 +164,18 @@ mine.yaml     addons  waits    it is not YAML
 Not yet: images (importing coredns.tar)
 ";
         assert_eq!(Status::example().to_string(), expected);
+    }
+
+    #[test]
+    fn every_problem_has_a_line_where_somebody_asks_for_all() {
+        let mut status = Status::example();
+        status.tasks[0].problems = [("mine.yaml", "it is not YAML"), ("yours.yaml", "it cannot be read")]
+            .map(|(object, why)| crate::Problem { object: object.into(), why: why.into() })
+            .into();
+        let text = status.with_problems().to_string();
+        let table =
+            "\nPROBLEM     TASK    REMARK\nmine.yaml   addons  it is not YAML\nyours.yaml  addons  it cannot be read\n";
+        assert!(text.starts_with("Degraded") && text.ends_with(table), "{text}");
     }
 
     #[test]
