@@ -3,18 +3,15 @@
 use std::{
     collections::BTreeSet,
     path::{Component, Path, PathBuf},
-    str::FromStr,
 };
 
-use crate::{
-    environment::Environment, error::Error, flags::nearest, grammar::is_dns_label, node::registry, values::Values,
-};
+use crate::{environment::Environment, error::Error, grammar::is_dns_label, node::registry, values::Values};
 
 /// Its packaged add-ons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddonsConfig {
-    /// Those left out (`--disable`).
-    pub disabled: BTreeSet<Addon>,
+    /// What is left out (`--disable`): packaged add-ons, and manifests of the server's folder by their names, whichever these are, as in k3s.
+    pub disabled: BTreeSet<String>,
     /// Where k3s' load balancer has its pods (`--servicelb-namespace`). Ours has none; those that k3s left there go.
     pub service_lb_namespace: String,
     /// Host of every packaged image, replacing the one in its name (`--system-default-registry`).
@@ -26,7 +23,7 @@ pub struct AddonsConfig {
 impl AddonsConfig {
     pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
         Ok(Self {
-            disabled: values.each("disable", str::parse)?.into_iter().collect(),
+            disabled: values.each("disable", |text| Ok(text.trim().to_owned()))?.into_iter().collect(),
             service_lb_namespace: values.text("servicelb-namespace").parse(namespace)?,
             system_default_registry: values.given("system-default-registry").map(|g| g.parse(registry)).transpose()?,
             local_storage: match values.given("default-local-storage-path") {
@@ -38,11 +35,11 @@ impl AddonsConfig {
 
     /// Whether it is deployed.
     pub fn has(&self, addon: Addon) -> bool {
-        !self.disabled.contains(&addon)
+        !self.disabled.contains(addon.name())
     }
 }
 
-/// Add-ons that k3s packages and `--disable` names.
+/// Add-ons that k3s packages, by the names that `--disable` has for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Addon {
     /// Cluster DNS.
@@ -64,8 +61,19 @@ impl Addon {
     pub const ALL: [Self; 6] =
         [Self::Coredns, Self::Servicelb, Self::Traefik, Self::LocalStorage, Self::MetricsServer, Self::Runtimes];
 
+    /// Their names.
+    pub const NAMES: [&str; 6] = {
+        let mut names = [""; 6];
+        let mut index = 0;
+        while index < names.len() {
+            names[index] = Self::ALL[index].name();
+            index += 1;
+        }
+        names
+    };
+
     /// As `--disable` takes it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Coredns => "coredns",
             Self::Servicelb => "servicelb",
@@ -74,19 +82,6 @@ impl Addon {
             Self::MetricsServer => "metrics-server",
             Self::Runtimes => "runtimes",
         }
-    }
-}
-
-impl FromStr for Addon {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|addon| addon.name() == text);
-        let names = Self::ALL.map(Self::name);
-        found.ok_or_else(|| match nearest(text, names.into_iter()) {
-            Some(name) => format!("`{text}` is not a packaged add-on; use {name} if that is meant"),
-            None => format!("`{text}` is not a packaged add-on; use one of {}", names.join(", ")),
-        })
     }
 }
 

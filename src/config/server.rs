@@ -409,7 +409,7 @@ mod tests {
             "--config",
             "extra.yaml",
             "--disable=coredns",
-            "--disable=traefik,servicelb",
+            "--disable=traefik,servicelb,mine",
             "--node-name=Edge.Example.com",
             "--node-label=tier=edge",
             "--node-label=tier=far-edge",
@@ -424,7 +424,8 @@ mod tests {
         let (config, warnings) = host.server(&args).expect("a valid configuration");
         assert_eq!(warnings, []);
         assert_eq!(config.token.as_ref().map(Secret::expose), Some("p@s$w0rd"));
-        assert_eq!(config.addons.disabled, [Addon::Coredns, Addon::Servicelb, Addon::Traefik].into());
+        assert_eq!(Vec::from_iter(&config.addons.disabled), ["coredns", "mine", "servicelb", "traefik"]);
+        assert!(!config.addons.has(Addon::Servicelb) && config.addons.has(Addon::Runtimes));
         assert_eq!(config.node_name, "edge.example.com");
         assert_eq!(config.ips, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.external_ips, ["198.51.100.7".parse::<IpAddr>().unwrap()]);

@@ -166,11 +166,6 @@ fn on_the_command_line_of_a_server() {
             &["--tls-san=https://k3s.example.com"],
             "--tls-san: `https://k3s.example.com` is neither a DNS name nor an address; write one without scheme and port",
         ),
-        (&["--disable=coredns,trafik"], "--disable: `trafik` is not a packaged add-on; use traefik if that is meant"),
-        (
-            &["--disable=everything"],
-            "--disable: `everything` is not a packaged add-on; use one of coredns, servicelb, traefik, local-storage, metrics-server, runtimes",
-        ),
         (
             &["--flannel-iface=a-very-long-interface"],
             "--flannel-iface: `a-very-long-interface` is not an interface's name; use one that `ip link` shows",

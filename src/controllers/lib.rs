@@ -23,6 +23,7 @@ mod fake_api;
 #[cfg(debug_assertions)]
 mod faults;
 mod leader;
+mod local_storage;
 mod members;
 mod neighbours;
 mod network_policies;
@@ -44,6 +45,7 @@ pub use egress::EgressController;
 #[cfg(debug_assertions)]
 pub use faults::add_faults;
 pub use leader::Candidate;
+pub use local_storage::RetiredLocalStorage;
 pub use members::set_annotations;
 pub use neighbours::Neighbour;
 pub use network_policies::{PolicyChange, PolicyObjects};

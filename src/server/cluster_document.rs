@@ -23,7 +23,7 @@ const CIPHER_SUITES: [&str; 6] = [
 /// The document: what all servers of a cluster agree on, how this one is reached, and what it runs. `advertised` is where the API is published, `ipsec_psk` what is in `cred/ipsec.psk`, where there is one.
 fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_psk: &str) -> Value {
     let network = &config.network;
-    let disabled: BTreeMap<&str, bool> = config.addons.disabled.iter().map(|addon| (addon.name(), true)).collect();
+    let disabled: BTreeMap<&str, bool> = config.addons.disabled.iter().map(|name| (&**name, true)).collect();
     let apiserver_arg = |name| config.args.kube_apiserver.value_of(name);
     let suites: Vec<&str> = apiserver_arg("tls-cipher-suites")
         .map_or_else(|| CIPHER_SUITES.to_vec(), |list| list.split(',').map(str::trim).collect());

@@ -11,7 +11,7 @@ use k3s_config::{
 };
 use k3s_controllers::{
     ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
-    Registry, RetiredServiceLb, ServiceLb, Shared, Variables, migrate_node_passwords,
+    Registry, RetiredLocalStorage, RetiredServiceLb, ServiceLb, Shared, Variables, migrate_node_passwords,
 };
 use k3s_helm::{Helm, HelmController};
 use k3s_supervise::Supervisor;
@@ -111,6 +111,7 @@ impl Controllers<'_> {
             .add(self.addons.has(Addon::Coredns).then_some(NodeHosts))
             .add(balances.then(|| ServiceLb { namespace: lb_namespace(), reserved: self.reserved_ports() }))
             .add((!balances).then(|| RetiredServiceLb { namespace: lb_namespace() }))
+            .add((!self.addons.has(Addon::LocalStorage)).then_some(RetiredLocalStorage))
             .add(Some(self.deploy()))
             .add((!disabled.helm_controller).then(|| self.helm_controller()));
         #[cfg(debug_assertions)]
@@ -169,7 +170,8 @@ impl Controllers<'_> {
         Deploy {
             folder: self.paths.server().join("manifests"),
             charts: self.package.charts.clone(),
-            disabled: addons.disabled.iter().map(|addon| addon.name().to_owned()).collect(),
+            disabled: addons.disabled.clone(),
+            packaged: &Addon::NAMES,
             variables: Variables {
                 cluster_dns: network.cluster_dns.clone(),
                 cluster_domain: network.cluster_domain.clone(),

@@ -20,7 +20,7 @@ use k3s_oci::{Config, Image, Node as Entry};
 use crate::{
     component::Component,
     counts::Counts,
-    image,
+    dist, image,
     process::{cargo, succeed},
     workspace,
 };
@@ -41,10 +41,16 @@ pub(crate) struct Args {
     /// And of these not the ones whose names match this.
     #[arg(long, default_value = "")]
     skip: String,
+    /// Test target/dist as it is instead of building it first.
+    #[arg(long)]
+    no_build: bool,
 }
 
 /// Runs the tests and fails if one does.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if !args.no_build {
+        dist::run(&dist::Args::default())?;
+    }
     let built = Component::load(&workspace::root().join("tests"), "e2e")?.build()?;
     succeed(cargo().args(["build", "--quiet", "--package", "cluster-tests", "--bins"]))?;
     let folder = workspace::target().join("e2e");

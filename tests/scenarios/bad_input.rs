@@ -10,7 +10,7 @@ use crate::refusal::{
 const DATASTORE: &str = "k3s datastore serve --listen unix:///run/datastore.sock";
 
 /// Command lines of `k3s server`, each with the sentence that it is refused with.
-const FLAGS: [(&str, &str); 26] = [
+const FLAGS: [(&str, &str); 25] = [
     ("--frobnicate", "--frobnicate is not a flag of k3s server; see `--help` for all"),
     ("--cluster-cdir=10.0.0.0/16", "use --cluster-cidr if that is meant"),
     ("start", "belongs to no flag; write switches as --flag=true"),
@@ -39,7 +39,6 @@ const FLAGS: [(&str, &str); 26] = [
     ),
     ("--node-taint=dedicated=gpu:Never", "--node-taint: `dedicated=gpu:Never` is not a taint"),
     ("--tls-san=https://k3s.example.com", "is neither a DNS name nor an address; write one without scheme and port"),
-    ("--disable=trafik", "--disable: `trafik` is not a packaged add-on; use traefik if that is meant"),
     (
         "--token=K10beef::server:secret",
         "--token: the CA hash after K10 is not 64 hexadecimal digits; copy the whole token",

@@ -55,6 +55,38 @@ fn what_lies_in_the_folder_is_in_the_cluster() {
         write("large.yaml", &large);
         until("k3s kubectl get configmap large");
     });
+    step("an object that the store does not take says how large it is", || {
+        let large = "apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: large}\nspec: {a: TEXT}\n";
+        let large = large.replace("TEXT", &"x".repeat(2_200_000));
+        write("too-large.yaml", &large);
+        server.wait_for_status("too-large.yaml: document 1, line 1: Widget large: it has 2.");
+        server.wait_for_status("MiB, and the API takes 1.5 MiB at most: divide it");
+        server.succeed(&format!("rm {FOLDER}/too-large.yaml"));
+    });
+    step("an object that moves from one file to another stays, whichever comes first", || {
+        let map = |name: &str, round: u32| {
+            format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{round: '{round}'}}\n")
+        };
+        for round in 0..10 {
+            let (one, other) = (map("fixed-a", round), map("fixed-z", round));
+            let (a, z) = if round % 2 == 0 {
+                (one + &map("moving", round), other)
+            } else {
+                (one, other + &map("moving", round))
+            };
+            write("a-moving.yaml", &a);
+            write("z-moving.yaml", &z);
+            for name in ["fixed-a", "fixed-z", "moving"] {
+                until(&format!("k3s kubectl get configmap {name} -o jsonpath={{.data.round}} | grep -qx {round}"));
+            }
+            for name in ["a-moving", "z-moving"] {
+                until(&format!(
+                    "sum=$(sha256sum < {FOLDER}/{name}.yaml | cut -d' ' -f1); k3s kubectl get addon {name} -n kube-system -o jsonpath={{.spec.checksum}} | grep -qx $sum"
+                ));
+            }
+            server.kubectl("get configmap moving");
+        }
+    });
     step("an object that leaves a file goes, one that somebody else made stays", || {
         server.kubectl("create configmap foreign");
         write("other.yaml", "# nothing left\n");
@@ -77,8 +109,12 @@ fn what_lies_in_the_folder_is_in_the_cluster() {
     });
     step("a restart with --disable takes an add-on away, with its file", || {
         server.stop_k3s();
-        server.start_k3s("--disable-agent --disable=coredns");
+        write("mine.yaml", &APP.replace("name: app", "name: mine"));
+        server.start_k3s("--disable-agent --disable=coredns,mine,trafik");
         until("k3s kubectl get --raw /readyz");
+        until(&format!("! test -e {FOLDER}/mine.yaml"));
+        server.fail("k3s kubectl get configmap mine");
+        server.wait_for_status("disable=trafik: no manifest in the folder is called so");
         is_gone("deployment coredns -n kube-system");
         is_gone("addon coredns -n kube-system");
         server.fail(&format!("test -e {FOLDER}/coredns.yaml"));

@@ -54,6 +54,47 @@ spec:
   ports: [{port: 80, targetPort: 8080}]
 "#;
 
+/// A page on the server, and a Service of it.
+const ONE: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  containers: [{name: web, image: "docker.io/k3s-rs/demo:0.1.0"}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+"#;
+
+#[test]
+fn services_answer_where_kube_proxy_uses_iptables_and_ipvs_is_warned_of() {
+    let network = Network::new();
+    let (server, client) = (Node::boot(&network, "server"), Node::boot(&network, "client"));
+    let url = format!("http://{}/", server.address());
+    step("in kube-proxy's mode iptables", || {
+        server.give_demo_image();
+        server.start_k3s("--disable=coredns --kube-proxy-arg=proxy-mode=iptables");
+        server.wait_until_ready();
+        server.apply(ONE);
+        for from in [&client, &server] {
+            let page = from.wait_until_succeeds(&format!("curl -sSf -m 5 {url}"), PATIENCE);
+            assert_eq!(page.trim(), "Hello from a pod.", "from {}", from.name());
+        }
+        server.succeed("iptables-save -t nat | grep -q KUBE-EXT");
+    });
+    step("with the load balancer, ipvs is warned of", || {
+        server.stop_k3s();
+        server.start_k3s("--disable=coredns --kube-proxy-arg=proxy-mode=ipvs");
+        server.wait_for_status("use --kube-proxy-arg=proxy-mode=nftables, or --disable=servicelb");
+        println!("{}", server.succeed("k3s status"));
+    });
+}
+
 #[test]
 fn services_answer_at_nodes_addresses() {
     let network = Network::new();

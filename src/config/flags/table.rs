@@ -232,7 +232,7 @@ pub(super) const SECTIONS: &[Section] = &[
             list(
                 "disable",
                 "NAME",
-                "Packaged add-on to leave out: coredns, servicelb, traefik, local-storage, metrics-server, runtimes",
+                "Add-on to leave out: coredns, servicelb, traefik, local-storage, metrics-server, runtimes, or a manifest by its name",
             )
             .server(),
             switch("disable-scheduler", "Run no kube-scheduler").server(),

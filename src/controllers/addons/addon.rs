@@ -5,12 +5,13 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
     core::{ApiResource, DynamicObject, GroupVersionKind},
-    runtime::events::{Event, EventType, Recorder},
+    runtime::events::{Event, EventType},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::debug;
 
-use super::object_set::NAMESPACE;
+use super::{Deploy, object_set::NAMESPACE};
+use crate::{Controller as _, controller::recorder};
 
 /// What was applied from the file when it was last applied whole: k3s' own annotation.
 const GVKS: &str = "addon.k3s.cattle.io/gvks";
@@ -29,8 +30,8 @@ pub(super) const DEFINITIONS: [&str; 3] = [
 
 /// AddOns, by name.
 pub(super) struct Addons {
+    client: Client,
     api: Api<DynamicObject>,
-    events: Recorder,
 }
 
 /// One of them.
@@ -96,8 +97,8 @@ fn resource() -> ApiResource {
 }
 
 impl Addons {
-    pub(super) fn new(client: Client, events: Recorder) -> Self {
-        Self { api: Api::namespaced_with(client, NAMESPACE, &resource()), events }
+    pub(super) fn new(client: Client) -> Self {
+        Self { api: Api::namespaced_with(client.clone(), NAMESPACE, &resource()), client }
     }
 
     pub(super) async fn get(&self, name: &str) -> kube::Result<Option<AddonObject>> {
@@ -108,13 +109,16 @@ impl Addons {
         Ok(self.api.list(&ListParams::default()).await?.iter().map(AddonObject::of).collect())
     }
 
-    /// The AddOn called `name`, made if there is none: events need one to be told on.
-    pub(super) async fn get_or_create(&self, name: &str, source: &str) -> kube::Result<AddonObject> {
-        if let Some(found) = self.get(name).await? {
-            return Ok(found);
+    /// Makes an AddOn where there is none of its name.
+    pub(super) async fn create(&self, addon: &AddonObject) -> kube::Result<AddonObject> {
+        let mut object = DynamicObject::new(&addon.name, &resource()).within(NAMESPACE);
+        if !addon.kinds.is_empty() {
+            object.annotations_mut().insert(GVKS.into(), gvks(&addon.kinds));
         }
-        let mut object = DynamicObject::new(name, &resource()).within(NAMESPACE);
-        object.data = json!({"spec": {"source": source, "checksum": ""}});
+        if let Some(server) = &addon.server {
+            object.annotations_mut().insert(SERVER.into(), server.clone());
+        }
+        object.data = json!({"spec": {"source": addon.source, "checksum": addon.checksum}});
         Ok(AddonObject::of(&self.api.create(&PostParams::default(), &object).await?))
     }
 
@@ -162,13 +166,28 @@ impl Addons {
             resource_version: addon.version.clone(),
             ..ObjectReference::default()
         };
-        if let Err(error) = self.events.publish(&event, &reference).await {
+        // A recorder looks through all that it has told in the last minutes, to count what is told again: this is not.
+        let events = recorder(&self.client, Deploy::NAME);
+        if let Err(error) = events.publish(&event, &reference).await {
             debug!(addon = addon.name, %error, "An event could not be told.");
         }
     }
 }
 
 impl AddonObject {
+    /// One of the file `source` that nothing is known of yet.
+    pub(super) fn new(name: &str, source: String) -> Self {
+        Self {
+            name: name.to_owned(),
+            uid: None,
+            version: None,
+            source,
+            checksum: String::new(),
+            kinds: Vec::new(),
+            server: None,
+        }
+    }
+
     fn of(object: &DynamicObject) -> Self {
         let text = |field: &str| object.data["spec"][field].as_str().unwrap_or_default().to_owned();
         let annotation = |key: &str| object.annotations().get(key);
@@ -185,9 +204,9 @@ impl AddonObject {
 }
 
 /// As Go writes them: `apps/v1, Kind=Deployment`, `/v1, Kind=Service`.
-fn gvks(kinds: &[GroupVersionKind]) -> Value {
+fn gvks(kinds: &[GroupVersionKind]) -> String {
     let text = |kind: &GroupVersionKind| format!("{}/{}, Kind={}", kind.group, kind.version, kind.kind);
-    Value::String(kinds.iter().map(text).collect::<Vec<_>>().join(";"))
+    kinds.iter().map(text).collect::<Vec<_>>().join(";")
 }
 
 fn parse_gvk(text: &str) -> Option<GroupVersionKind> {
@@ -205,7 +224,7 @@ mod tests {
         let kinds = [GroupVersionKind::gvk("", "v1", "Service"), GroupVersionKind::gvk("apps", "v1", "Deployment")];
         let text = gvks(&kinds);
         assert_eq!(text, "/v1, Kind=Service;apps/v1, Kind=Deployment");
-        let read: Vec<_> = text.as_str().unwrap().split(';').filter_map(parse_gvk).collect();
+        let read: Vec<_> = text.split(';').filter_map(parse_gvk).collect();
         assert_eq!(read, kinds);
         assert_eq!("".split(';').filter_map(parse_gvk).count(), 0);
     }

@@ -1,10 +1,12 @@
 //! Objects of manifests in the cluster: applied, found again, pruned.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
@@ -12,9 +14,11 @@ use kube::{
     discovery::pinned_kind,
 };
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tracing::{debug, info};
 
 use super::{
+    backlog::is_foundation,
     manifest::{ManifestObject, Place},
     object_set::{ObjectSet, is_marked, may_be_pruned},
 };
@@ -26,14 +30,23 @@ const FIELD_MANAGER: &str = "k3s";
 const DEFAULT_NAMESPACE: &str = "default";
 /// What Helm makes a release of: group and kind.
 const HELM_CHART: (&str, &str) = ("helm.cattle.io", "HelmChart");
+/// Objects that are applied at the same time, of one file or of several.
+const AT_ONCE: usize = 8;
+/// How often an object that changes is looked at again before it is deleted.
+const LOOKS: usize = 5;
 /// How long the kinds of a definition that was just applied are waited for.
 const ESTABLISHED: Duration = Duration::from_secs(15);
 
 /// The API, with what it said of kinds.
 pub(super) struct Cluster {
     client: Client,
-    kinds: BTreeMap<(String, String, String), Served>,
+    kinds: Mutex<BTreeMap<KindKey, Served>>,
+    /// Held while an object is applied.
+    turns: Semaphore,
 }
+
+/// Group, version and kind.
+type KindKey = (String, String, String);
 
 #[derive(Debug, Clone)]
 struct Served {
@@ -54,6 +67,14 @@ pub(super) enum ApplyError {
         kind: String,
         /// Its group and version.
         api_version: String,
+    },
+    /// The API does not take so much.
+    #[error("it has {size} MiB, and the API takes {limit} MiB at most: divide it")]
+    TooLarge {
+        /// What it has, in JSON.
+        size: String,
+        /// What one object may have.
+        limit: &'static str,
     },
     /// The API does not take it.
     #[error(transparent)]
@@ -84,13 +105,13 @@ fn told(error: &ApplyError) -> String {
 
 impl Cluster {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, kinds: BTreeMap::new() }
+        Self { client, kinds: Mutex::default(), turns: Semaphore::new(AT_ONCE) }
     }
 
     /// Brings what `set` holds to what the manifest says: applies each object, and deletes those that are not in it any more, of its kinds
     /// and of `former` ones. One that fails holds up no other; but then nothing is deleted.
     pub(super) async fn apply(
-        &mut self,
+        &self,
         set: &ObjectSet,
         objects: Vec<ManifestObject>,
         former: &[GroupVersionKind],
@@ -105,11 +126,22 @@ impl Cluster {
         let mut wanted = BTreeSet::new();
         let mut failures = Vec::new();
         let mut unserved = Vec::new();
-        for ManifestObject { object, place } in in_order(objects) {
-            match self.apply_one(set, object.clone(), &present).await {
-                Ok(key) => drop(wanted.insert(key)),
-                Err(ApplyError::Unserved { .. }) => unserved.push(ManifestObject { object, place }),
-                Err(error) => failures.push((place, title(&object), error)),
+        // What others stand on goes one by one, and what comes after it waits.
+        let objects = in_order(objects);
+        let at_once = if names_one_twice(&objects) { 1 } else { AT_ONCE };
+        for run in objects.chunk_by(|one, next| !is_foundation(one) && !is_foundation(next)) {
+            let present = &present;
+            let applying = run.iter().cloned().map(|found| async move {
+                let result = self.apply_one(set, found.object.clone(), present).await;
+                (found, result)
+            });
+            let mut results = stream::iter(applying).buffered(at_once);
+            while let Some((found, result)) = results.next().await {
+                match result {
+                    Ok(key) => drop(wanted.insert(key)),
+                    Err(ApplyError::Unserved { .. }) => unserved.push(found),
+                    Err(error) => failures.push((found.place, title(&found.object), error)),
+                }
             }
         }
         let mut backoff = backoff::of_api();
@@ -131,13 +163,13 @@ impl Cluster {
         if !failures.is_empty() {
             return Err(Failures(failures));
         }
-        self.prune(present, &wanted).await.map_err(|error| {
+        self.prune(set, present, &wanted).await.map_err(|error| {
             Failures(vec![(Place { document: 1, line: 1 }, "what is not in the file any more".into(), error.into())])
         })
     }
 
     /// Applies definitions that are no add-on's.
-    pub(super) async fn define(&mut self, definitions: &[ManifestObject]) -> Result<(), ApplyError> {
+    pub(super) async fn define(&self, definitions: &[ManifestObject]) -> Result<(), ApplyError> {
         for ManifestObject { object, .. } in definitions {
             let kind = kind_of(object);
             let served = self.served(&kind).await?.ok_or_else(|| unserved(&kind))?;
@@ -148,15 +180,15 @@ impl Cluster {
     }
 
     /// Deletes all that `set` holds of these kinds.
-    pub(super) async fn delete(&mut self, set: &ObjectSet, kinds: &[GroupVersionKind]) -> kube::Result<()> {
+    pub(super) async fn delete(&self, set: &ObjectSet, kinds: &[GroupVersionKind]) -> kube::Result<()> {
         let present = self.present(set, kinds).await?;
-        self.prune(present, &BTreeSet::new()).await
+        self.prune(set, present, &BTreeSet::new()).await
     }
 
     /// Deletes the last HelmChart of a file that `set` still holds, and tells what it is called: the ones before go when it has gone. Helm
     /// uninstalls nothing that is of a kind which went with another chart.
     pub(super) async fn delete_last_chart(
-        &mut self,
+        &self,
         set: &ObjectSet,
         objects: &[ManifestObject],
     ) -> kube::Result<Option<String>> {
@@ -180,7 +212,7 @@ impl Cluster {
     }
 
     /// Deletes those of `objects` that an earlier release applied, which marked nothing.
-    pub(super) async fn delete_unmarked(&mut self, objects: &[ManifestObject]) -> kube::Result<()> {
+    pub(super) async fn delete_unmarked(&self, objects: &[ManifestObject]) -> kube::Result<()> {
         // What came last in a file stands on what came first.
         for ManifestObject { object, .. } in objects.iter().rev() {
             let Some(served) = self.served(&kind_of(object)).await? else { continue };
@@ -198,12 +230,13 @@ impl Cluster {
     }
 
     async fn apply_one(
-        &mut self,
+        &self,
         set: &ObjectSet,
         mut object: DynamicObject,
         present: &BTreeMap<Key, Present>,
     ) -> Result<Key, ApplyError> {
         let kind = kind_of(&object);
+        let _turn = self.turns.acquire().await;
         let served = self.served(&kind).await?.ok_or_else(|| unserved(&kind))?;
         let namespace = match served.scope {
             Scope::Cluster => None,
@@ -225,12 +258,18 @@ impl Cluster {
         if let Some(found) = present.get(&key) {
             take_over(&api, &found.metadata).await?;
         }
-        api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&object)).await?;
-        Ok(key)
+        let patched = api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&object)).await;
+        match patched.as_ref().err().and_then(limit_passed) {
+            Some(limit) => {
+                let tenths = serde_json::to_vec(&object).map_or(0, |json| json.len() * 10).div_ceil(1 << 20);
+                Err(ApplyError::TooLarge { size: format!("{}.{}", tenths / 10, tenths % 10), limit })
+            }
+            None => Ok(patched.map(|_| key)?),
+        }
     }
 
     /// What there is of `set`, of these kinds.
-    async fn present(&mut self, set: &ObjectSet, kinds: &[GroupVersionKind]) -> kube::Result<BTreeMap<Key, Present>> {
+    async fn present(&self, set: &ObjectSet, kinds: &[GroupVersionKind]) -> kube::Result<BTreeMap<Key, Present>> {
         let mut present = BTreeMap::new();
         let mut seen = BTreeSet::new();
         for kind in kinds {
@@ -243,7 +282,7 @@ impl Cluster {
                 Ok(listed) => listed,
                 // The kind has gone since it was asked for.
                 Err(kube::Error::Api(status)) if status.code == 404 => {
-                    self.kinds.remove(&(kind.group.clone(), kind.version.clone(), kind.kind.clone()));
+                    self.kinds().remove(&(kind.group.clone(), kind.version.clone(), kind.kind.clone()));
                     continue;
                 }
                 // Some resources cannot be listed: a review, say.
@@ -258,27 +297,45 @@ impl Cluster {
         Ok(present)
     }
 
-    async fn prune(&self, present: BTreeMap<Key, Present>, wanted: &BTreeSet<Key>) -> kube::Result<()> {
-        for (key, Present { served, metadata }) in present.into_iter().rev() {
-            if wanted.contains(&key) || !may_be_pruned(&metadata) {
-                continue;
-            }
+    /// Deletes what is `present` of `set` and not `wanted`. What another manifest takes over meanwhile stays.
+    async fn prune(
+        &self,
+        set: &ObjectSet,
+        present: BTreeMap<Key, Present>,
+        wanted: &BTreeSet<Key>,
+    ) -> kube::Result<()> {
+        for (key, Present { served, mut metadata }) in present.into_iter().rev() {
             let (_, kind, namespace, name) = &key;
-            delete(&self.api(&served, namespace.as_deref()), &metadata).await?;
-            info!(kind, namespace, name, "Deleted an object that no manifest holds any more.");
+            let api = self.api(&served, namespace.as_deref());
+            for look in 1.. {
+                if wanted.contains(&key) || !set.holds(&metadata) || !may_be_pruned(&metadata) {
+                    break;
+                }
+                match delete(&api, &metadata).await {
+                    Err(kube::Error::Api(status)) if status.code == 409 && look < LOOKS => {
+                        let Some(found) = api.get_metadata_opt(name).await? else { break };
+                        metadata = found.metadata;
+                    }
+                    Err(error) => return Err(error),
+                    Ok(()) => {
+                        info!(kind, namespace, name, "Deleted an object that no manifest holds any more.");
+                        break;
+                    }
+                }
+            }
         }
         Ok(())
     }
 
-    async fn served(&mut self, kind: &GroupVersionKind) -> kube::Result<Option<Served>> {
+    async fn served(&self, kind: &GroupVersionKind) -> kube::Result<Option<Served>> {
         let key = (kind.group.clone(), kind.version.clone(), kind.kind.clone());
-        if let Some(known) = self.kinds.get(&key) {
-            return Ok(Some(known.clone()));
+        if let Some(known) = self.kinds().get(&key).cloned() {
+            return Ok(Some(known));
         }
         match pinned_kind(&self.client, kind).await {
             Ok((resource, capabilities)) => {
                 let served = Served { resource, scope: capabilities.scope };
-                self.kinds.insert(key, served.clone());
+                self.kinds().insert(key, served.clone());
                 Ok(Some(served))
             }
             Err(kube::Error::Discovery(error)) => {
@@ -288,6 +345,10 @@ impl Cluster {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn kinds(&self) -> MutexGuard<'_, BTreeMap<KindKey, Served>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn api(&self, served: &Served, namespace: Option<&str>) -> Api<DynamicObject> {
@@ -306,9 +367,23 @@ struct Present {
     metadata: ObjectMeta,
 }
 
-/// Deletes the object that was found, and not another of its name.
+/// How many MiB the API takes, if it says that an object has more, without which: that of its requests, or etcd's own.
+fn limit_passed(error: &kube::Error) -> Option<&'static str> {
+    match error {
+        kube::Error::Api(status) if status.code == 413 => Some("3"),
+        kube::Error::Api(status)
+            // The store's own words, and those of kube-apiserver's client where it sends no more.
+            if ["request is too large", "message larger than max"].iter().any(|words| status.message.contains(words)) =>
+        {
+            Some("1.5")
+        }
+        _ => None,
+    }
+}
+
+/// Deletes the object that was found as it was, and not another of its name.
 async fn delete(api: &Api<DynamicObject>, found: &ObjectMeta) -> kube::Result<()> {
-    let only_this = Preconditions { uid: found.uid.clone(), resource_version: None };
+    let only_this = Preconditions { uid: found.uid.clone(), resource_version: found.resource_version.clone() };
     let params = DeleteParams::background().preconditions(only_this);
     ignore_missing(api.delete(found.name.as_deref().unwrap_or_default(), &params).await.map(drop))
 }
@@ -342,6 +417,15 @@ fn in_order(mut objects: Vec<ManifestObject>) -> Vec<ManifestObject> {
         !matches!((&*kind.group, &*kind.kind), ("", "Namespace") | ("apiextensions.k8s.io", "CustomResourceDefinition"))
     });
     objects
+}
+
+/// Whether an object comes twice: the last one counts.
+fn names_one_twice(objects: &[ManifestObject]) -> bool {
+    let mut seen = HashSet::new();
+    !objects.iter().all(|found| {
+        let (kind, metadata) = (kind_of(&found.object), &found.object.metadata);
+        seen.insert((kind.group, kind.kind, metadata.namespace.as_deref(), metadata.name.as_deref()))
+    })
 }
 
 /// Whether a definition among `applied` may make the API serve `object`'s kind.

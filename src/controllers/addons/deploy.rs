@@ -1,82 +1,77 @@
 //! The deploy controller: what lies in the folder of manifests is in the cluster.
 //!
 //! ```text
-//! something changes, or 15 s ──► scan ──► files that differ ──► read ──► parse ──► apply ──► prune ──► AddOn
-//!                                  │                              └────────┴────────┴─ fails: event, status, again later
+//! something changes, or 15 s ──► look ──► files that differ ──► read ──► apply ──► prune ──► AddOn
+//!                                  │                             └───────┴─ fails: event, status, again later
 //!                                  ├─► disabled ──► delete objects, file, AddOn
 //!                                  └─► gone from an authoritative folder ──► delete objects, AddOn
 //! ```
 //!
 //! As in k3s, each server follows its own folder, a file that is deleted leaves its objects behind unless its folder is authoritative, and
-//! the first look at a file applies it whatever was applied before.
+//! the first look at a file applies it whatever was applied before. `backlog.rs` says what waits for what, `apply.rs` does it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs::{self, OpenOptions},
-    io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    collections::{BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
-use aws_lc_rs::digest;
-use data_encoding::HEXLOWER;
-use k3s_supervise::{Backoff, ObjectStatus, TaskError};
-use nix::libc;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use k3s_supervise::{ObjectStatus, TaskError};
 use tokio::{
     select,
-    task::{JoinError, spawn_blocking},
-    time::Instant,
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
 };
-use tracing::{debug, info};
+use tracing::info;
 
 use super::{
     Deploy,
-    addon::{AddonObject, Addons, DEFINITIONS, Step},
+    apply::{Applier, Contents, DeployError, Job, read},
+    backlog::{Backlog, Share},
     changes::Changes,
-    cluster::{Cluster, kinds_of},
-    folder::{ManifestFile, Scan, addon_name, is_addon_name, scan},
-    manifest::{self, ManifestObject},
-    object_set::ObjectSet,
+    folder::{ManifestFile, Scan, addon_name, is_disabled, scan},
+    outcomes::Outcomes,
     packaged::PACKAGED,
 };
-use crate::{Context, Controller, backoff};
+use crate::{Context, Controller};
 
-/// Larger than any manifest that people keep, and small enough to be read by a small device.
-const LARGEST: u64 = 16 << 20;
-/// Of what is told of a file, in characters: parsers and the API cite what they were given.
-const LONGEST: usize = 600;
-/// Between attempts with one file at first, and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often the status says how far it is, and what failed is looked at again, while there is other work.
+const BETWEEN: Duration = Duration::from_secs(1);
 
 impl Controller for Deploy {
     const NAME: &'static str = "deploy";
 
     async fn run(&self, context: Context) -> Result<(), TaskError> {
-        let mut run = Run {
-            deploy: self,
-            addons: Addons::new(context.client.clone(), context.events.clone()),
-            cluster: Cluster::new(context.client.clone()),
-            context: &context,
-            files: HashMap::new(),
-            unreadable: BTreeSet::new(),
-        };
-        run.define().await?;
+        let applier = Applier::new(self, context.client.clone());
+        applier.define().await?;
         for (packaged, chart) in self.left_out() {
             info!(
                 manifest = packaged,
                 chart, "A packaged add-on is left out: its chart did not come with this package."
             );
         }
+        let mut run = Run::new(self, &applier, &context);
         let mut changes = Changes::new();
         loop {
             run.stage();
-            let found = run.look().await?;
-            changes.follow(&found.folders);
-            run.bring_about(&found).await;
-            select! {
-                () = changes.next() => {}
-                () = run.next_attempt() => {}
+            run.look().await?;
+            changes.follow(&run.found.folders);
+            let mut changed = pin!(changes.next());
+            loop {
+                run.begin_what_fits();
+                if run.is_idle() && !run.is_settled {
+                    run.forget().await;
+                    run.tell();
+                    run.is_settled = true;
+                }
+                let next_look = run.next_look();
+                select! {
+                    Some(progress) = run.working.next() => run.progress(progress),
+                    () = &mut changed => break,
+                    () = sleep_until(next_look.unwrap_or_else(Instant::now)), if next_look.is_some() => break,
+                }
             }
         }
     }
@@ -91,87 +86,71 @@ impl Deploy {
 
 struct Run<'a> {
     deploy: &'a Deploy,
-    addons: Addons,
-    cluster: Cluster,
+    applier: &'a Applier<'a>,
     context: &'a Context,
-    /// What became of each file, by its path.
-    files: HashMap<PathBuf, FileState>,
+    /// What there was in the folder at the last look.
+    found: Scan,
+    /// Wanted files that have one add-on name together, by that.
+    rivals: HashMap<String, Vec<ManifestFile>>,
+    outcomes: Outcomes,
     /// What could not be read when it was last looked at, by name.
     unreadable: BTreeSet<String>,
+    /// Names in `--disable` that nothing has been found for, in this process' life.
+    unfound: BTreeSet<String>,
+    backlog: Backlog,
+    /// What is begun next: it is read, or waits for what is on its way.
+    next: Next,
+    /// Files on their way, each with what it takes.
+    on_their_way: Vec<(ManifestFile, Share)>,
+    working: FuturesUnordered<BoxFuture<'a, Progress>>,
+    /// When a file that failed is to be tried again.
+    retry_at: Option<Instant>,
+    /// Whether all that the last look found is done and told, and what is gone forgotten.
+    is_settled: bool,
+    /// When the folder was last looked at.
+    looked: Instant,
+    /// When the status was last told.
+    told: Instant,
 }
 
-/// What became of a file, as it was when it was last looked at.
-struct FileState {
-    file: ManifestFile,
-    outcome: Outcome,
+/// The file after those that are on their way.
+enum Next {
+    None,
+    Reading(ManifestFile),
+    Waiting(ManifestFile, Share, Todo),
 }
 
-enum Outcome {
-    Done,
-    Failed(Box<Retry>),
+enum Todo {
+    Apply(Result<Contents, DeployError>),
+    Delete,
 }
 
-/// When a file that failed is tried again.
-struct Retry {
-    backoff: Backoff,
-    at: Instant,
-    why: String,
+/// What has come about.
+enum Progress {
+    Read(Result<Contents, DeployError>),
+    Ended(ManifestFile, Result<(), String>),
 }
 
-/// Why a file is not in the cluster.
-#[derive(Debug, thiserror::Error)]
-enum DeployError {
-    #[error("it cannot be read: {0}")]
-    Read(#[from] io::Error),
-    #[error("it is larger than {} MiB", LARGEST >> 20)]
-    TooLarge,
-    #[error(transparent)]
-    Manifest(#[from] manifest::ManifestError),
-    #[error(transparent)]
-    Apply(#[from] super::cluster::Failures),
-    #[error("the API does not answer for its AddOn: {0}")]
-    Addon(#[from] kube::Error),
-    #[error("it has the add-on name {name} of {first}: rename one of them")]
-    Name { name: String, first: String },
-    #[error("it cannot be an AddOn called {0:?}: rename it to small letters, digits and - before its first dot")]
-    NoName(String),
-    #[error("reading it failed: {0}")]
-    Thread(#[from] JoinError),
-    #[error("it cannot be deleted: {0}")]
-    Delete(io::Error),
-    #[error("{0} is being uninstalled")]
-    Uninstalling(String),
-}
-
-impl DeployError {
-    /// What it is to users.
-    fn step(&self) -> Option<Step> {
-        match self {
-            Self::Read(_) | Self::TooLarge => Some(Step::ReadFailed),
-            Self::Manifest(_) => Some(Step::ParseFailed),
-            Self::Apply(_) => Some(Step::ApplyFailed),
-            Self::Addon(_)
-            | Self::Name { .. }
-            | Self::NoName(_)
-            | Self::Thread(_)
-            | Self::Delete(_)
-            | Self::Uninstalling(_) => None,
+impl<'a> Run<'a> {
+    fn new(deploy: &'a Deploy, applier: &'a Applier<'a>, context: &'a Context) -> Self {
+        Self {
+            deploy,
+            applier,
+            context,
+            found: Scan::default(),
+            rivals: HashMap::new(),
+            outcomes: Outcomes::default(),
+            unreadable: BTreeSet::new(),
+            unfound: deploy.disabled.iter().filter(|name| !deploy.packaged.contains(&name.as_str())).cloned().collect(),
+            backlog: Backlog::default(),
+            next: Next::None,
+            on_their_way: Vec::new(),
+            working: FuturesUnordered::new(),
+            retry_at: None,
+            is_settled: false,
+            looked: Instant::now(),
+            told: Instant::now(),
         }
-    }
-}
-
-impl Run<'_> {
-    /// Makes the API know AddOns and Helm charts.
-    async fn define(&mut self) -> Result<(), TaskError> {
-        for definition in DEFINITIONS {
-            let objects = manifest::parse(definition.as_bytes())?;
-            let mut backoff = backoff::of_api();
-            while let Err(error) = self.cluster.define(&objects).await {
-                debug!(%error, "AddOns and Helm charts cannot be defined yet.");
-                backoff.wait().await;
-            }
-        }
-        Ok(())
     }
 
     /// Puts the packaged manifests into the folder.
@@ -184,63 +163,144 @@ impl Run<'_> {
         }
     }
 
-    async fn look(&self) -> Result<Scan, TaskError> {
+    /// Looks into the folder: what is due is done from now on.
+    async fn look(&mut self) -> Result<(), TaskError> {
         let (folder, disabled) = (self.deploy.folder.clone(), self.deploy.disabled.clone());
-        Ok(spawn_blocking(move || scan(&folder, &disabled)).await?)
-    }
-
-    async fn bring_about(&mut self, found: &Scan) {
-        let unreadable = found.unreadable.iter().map(|(name, _)| name.clone()).collect();
+        self.found = spawn_blocking(move || scan(&folder, &disabled)).await?;
+        let unreadable = self.found.unreadable.iter().map(|(name, _)| name.clone()).collect();
         for name in self.unreadable.difference(&unreadable) {
             self.context.status.solved(name);
         }
         self.unreadable = unreadable;
-        for (name, error) in &found.unreadable {
+        for (name, error) in &self.found.unreadable {
             self.context.status.problem(name, format!("it cannot be read: {error}"));
         }
-        for file in &found.disabled {
-            if self.is_due(file) {
-                let result = self.delete(file).await;
-                self.settle(file, result).await;
+        self.tell_unfound();
+        self.rivals.clear();
+        for file in &self.found.wanted {
+            self.rivals.entry(addon_name(&file.path)).or_default().push(file.clone());
+        }
+        self.rivals.retain(|_, files| files.len() > 1);
+        let due = self.found.disabled.iter().chain(&self.found.wanted).filter(|file| self.is_due(file));
+        self.backlog.replace(due.cloned().collect());
+        let there = self.found.disabled.iter().chain(&self.found.wanted);
+        self.retry_at = self.outcomes.earliest_retry(there);
+        self.is_settled = false;
+        self.looked = Instant::now();
+        Ok(())
+    }
+
+    /// Tells which names in `--disable` nothing is called by: k3s takes any, and a typing error disables nothing.
+    fn tell_unfound(&mut self) {
+        let is_found = |name: &String| {
+            let disabled = BTreeSet::from([name.clone()]);
+            let packaged = PACKAGED.iter().map(|packaged| self.deploy.path(packaged));
+            let mut paths = self.found.disabled.iter().map(|file| file.path.clone()).chain(packaged);
+            paths.any(|path| is_disabled(&self.deploy.folder, &path, &disabled))
+        };
+        let (found, unfound): (BTreeSet<_>, _) = std::mem::take(&mut self.unfound).into_iter().partition(is_found);
+        for name in &found {
+            self.context.status.solved(&format!("--disable={name}"));
+        }
+        for name in &unfound {
+            let why = format!(
+                "no manifest in the folder is called so, and no packaged add-on: these are {}",
+                self.deploy.packaged.join(", ")
+            );
+            self.context.status.problem(&format!("--disable={name}"), why);
+        }
+        self.unfound = unfound;
+    }
+
+    /// Begins what may go on beside what is on its way.
+    fn begin_what_fits(&mut self) {
+        loop {
+            match std::mem::replace(&mut self.next, Next::None) {
+                Next::None => {
+                    let Some(file) = self.backlog.next() else { return };
+                    self.next = if self.found.disabled.contains(&file) {
+                        Next::Waiting(file.clone(), Share::alone(&file), Todo::Delete)
+                    } else {
+                        let path = file.path.clone();
+                        self.working.push(async move { Progress::Read(read(&path).await) }.boxed());
+                        Next::Reading(file)
+                    };
+                }
+                reading @ Next::Reading(_) => {
+                    self.next = reading;
+                    return;
+                }
+                Next::Waiting(file, share, todo) => {
+                    if !share.fits(self.on_their_way.iter().map(|(_, share)| share)) {
+                        self.next = Next::Waiting(file, share, todo);
+                        return;
+                    }
+                    let job = self.job(file.clone(), todo);
+                    let applier = self.applier;
+                    self.working.push(
+                        async move {
+                            let (file, result) = applier.run(job).await;
+                            Progress::Ended(file, result)
+                        }
+                        .boxed(),
+                    );
+                    self.on_their_way.push((file, share));
+                }
             }
         }
-        let mut of_name: BTreeMap<String, Vec<&ManifestFile>> = BTreeMap::new();
-        for file in &found.wanted {
-            of_name.entry(addon_name(&file.path)).or_default().push(file);
+    }
+
+    fn job(&self, file: ManifestFile, todo: Todo) -> Job {
+        let Todo::Apply(contents) = todo else { return Job::Delete { file } };
+        Job::Apply {
+            rivals: self.rivals.get(&addon_name(&file.path)).cloned().unwrap_or_default(),
+            is_done: self.outcomes.is_done(&file),
+            told: self.outcomes.why(&file).map(str::to_owned),
+            contents,
+            file,
         }
-        for file in found.wanted.iter().filter(|file| self.is_due(file)).collect::<Vec<_>>() {
-            let name = addon_name(&file.path);
-            let result = if is_addon_name(&name) {
-                self.apply_as(&name, file, &of_name[&name]).await
-            } else {
-                Err(DeployError::NoName(name))
-            };
-            self.settle(file, result).await;
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Read(contents) => {
+                if let Next::Reading(file) = std::mem::replace(&mut self.next, Next::None) {
+                    let objects = contents.as_ref().map(|contents| &*contents.objects).unwrap_or_default();
+                    let share = Share::of(&file, objects);
+                    self.next = Next::Waiting(file, share, Todo::Apply(contents));
+                }
+            }
+            Progress::Ended(file, result) => {
+                self.on_their_way.retain(|(on_its_way, _)| on_its_way.path != file.path);
+                self.settle(file, result);
+                if self.told.elapsed() >= BETWEEN {
+                    self.tell();
+                }
+            }
         }
-        self.forget(found).await;
-        self.list(found);
-        let (done, all) = (found.wanted.iter().filter(|file| self.is_done(file)).count(), found.wanted.len());
-        self.context.status.set(if done == all {
-            format!("{all} manifests are applied")
-        } else {
-            format!("{done} of {all} manifests are applied")
-        });
+    }
+
+    fn is_idle(&self) -> bool {
+        self.working.is_empty() && self.backlog.is_empty() && matches!(self.next, Next::None)
     }
 
     /// Lists what became of each file.
-    fn list(&self, found: &Scan) {
+    fn list(&self) {
+        let found = &self.found;
         let listed = |file: &ManifestFile, done: &str| {
-            let (state, why) = match self.files.get(&file.path).map(|state| &state.outcome) {
-                Some(Outcome::Done) => (done, None),
-                Some(Outcome::Failed(retry)) => ("waits", Some(retry.why.clone())),
-                None => ("waits", None),
-            };
+            let state = if self.outcomes.is_done(file) { done } else { "waits" };
+            let why = self.outcomes.why(file).map(str::to_owned);
             ObjectStatus { object: file.name.clone(), state: state.to_owned(), why }
         };
         let skipped = found.skipped.iter().map(|path| ObjectStatus {
             object: path.strip_prefix(&self.deploy.folder).unwrap_or(path).display().to_string(),
             state: "skipped".to_owned(),
             why: None,
+        });
+        let unreadable = found.unreadable.iter().map(|(name, error)| ObjectStatus {
+            object: name.clone(),
+            state: "unreadable".to_owned(),
+            why: Some(error.to_string()),
         });
         let is_there = |path: &str| found.wanted.iter().any(|file| file.name == path);
         let left_out = self.deploy.left_out().filter(|(path, _)| !is_there(path)).map(|(path, chart)| ObjectStatus {
@@ -252,199 +312,69 @@ impl Run<'_> {
         let mut all: Vec<_> = wanted
             .chain(found.disabled.iter().map(|file| listed(file, "disabled")))
             .chain(skipped)
+            .chain(unreadable)
             .chain(left_out)
             .collect();
-        // What waits comes first, then by name.
-        all.sort_by(|a, b| (a.state != "waits", &a.object).cmp(&(b.state != "waits", &b.object)));
+        // What is wrong comes first, then by name.
+        let is_right = |object: &ObjectStatus| !matches!(&*object.state, "waits" | "unreadable");
+        all.sort_by(|a, b| (is_right(a), &a.object).cmp(&(is_right(b), &b.object)));
         self.context.status.list(all);
     }
 
-    /// Whether a file has changed, or failed and is to be tried again.
-    fn is_due(&self, file: &ManifestFile) -> bool {
-        match self.files.get(&file.path) {
-            Some(FileState { file: before, outcome }) if before == file => match outcome {
-                Outcome::Done => false,
-                Outcome::Failed(retry) => retry.at <= Instant::now(),
-            },
-            _ => true,
-        }
+    /// Tells how far it is, and what became of each file.
+    fn tell(&mut self) {
+        self.told = Instant::now();
+        self.list();
+        let (all, done) =
+            (&self.found.wanted, self.found.wanted.iter().filter(|file| self.outcomes.is_done(file)).count());
+        self.context.status.set(if done == all.len() {
+            format!("{done} manifests are applied")
+        } else {
+            format!("{done} of {} manifests are applied", all.len())
+        });
     }
 
-    /// Whether some state of the file was applied in this process' life, and nothing has failed since.
-    fn is_done(&self, file: &ManifestFile) -> bool {
-        self.files.get(&file.path).is_some_and(|state| matches!(state.outcome, Outcome::Done))
+    /// Whether a file has changed, or failed and is to be tried again, and is not on its way as it is now.
+    fn is_due(&self, file: &ManifestFile) -> bool {
+        let is_next = matches!(&self.next, Next::Reading(next) | Next::Waiting(next, ..) if next == file);
+        if is_next || self.on_their_way.iter().any(|(on_its_way, _)| on_its_way == file) {
+            return false;
+        }
+        self.outcomes.is_due(file)
     }
 
     /// Remembers what became of a file, and tells of it.
-    async fn settle(&mut self, file: &ManifestFile, result: Result<(), DeployError>) {
-        let before = self.files.remove(&file.path).map(|state| state.outcome);
-        let outcome = match result {
-            Ok(()) => {
-                self.context.status.solved(&file.name);
-                Outcome::Done
-            }
-            Err(error) => {
-                let why = shortened(error.to_string());
-                let (mut backoff, told) = match before {
-                    Some(Outcome::Failed(retry)) => (retry.backoff, Some(retry.why)),
-                    _ => (Backoff::between(PAUSES.0, PAUSES.1), None),
-                };
-                if told.as_ref() != Some(&why)
-                    && let Some(step) = error.step()
-                    && let Ok(Some(addon)) = self.addons.get(&addon_name(&file.path)).await
-                {
-                    self.addons.tell(&addon, step, Some(&why)).await;
-                }
-                self.context.status.problem(&file.name, why.clone());
-                Outcome::Failed(Box::new(Retry { at: Instant::now() + backoff.advance(), backoff, why }))
-            }
-        };
-        self.files.insert(file.path.clone(), FileState { file: file.clone(), outcome });
-    }
-
-    /// Applies it unless another one of the same `name` has the AddOn: that whose objects the AddOn stands for, or else the first.
-    async fn apply_as(&mut self, name: &str, file: &ManifestFile, all: &[&ManifestFile]) -> Result<(), DeployError> {
-        if all.len() > 1 {
-            let source = self.addons.get(name).await?.map(|addon| addon.source);
-            let has_it = |file: &&&ManifestFile| source.as_deref() == Some(&*file.path.to_string_lossy());
-            let holder = all.iter().find(has_it).unwrap_or(&all[0]);
-            if holder.path != file.path {
-                return Err(DeployError::Name { name: name.to_owned(), first: holder.name.clone() });
-            }
+    fn settle(&mut self, file: ManifestFile, result: Result<(), String>) {
+        match &result {
+            Ok(()) => self.context.status.solved(&file.name),
+            Err(why) => self.context.status.problem(&file.name, why),
         }
-        self.apply(name, file).await
-    }
-
-    async fn apply(&mut self, name: &str, file: &ManifestFile) -> Result<(), DeployError> {
-        let source = file.path.display().to_string();
-        let before = self.addons.get_or_create(name, &source).await?;
-        let (checksum, contents) = read(&file.path).await?;
-        // A file that was only touched.
-        if self.is_done(file) && checksum == before.checksum && source == before.source {
-            return Ok(());
-        }
-        let objects = parse(contents).await?;
-        let kinds = kinds_of(&objects);
-        let server = file.authoritative.then(|| self.deploy.server.clone());
-        // Whatever comes in between: what is about to be applied is found again.
-        let all = kinds.iter().chain(before.kinds.iter().filter(|kind| !kinds.contains(kind))).cloned().collect();
-        let begun = AddonObject { source, server, kinds: all, ..before.clone() };
-        let addon = self.addons.store(&before, &begun).await?;
-        self.addons.tell(&addon, Step::Applying, None).await;
-        self.cluster.apply(&ObjectSet::of(name), objects, &addon.kinds).await?;
-        self.addons.tell(&addon, Step::Applied, None).await;
-        let applied = AddonObject { checksum, kinds, ..addon.clone() };
-        self.addons.store(&addon, &applied).await?;
-        info!(manifest = file.name, "Applied a manifest.");
-        Ok(())
-    }
-
-    /// Deletes the objects of a disabled file, the file if it is ours, and its AddOn.
-    async fn delete(&mut self, file: &ManifestFile) -> Result<(), DeployError> {
-        let name = addon_name(&file.path);
-        let addon = self.addons.get(&name).await?;
-        let objects = match read(&file.path).await {
-            Ok((_, contents)) => parse(contents).await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        let former = addon.iter().flat_map(|addon| addon.kinds.clone());
-        let kinds: Vec<_> = kinds_of(&objects).into_iter().chain(former).collect();
-        if let Some(chart) = self.cluster.delete_last_chart(&ObjectSet::of(&name), &objects).await? {
-            return Err(DeployError::Uninstalling(chart));
-        }
-        self.cluster.delete(&ObjectSet::of(&name), &kinds).await?;
-        self.cluster.delete_unmarked(&objects).await?;
-        if file.removable {
-            fs::remove_file(&file.path).map_err(DeployError::Delete)?;
-        }
-        if let Some(addon) = addon {
-            self.addons.tell(&addon, Step::Deleting, None).await;
-            self.addons.delete(&name).await?;
-            info!(manifest = file.name, "Deleted the objects of a disabled add-on.");
-        }
-        Ok(())
+        let again = self.outcomes.settle(file, result);
+        self.retry_at = self.retry_at.into_iter().chain(again).min();
     }
 
     /// Forgets files that are gone; those of authoritative folders take their objects along.
-    async fn forget(&mut self, found: &Scan) {
+    async fn forget(&mut self) {
+        let found = &self.found;
         let unreadable: Vec<_> = found.unreadable.iter().map(|(name, _)| self.deploy.folder.join(name)).collect();
         let known = found.wanted.iter().chain(&found.disabled).map(|file| &file.path);
-        let there: HashSet<&Path> = known.chain(&found.skipped).chain(&unreadable).map(PathBuf::as_path).collect();
-        let gone: Vec<_> = self.files.keys().filter(|path| !there.contains(path.as_path())).cloned().collect();
-        for path in &gone {
-            if let Some(state) = self.files.remove(path) {
-                self.context.status.solved(&state.file.name);
-            }
+        let mut there: HashSet<&Path> = known.chain(&unreadable).map(PathBuf::as_path).collect();
+        for gone in self.outcomes.forget(|path| there.contains(path)) {
+            self.context.status.solved(&gone.name);
         }
         if found.authoritative.is_empty() {
             return;
         }
-        let addons = match self.addons.list().await {
-            Ok(addons) => addons,
-            Err(error) => return debug!(%error, "AddOns cannot be listed yet."),
+        there.extend(found.skipped.iter().map(PathBuf::as_path));
+        let told = |addon: &str, deleted: Result<(), kube::Error>| match deleted {
+            Ok(()) => self.context.status.solved(addon),
+            Err(error) => self.context.status.problem(addon, format!("its objects cannot be deleted: {error}")),
         };
-        for addon in addons {
-            let source = Path::new(&addon.source);
-            let ours = addon.server.as_deref() == Some(&*self.deploy.server)
-                && found.authoritative.iter().any(|folder| source.starts_with(folder));
-            if !ours || there.contains(source) {
-                continue;
-            }
-            let object = format!("Addon {}", addon.name);
-            match self.cluster.delete(&ObjectSet::of(&addon.name), &addon.kinds).await {
-                Ok(()) => {
-                    self.addons.tell(&addon, Step::Deleting, None).await;
-                    if self.addons.delete(&addon.name).await.is_ok() {
-                        info!(manifest = addon.source, "Deleted the objects of a manifest that is gone.");
-                        self.context.status.solved(&object);
-                    }
-                }
-                Err(error) => {
-                    self.context.status.problem(&object, format!("its objects cannot be deleted: {error}"));
-                }
-            }
-        }
+        self.applier.delete_gone(&found.authoritative, &there, told).await;
     }
 
-    /// Comes back when a file that failed is to be tried again.
-    async fn next_attempt(&self) {
-        let next = self.files.values().filter_map(|state| match &state.outcome {
-            Outcome::Done => None,
-            Outcome::Failed(retry) => Some(retry.at),
-        });
-        match next.min() {
-            Some(next) => tokio::time::sleep_until(next).await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// What is in a file, with its checksum.
-async fn read(path: &Path) -> Result<(String, Vec<u8>), DeployError> {
-    let path = path.to_owned();
-    spawn_blocking(move || {
-        // Whatever has taken the file's place since it was found: a pipe is not waited for, and a device is not read to its end.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        if file.metadata()?.len() > LARGEST {
-            return Err(DeployError::TooLarge);
-        }
-        let mut contents = Vec::new();
-        file.take(LARGEST + 1).read_to_end(&mut contents)?;
-        if contents.len() as u64 > LARGEST {
-            return Err(DeployError::TooLarge);
-        }
-        Ok((HEXLOWER.encode(digest::digest(&digest::SHA256, &contents).as_ref()), contents))
-    })
-    .await?
-}
-
-async fn parse(contents: Vec<u8>) -> Result<Vec<ManifestObject>, DeployError> {
-    Ok(spawn_blocking(move || manifest::parse(&contents)).await??)
-}
-
-fn shortened(text: String) -> String {
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+    /// When to look again in any case: at a file that failed.
+    fn next_look(&self) -> Option<Instant> {
+        self.retry_at.map(|at| if self.is_idle() { at } else { at.max(self.looked + BETWEEN) })
     }
 }

@@ -19,7 +19,7 @@ pub(super) const AUTHORITATIVE: &str = ".authoritative";
 const DEEPEST: usize = 16;
 
 /// A file with a manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ManifestFile {
     /// Where it is found, links not resolved.
     pub(super) path: PathBuf,
@@ -34,11 +34,12 @@ pub(super) struct ManifestFile {
 }
 
 /// What a change of a file changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Fingerprint {
     device: u64,
     inode: u64,
-    size: u64,
+    /// In bytes.
+    pub(super) size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }

@@ -10,12 +10,15 @@
 //! again, and `deploy.rs` the order of things. All of it is k3s', so that either follows the other on one cluster.
 
 mod addon;
+mod apply;
+mod backlog;
 mod changes;
 mod cluster;
 mod deploy;
 mod folder;
 mod manifest;
 mod object_set;
+mod outcomes;
 mod packaged;
 mod stage;
 #[cfg(test)]
@@ -32,8 +35,10 @@ pub struct Deploy {
     pub folder: PathBuf,
     /// The folder of the charts that came with the program. A packaged manifest of charts that it lacks is left out.
     pub charts: Option<PathBuf>,
-    /// `--disable`, by the names k3s has for its add-ons.
+    /// `--disable`: names of packaged add-ons, and of manifests in the folder.
     pub disabled: BTreeSet<String>,
+    /// The names that `--disable` has for what is packaged, whether it is in a manifest or not.
+    pub packaged: &'static [&'static str],
     /// What is filled into the packaged manifests.
     pub variables: Variables,
     /// The server's own name: files that go from its authoritative folders take along only what it applied from them.
@@ -48,6 +53,7 @@ impl Deploy {
             folder: folder.into(),
             charts: None,
             disabled: disabled.iter().map(|name| (*name).to_owned()).collect(),
+            packaged: &["coredns", "servicelb"],
             variables: Variables {
                 cluster_dns: vec!["10.43.0.10".parse().unwrap()],
                 cluster_domain: "cluster.local".into(),

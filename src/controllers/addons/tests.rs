@@ -235,7 +235,10 @@ async fn files_as_tools_leave_them_are_applied_and_a_broken_one_harms_no_other()
             assert!(of("dangling.yaml").await.starts_with("it cannot be read: No such file or directory"));
             assert_eq!(of("device.yaml").await, "it cannot be read: it is no regular file");
             assert_eq!(of("pipe.yaml").await, "it cannot be read: it is no regular file");
-            assert_eq!(of("huge.yaml").await, "it is larger than 16 MiB");
+            assert_eq!(
+                of("huge.yaml").await,
+                "it has 1024 MiB, and 16 MiB at most are read: divide it into several files"
+            );
             assert_eq!(of("loop/bom.yaml").await, "it has the add-on name bom of bom.yaml: rename one of them");
             assert_eq!(
                 of("My_App.yaml").await,
@@ -243,6 +246,14 @@ async fn files_as_tools_leave_them_are_applied_and_a_broken_one_harms_no_other()
             );
             let long = of("long.yaml").await;
             assert!(long.starts_with("document 1, line 1: it is no Kubernetes object") && long.len() < 700, "{long}");
+            let pipe = loop {
+                let listed = server.task().await.objects;
+                if let Some(pipe) = listed.into_iter().find(|object| object.object == "pipe.yaml") {
+                    break pipe;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            };
+            assert_eq!((&*pipe.state, pipe.why.as_deref()), ("unreadable", Some("it is no regular file")));
             let problems = server.problems().await;
             let of_this_folder = problems.iter().filter(|(name, _)| !name.starts_with("loop/")).count();
             assert_eq!(of_this_folder, 8, "{problems:?}");
@@ -264,6 +275,57 @@ async fn what_cannot_be_read_is_told_for_as_long_as_it_is_there() {
             }
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_broken_file_that_is_skipped_is_no_problem_any_more() {
+    let server = Server::new();
+    server.write("broken.yaml", "a: [");
+    server
+        .run(async {
+            server.until_problem("broken.yaml").await;
+            server.write("broken.yaml.skip", "");
+            while !server.problems().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_manifest_says_of_an_object_last_counts_among_many() {
+    let server = Server::new();
+    let mut documents: Vec<_> = (0..50).map(|number| config_map(&format!("c{number}"), &json!({}))).collect();
+    for value in ["1", "2", "3"] {
+        documents.push(config_map("twice", &json!({"a": value})));
+    }
+    server.write("app.yaml", documents.join("\n---\n"));
+    server
+        .run(async {
+            server.until_applied("app.yaml").await;
+            assert_eq!(server.config_map("twice").unwrap()["data"]["a"], "3");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_there_already_is_no_news_at_a_start() {
+    let server = Server::new();
+    server.write("app.yaml", config_map("app", &json!({"a": "1"})));
+    server.run(async { server.until_applied("app.yaml").await }).await;
+    let events = || server.api.paths().into_iter().filter(|path| path.contains("/events/app.")).count();
+    let before = events();
+    let mut object = server.config_map("app").unwrap();
+    object["data"]["a"] = "by hand".into();
+    server.api.put(CONFIG_MAPS, object);
+    server
+        .run(async {
+            server.until("applying it again", || server.config_map("app").unwrap()["data"]["a"] == "1").await;
+            server.write("next.yaml", config_map("next", &json!({})));
+            server.until_applied("next.yaml").await;
+        })
+        .await;
+    assert_eq!(events(), before);
 }
 
 #[tokio::test]
@@ -348,6 +410,25 @@ async fn a_disabled_addon_goes_with_its_file_and_nothing_of_others_does() {
             assert_eq!(server.config_map("dns"), None);
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_name_that_nothing_is_called_by_is_told_until_something_is() {
+    let mut server = Server::new();
+    server.disabled = vec!["coredns", "rolebindings", "servicelb", "trafik"];
+    server
+        .run(async {
+            let why = server.until_problem("--disable=trafik").await;
+            assert!(why.ends_with("these are coredns, servicelb"), "{why}");
+            assert_eq!(server.problems().await.len(), 1);
+            server.write("trafik.yaml", config_map("mine", &json!({})));
+            server.until("deleting the file", || !server.folder.join("trafik.yaml").exists()).await;
+            while !server.problems().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    assert_eq!(server.config_map("mine"), None);
 }
 
 #[tokio::test]

@@ -54,6 +54,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         server.succeed(&write);
         server.wait_until_succeeds(&applied, PATIENCE);
     })?;
+    let change = write.replace("a: b", "a: c");
+    measure("all of them are changed, and one comes behind them: until that is there", &|| {
+        server.succeed(&change);
+        // The last by its name, once they are on their way.
+        pass(Duration::from_secs(1));
+        server.succeed(&format!("sed s/c1}}/late}}/ {MANIFESTS}/m1.yaml > {MANIFESTS}/zz.yaml"));
+        server.wait_until_succeeds("k3s kubectl get configmap late", PATIENCE);
+    })?;
+    measure("until the rest is", &|| {
+        let changed = "k3s kubectl get configmaps -o jsonpath='{.items[*].data.a}' | tr ' ' '\\n'";
+        server.wait_until_succeeds(&format!("test $({changed} | grep -c '^c$') -gt {manifests}"), PATIENCE);
+    })?;
     pass(SETTLE);
     measure("idle, with these", &|| pass(MINUTE))?;
     let list = format!(
