@@ -1,6 +1,6 @@
 //! kube-apiserver: on loopback, one port above the front, with the datastore on a unix socket or elsewhere.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use k3s_config::{
     ControlPlaneConfig,
@@ -80,6 +80,9 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
     if let Some(file) = &egress {
         flags.path("egress-selector-config-file", file.path.clone());
     }
+    if let Some(file) = encryption_config(paths) {
+        flags.path("encryption-provider-config", file).set("encryption-provider-config-automatic-reload", true);
+    }
     let mut gates = vec![DOS_MITIGATION_OFF, NO_PEERS];
     let mut after = vec!["datastore".to_owned()];
     // It ends after kube-apiserver, whose shutdown waits for a store that answers.
@@ -135,6 +138,12 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
             ..Program::new("kube-apiserver", found.path("kube-apiserver"))
         },
     }
+}
+
+/// How Secrets are encrypted, once that is set up. It counts whatever the flag says: without it, Secrets that it has encrypted are lost to
+/// everybody.
+fn encryption_config(paths: &Paths) -> Option<PathBuf> {
+    Some(paths.cred("encryption-config.json")).filter(|file| file.exists())
 }
 
 /// Sends what kube-apiserver dials within the cluster through the front, which knows the nodes' tunnels; as k3s.
@@ -226,6 +235,26 @@ mod tests {
         assert!(args(&[]).contains(&format!("--egress-selector-config-file={}", given.path.display())));
         assert_eq!(file(&["--egress-selector-mode=disabled"]), None);
         assert!(!args(&["--egress-selector-mode=disabled"]).iter().any(|arg| arg.contains("egress")));
+    }
+
+    #[test]
+    fn secrets_are_encrypted_once_that_is_set_up_and_not_beside_a_users_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path().join("run"));
+        let args = |flags: &[&str]| {
+            let config = config(flags);
+            let launch = kube_apiserver(config.control_plane("10.0.0.2".parse().unwrap()), &paths, &found());
+            let args = launch.program.args.into_iter().map(|arg| arg.into_string().unwrap());
+            args.filter(|arg| arg.contains("encryption")).collect::<Vec<_>>()
+        };
+        let file = paths.cred("encryption-config.json");
+        assert!(args(&[]).is_empty());
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "{}").unwrap();
+        let reload = "--encryption-provider-config-automatic-reload=true".to_owned();
+        assert_eq!(args(&[]), [format!("--encryption-provider-config={}", file.display()), reload]);
+        let own = "--kube-apiserver-arg=encryption-provider-config=/etc/encryption.yaml";
+        assert_eq!(args(&[own])[0], "--encryption-provider-config=/etc/encryption.yaml");
     }
 
     #[test]

@@ -120,6 +120,8 @@ impl ServerConfig {
             agent_token,
             kubeconfig,
             supervisor_metrics,
+            secrets_encryption,
+            encryption_provider,
             addons,
             disabled,
             args,
@@ -144,6 +146,8 @@ impl ServerConfig {
         changes.keep("agent-token", &self.agent_token, &agent_token);
         changes.keep("write-kubeconfig", &self.kubeconfig, &kubeconfig);
         changes.keep("supervisor-metrics", &self.supervisor_metrics, &supervisor_metrics);
+        changes.keep("secrets-encryption", &self.secrets_encryption, &secrets_encryption);
+        changes.keep("secrets-encryption-provider", &self.encryption_provider, &encryption_provider);
         changes.keep_addons(&self.addons, &addons);
         changes.keep_parts(self.disabled, disabled);
         changes.take_control_plane(&mut config.args, args);

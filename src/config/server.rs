@@ -50,6 +50,10 @@ pub struct ServerConfig {
     pub kubeconfig: KubeconfigOutput,
     /// Whether `/metrics` shows what k3s itself counts, here beside kube-apiserver's and on agents alone (`--supervisor-metrics`).
     pub supervisor_metrics: bool,
+    /// Whether this server sets up encryption of Secrets where there is none yet (`--secrets-encryption`). What is set up counts without it.
+    pub secrets_encryption: bool,
+    /// How keys to come encrypt them (`--secrets-encryption-provider`).
+    pub encryption_provider: EncryptionProvider,
     /// What it deploys by itself.
     pub addons: AddonsConfig,
     /// Control-plane parts left out (`--disable-scheduler` and its like).
@@ -141,6 +145,8 @@ impl ServerConfig {
             agent_token: agent_token.as_ref().map(token::password).transpose()?,
             kubeconfig: KubeconfigOutput::from_values(values, environment)?,
             supervisor_metrics: values.is_on("supervisor-metrics"),
+            secrets_encryption: secrets_encryption(values, &args)?,
+            encryption_provider: values.text("secrets-encryption-provider").parse(str::parse)?,
             addons,
             disabled: DisabledParts {
                 scheduler: values.is_on("disable-scheduler"),
@@ -202,6 +208,44 @@ impl FromStr for EgressMode {
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|mode| mode.name() == text);
         found.ok_or_else(|| format!("`{text}` is not a mode; use agent, pod, cluster or disabled"))
+    }
+}
+
+/// How a key encrypts Secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EncryptionProvider {
+    /// AES in CBC mode.
+    AesCbc,
+    /// XSalsa20 and Poly1305.
+    Secretbox,
+}
+
+impl EncryptionProvider {
+    const ALL: [Self; 2] = [Self::AesCbc, Self::Secretbox];
+
+    /// As `--secrets-encryption-provider` takes it, and as kube-apiserver's configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AesCbc => "aescbc",
+            Self::Secretbox => "secretbox",
+        }
+    }
+
+    /// k3s' name for a cluster's first key, and the beginning of the others' names.
+    pub fn first_key(self) -> &'static str {
+        match self {
+            Self::AesCbc => "aescbckey",
+            Self::Secretbox => "secretboxkey",
+        }
+    }
+}
+
+impl FromStr for EncryptionProvider {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|provider| provider.name() == text);
+        found.ok_or_else(|| format!("`{text}` is not a provider; use aescbc or secretbox"))
     }
 }
 
@@ -282,6 +326,18 @@ impl ControlPlaneArgs {
             kube_controller_manager: values.component_args("kube-controller-manager-arg")?,
             kube_scheduler: values.component_args("kube-scheduler-arg")?,
         })
+    }
+}
+
+/// Refuses two configurations of encryption: kube-apiserver would go by the user's, and k3s rotate the keys of its own.
+fn secrets_encryption(values: &Values, args: &ControlPlaneArgs) -> Result<bool, Error> {
+    let on = values.is_on("secrets-encryption");
+    match values.given("secrets-encryption") {
+        Some(given) if on && args.kube_apiserver.value_of("encryption-provider-config").is_some() => {
+            Err(given
+                .invalid("kube-apiserver is given an encryption-provider-config as well; leave out one of the two"))
+        }
+        _ => Ok(on),
     }
 }
 
@@ -451,6 +507,23 @@ mod tests {
         for expected in EgressMode::ALL {
             assert_eq!(mode(&[&format!("--egress-selector-mode={}", expected.name())]), expected);
         }
+    }
+
+    #[test]
+    fn secrets_are_encrypted_by_one_configuration() {
+        let host = Host::new();
+        let provider = |args: &[&str]| {
+            host.server(args).map(|(config, _)| (config.secrets_encryption, config.encryption_provider))
+        };
+        assert_eq!(provider(&[]).unwrap(), (false, EncryptionProvider::AesCbc));
+        let secretbox = ["--secrets-encryption", "--secrets-encryption-provider=secretbox"];
+        assert_eq!(provider(&secretbox).unwrap(), (true, EncryptionProvider::Secretbox));
+        let own = "--kube-apiserver-arg=encryption-provider-config=/etc/encryption.yaml";
+        assert!(provider(&[own]).is_ok());
+        let error = provider(&["--secrets-encryption", own]).unwrap_err().to_string();
+        assert!(error.contains("leave out one of the two"), "{error}");
+        let error = provider(&["--secrets-encryption-provider=kms"]).unwrap_err().to_string();
+        assert!(error.contains("use aescbc or secretbox"), "{error}");
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
     let agreed = json!({
         "DisableHelmController": config.disabled.helm_controller,
         "EmbeddedRegistry": false,
-        "EncryptSecrets": false,
+        "EncryptSecrets": config.secrets_encryption,
     });
     let reached = json!({
         "AdvertiseIP": advertised,

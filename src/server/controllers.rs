@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin_client::AdminClientSender,
+    encryption::{KeptEncryption, Reencryption, SecretsEncryption},
     etcd::{EtcdNodes, Membership},
     host::Host,
     node_passwords::{DeferredNodePasswords, NodePasswords},
@@ -49,6 +50,7 @@ pub(crate) struct Controllers<'a> {
     /// This server's member of etcd, where it is one.
     pub(crate) member: Option<&'a Arc<Membership>>,
     pub(crate) renewal: &'a Arc<Renewal>,
+    pub(crate) encryption: &'a Arc<SecretsEncryption>,
     /// Told of nodes and pods.
     pub(crate) egress: &'a watch::Sender<Egress>,
 }
@@ -106,6 +108,8 @@ impl Controllers<'_> {
             .add(Some(NodePasswordOwners))
             .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
             .add(self.is_shared().then(|| ServingNames { renewal: self.renewal.clone() }))
+            .add(Some(KeptEncryption(self.encryption.clone())))
+            .add(Some(Reencryption { encryption: self.encryption.clone(), server: self.host.name.clone() }))
             .add(has_egress.then(egress))
             .add((self.is_shared() && self.own_node.is_some()).then(|| self.peer_tunnels()))
             .add(self.addons.has(Addon::Coredns).then_some(NodeHosts))

@@ -7,7 +7,7 @@ use k3s_files::FileError;
 use k3s_supervise::GraphError;
 use sysexits::ExitCode;
 
-use crate::{BootstrapError, EtcdError};
+use crate::{BootstrapError, EncryptionError, EtcdError};
 
 /// A server that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,9 @@ pub enum Error {
     /// The datastore's bootstrap data and this server do not fit together.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// Encryption of Secrets cannot be set up.
+    #[error("encryption of Secrets cannot be set up: {0}")]
+    Encryption(#[from] EncryptionError),
     /// A snapshot could not be taken or restored.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -163,7 +166,8 @@ impl Error {
             | Self::Node(_) => ExitCode::Config,
             Self::Etcd(error) => error.exit_code(),
             Self::Daemon(error) => error.exit_code(),
-            Self::Graph(_) => ExitCode::Software,
+            Self::Encryption(EncryptionError::File(_)) => ExitCode::CantCreat,
+            Self::Encryption(_) | Self::Graph(_) => ExitCode::Software,
         }
     }
 

@@ -34,6 +34,7 @@ use crate::{
     cluster_document,
     cluster_store::{ClusterStore, Opening},
     controllers::Controllers,
+    encryption::{self, SecretsEncryption, Settings, Setup},
     host::{self, Host},
     lost_datastore,
     node_passwords::NodePasswords,
@@ -100,6 +101,7 @@ struct Server {
     /// Tells the front where nodes are.
     egress: watch::Sender<Egress>,
     renewal: Arc<Renewal>,
+    encryption: Arc<SecretsEncryption>,
 }
 
 /// Sockets that are bound and not served yet.
@@ -129,6 +131,13 @@ async fn credentials(
     loop {
         let Adopted { found, token } = bootstrap::adopt(config, paths, store).await?;
         let credentials = bootstrap::credentials(config, paths, certificates, &token)?;
+        let setup = match (&found, config.datastore.is_shared()) {
+            (None, _) => Setup::NewCluster,
+            (Some(_), false) => Setup::OneServer,
+            (Some(_), true) => Setup::BesideOthers,
+        };
+        let wanted = config.secrets_encryption.then_some(config.encryption_provider);
+        encryption::ensure(&paths.server(), wanted, setup)?;
         let data = bootstrap_data::from_disk(&paths.server())?;
         match bootstrap_data::save(&store.client(), &credentials.token, data, found).await {
             Err(BootstrapError::Datastore(ClientError::Changed(_))) => {
@@ -195,6 +204,7 @@ impl Server {
                 store.client(),
                 token,
             ));
+            let encryption = Arc::new(SecretsEncryption::new(Settings::of(&config, &paths, &host), token.clone()));
             let (admin_client_sender, admin_client) = AdminClient::pending();
             let own_node = bootstrap::own_node(&config, &paths, &host)?;
             let node_passwords = Arc::new(NodePasswords::new(admin_client.clone(), own_node));
@@ -207,6 +217,7 @@ impl Server {
                 node_passwords: node_passwords.clone(),
                 reserved,
                 token: token.clone(),
+                encryption: encryption.clone(),
                 dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
                 etcd: store.member().cloned(),
                 config: cluster_document::published(&config, &paths, &host)?,
@@ -229,10 +240,10 @@ impl Server {
                 metrics,
             };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
-            Ok((token, api_ready, admin_client_sender, node_passwords, Arc::new(renewal), listeners))
+            Ok((token, encryption, api_ready, admin_client_sender, node_passwords, Arc::new(renewal), listeners))
         };
         match prepared.await {
-            Ok((token, api_ready, admin_client, node_passwords, renewal, listeners)) => {
+            Ok((token, encryption, api_ready, admin_client, node_passwords, renewal, listeners)) => {
                 let server = Self {
                     config,
                     paths,
@@ -246,6 +257,7 @@ impl Server {
                     node_passwords,
                     egress,
                     renewal,
+                    encryption,
                 };
                 Ok(Some((server, listeners)))
             }
@@ -360,6 +372,7 @@ impl Server {
             node_passwords: &self.node_passwords,
             member: self.store.member(),
             renewal: &self.renewal,
+            encryption: &self.encryption,
             egress: &self.egress,
         };
         controllers.run(shutdown).await;

@@ -1,5 +1,6 @@
 //! What a server is asked for with the rights of a server: another token (`PUT /v1-k3s/token`), other authorities
-//! (`PUT /v1-k3s/cert/cacerts`). `k3s token rotate` and `k3s certificate rotate-ca` ask so.
+//! (`PUT /v1-k3s/cert/cacerts`), how Secrets are encrypted (`/v1-k3s/encrypt/…`). `k3s token rotate`, `k3s certificate rotate-ca` and
+//! `k3s secrets-encrypt` ask so.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,12 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use k3s_config::agent::ServerUrl;
 use k3s_identity::{CaHash, Token, TokenError, TokenFiles};
 use k3s_pki::Unreadable;
-use k3s_supervisor_api::{Client, Replacement, RequestError, TokenRotation, basic, paths};
+use k3s_supervisor_api::{
+    Client, EncryptionRequest, EncryptionStatus, Replacement, RequestError, TokenRotation, basic, paths,
+};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs::default_provider,
@@ -26,6 +29,8 @@ use crate::bootstrap_data;
 
 /// What is asked for waits for the datastore, which may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Writing all Secrets again takes long where there are many.
+const PATIENCE_WITH_SECRETS: Duration = Duration::from_secs(660);
 /// The account that servers log in as.
 const USER: &str = "server";
 
@@ -75,6 +80,12 @@ pub enum ServerRequestError {
         /// Why there is no answer.
         source: RequestError,
     },
+    /// It is another kind of server.
+    #[error("{server} answers what this version of k3s does not understand")]
+    NotUnderstood {
+        /// Who was asked.
+        server: ServerUrl,
+    },
     /// The server said no.
     #[error("{server} did not {wanted} ({status}): {message}")]
     Refused {
@@ -102,6 +113,7 @@ impl ServerRequestError {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ExitCode::NoPerm,
                 _ => ExitCode::Unavailable,
             },
+            Self::NotUnderstood { .. } => ExitCode::Protocol,
             Self::Unreachable { .. } => ExitCode::Unavailable,
         }
     }
@@ -162,7 +174,30 @@ impl ServerAccess {
     pub async fn rotate_token(&self, new: Option<&str>) -> Result<(), ServerRequestError> {
         let rotation = TokenRotation { new_token: new.map(str::to_owned) };
         let body = serde_json::to_vec(&rotation).expect("a text is JSON");
-        self.put(paths::TOKEN, body, "exchange its token").await
+        self.put(paths::TOKEN, body, "exchange its token", PATIENCE).await
+    }
+
+    /// Asks it how Secrets are encrypted.
+    ///
+    /// # Errors
+    /// There is no answer that can be understood.
+    pub async fn encryption_status(&self) -> Result<EncryptionStatus, ServerRequestError> {
+        let wanted = "tell how Secrets are encrypted";
+        let answer = self.ask(Method::GET, paths::ENCRYPTION_STATUS, Bytes::new(), wanted, PATIENCE).await?;
+        serde_json::from_slice(&answer).map_err(|_| ServerRequestError::NotUnderstood { server: self.server.clone() })
+    }
+
+    /// Asks it to encrypt Secrets in another way, and waits until that is done where it is told so.
+    ///
+    /// # Errors
+    /// Unless the server's own words say otherwise, nothing has changed.
+    pub async fn change_encryption(
+        &self,
+        request: &EncryptionRequest,
+        wanted: &'static str,
+    ) -> Result<(), ServerRequestError> {
+        let body = serde_json::to_vec(request).expect("texts are JSON");
+        self.put(paths::ENCRYPTION_CONFIG, body, wanted, PATIENCE_WITH_SECRETS).await
     }
 
     /// Asks it to replace the cluster's authorities and service-account keys by those below `folder`, which is laid out as
@@ -179,29 +214,47 @@ impl ServerAccess {
         if offered.files.is_empty() {
             return Err(ServerRequestError::NoAuthorities { path: folder.to_owned() });
         }
-        self.put(&replacement.target(), offered.to_json(), "replace its certificate authorities").await?;
+        self.put(&replacement.target(), offered.to_json(), "replace its certificate authorities", PATIENCE).await?;
         // The server has found it readable.
         let pinned_by = |bundle: &[u8]| CaHash::of(bundle).ok();
         let hold = offered.server_ca().is_none_or(|new| pinned_by(new) == pinned_by(&self.authority));
         Ok(if hold { PinnedTokens::Hold } else { PinnedTokens::Change })
     }
 
-    async fn put(&self, path: &str, body: impl Into<Bytes>, wanted: &'static str) -> Result<(), ServerRequestError> {
-        let request = Request::put(path)
+    async fn put(
+        &self,
+        path: &str,
+        body: impl Into<Bytes>,
+        wanted: &'static str,
+        patience: Duration,
+    ) -> Result<(), ServerRequestError> {
+        self.ask(Method::PUT, path, body.into(), wanted, patience).await.map(drop)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        wanted: &'static str,
+        patience: Duration,
+    ) -> Result<Bytes, ServerRequestError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(header::HOST, self.server.host.as_str())
             .header(header::AUTHORIZATION, &self.login)
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body.into()))
+            .body(Full::new(body))
             .expect("the path is one, and a host is a header's value");
         let connect = TcpStream::connect((self.server.host.as_str(), self.server.port));
         let server = self.server.clone();
-        match self.client.send(connect, request, PATIENCE).await {
-            Ok(_) => Ok(()),
-            Err(RequestError::Refused { status, message }) => {
-                Err(ServerRequestError::Refused { server, wanted, status, message })
+        self.client.send(connect, request, patience).await.map_err(|error| match error {
+            RequestError::Refused { status, message } => {
+                ServerRequestError::Refused { server, wanted, status, message }
             }
-            Err(source) => Err(ServerRequestError::Unreachable { server, source }),
-        }
+            source => ServerRequestError::Unreachable { server, source },
+        })
     }
 }
 

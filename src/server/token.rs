@@ -73,6 +73,16 @@ impl ServerToken {
         Ok(rotation.token().clone())
     }
 
+    /// The bootstrap data as it is stored; `None` if there is none. Rotations are waited for.
+    ///
+    /// # Errors
+    /// The datastore's, and [`BootstrapError::OtherToken`] if another server has exchanged the token.
+    pub(crate) async fn stored(&self) -> Result<Option<BootstrapData>, BootstrapError> {
+        let _rotating = self.rotating.lock().await;
+        let password = self.password.borrow().clone();
+        Ok(bootstrap_data::load(&self.datastore, Some(&password), None).await?.map(|found| found.data))
+    }
+
     /// Stores what `change` makes of the bootstrap data and of what is on this server's disk; asked once more if another server has stored
     /// something meanwhile. Rotations are waited for.
     ///

@@ -9,6 +9,7 @@ mod bootstrap;
 mod certificate;
 mod client;
 mod cluster;
+mod encryption;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod members;
@@ -22,6 +23,7 @@ pub use bootstrap::{BootstrapData, File};
 pub use certificate::CertificateKind;
 pub use client::{Client, RequestError};
 pub use cluster::{ClusterDocument, IpNetDocument, NotARange, PortRangeDocument};
+pub use encryption::{EncryptionRequest, EncryptionStatus};
 pub use members::{MemberDocument, MembersDocument};
 pub use node_claim::{NODE_IP, NODE_NAME, NODE_PASSWORD, NodeClaim};
 pub use token::TokenRotation;

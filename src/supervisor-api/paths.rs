@@ -28,9 +28,9 @@ pub const SERVER_BOOTSTRAP: &str = "/v1-k3s/server-bootstrap";
 pub const TOKEN: &str = "/v1-k3s/token";
 /// Takes other authorities: a [`BootstrapData`](crate::BootstrapData).
 pub const AUTHORITIES: &str = "/v1-k3s/cert/cacerts";
-/// How Secrets are encrypted.
+/// How Secrets are encrypted: an [`EncryptionStatus`](crate::EncryptionStatus).
 pub const ENCRYPTION_STATUS: &str = "/v1-k3s/encrypt/status";
-/// Takes another way to encrypt them.
+/// Takes another way to encrypt them: an [`EncryptionRequest`](crate::EncryptionRequest).
 pub const ENCRYPTION_CONFIG: &str = "/v1-k3s/encrypt/config";
 
 /// The members of the cluster's etcd: a [`MembersDocument`](crate::MembersDocument).

@@ -29,6 +29,7 @@ mod pod_network;
 mod registries;
 mod reload;
 mod restarts;
+mod secrets_encryption;
 mod service_lb;
 mod single_node;
 mod slow_readers;

@@ -256,13 +256,10 @@ pub(super) const SECTIONS: &[Section] = &[
                 .unserved(refusal("the embedded registry", "leave it out and configure mirrors in registries.yaml")),
             switch("supervisor-metrics", "Show metrics of k3s itself at /metrics of servers and agents")
                 .server(),
-            switch("secrets-encryption", "Encrypt Secrets at rest")
-                .server()
-                .unserved(refusal("encryption of Secrets", "use --kube-apiserver-arg=encryption-provider-config=FILE")),
-            text("secrets-encryption-provider", "NAME", "How to encrypt them")
+            switch("secrets-encryption", "Encrypt Secrets in the datastore").server(),
+            text("secrets-encryption-provider", "NAME", "How keys to come encrypt them: aescbc or secretbox")
                 .default("aescbc")
-                .server()
-                .unserved(refusal("encryption of Secrets", "use --kube-apiserver-arg=encryption-provider-config=FILE")),
+                .server(),
             list("kube-apiserver-arg", "NAME=VALUE", "Argument for kube-apiserver").server(),
             list("kube-controller-manager-arg", "NAME=VALUE", "Argument for kube-controller-manager").server(),
             list("kube-controller-arg", "NAME=VALUE", "Old name of --kube-controller-manager-arg")

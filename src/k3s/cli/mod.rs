@@ -21,6 +21,7 @@ mod output;
 mod reload;
 mod running_server;
 mod runtime;
+mod secrets_encrypt;
 mod server;
 mod signals;
 mod snapshot;
@@ -86,6 +87,9 @@ enum Verb {
     /// Make, list and delete bootstrap tokens, and exchange the server's token
     #[command(subcommand)]
     Token(token::Verb),
+    /// Encrypt Secrets in the datastore, and exchange the keys
+    #[command(subcommand)]
+    SecretsEncrypt(secrets_encrypt::Verb),
     /// Show certificates, have them made anew, and replace the cluster's certificate authorities
     #[command(subcommand)]
     Certificate(certificate::Verb),
@@ -136,6 +140,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::Stop(options) => stop::run(options, globals),
         Verb::Snapshot(command) | Verb::EtcdSnapshot(command) => snapshot::run(command, globals),
         Verb::Token(verb) => token::run(verb, globals),
+        Verb::SecretsEncrypt(verb) => secrets_encrypt::run(verb, globals),
         Verb::Certificate(verb) => certificate::run(verb, globals),
         Verb::Node(verb) => node::run(verb, globals),
         Verb::CheckConfig(PassedOn { args }) => check_config::run(args, globals),

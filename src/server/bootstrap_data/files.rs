@@ -18,8 +18,8 @@ const FILES: [(&str, &str); 15] = [
     ("ETCDPeerCAKey", "tls/etcd/peer-ca.key"),
     ("ETCDServerCA", "tls/etcd/server-ca.crt"),
     ("ETCDServerCAKey", "tls/etcd/server-ca.key"),
-    ("EncryptionConfig", "cred/encryption-config.json"),
-    ("EncryptionHash", "cred/encryption-state.json"),
+    (ENCRYPTION[0], "cred/encryption-config.json"),
+    (ENCRYPTION[1], "cred/encryption-state.json"),
     ("IPSECKey", "cred/ipsec.psk"),
     (ACCOUNTS, "cred/passwd"),
     ("RequestHeaderCA", "tls/request-header-ca.crt"),
@@ -31,6 +31,9 @@ const FILES: [(&str, &str); 15] = [
 
 /// k3s' name of `cred/passwd`.
 const ACCOUNTS: &str = "PasswdFile";
+
+/// k3s' names of `cred/encryption-config.json` and `cred/encryption-state.json`.
+const ENCRYPTION: [&str; 2] = ["EncryptionConfig", "EncryptionHash"];
 
 /// The folders without which a server counts as new.
 const FOLDERS: [&str; 3] = ["cred", "tls", "tls/etcd"];
@@ -65,6 +68,30 @@ pub(crate) fn from_disk(server: &Path) -> Result<BootstrapData, FileError> {
 /// The accounts in the place of those in `data`.
 pub(crate) fn set_accounts(data: &mut BootstrapData, on_disk: &BootstrapData, accounts: Vec<u8>) {
     supersede(data, on_disk, ACCOUNTS, accounts);
+}
+
+/// The configuration of encryption, and its state.
+pub(crate) fn encryption(data: &BootstrapData) -> (Option<&[u8]>, Option<&[u8]>) {
+    let [config, state] = ENCRYPTION.map(|name| data.files.get(name).map(|file| file.content.as_slice()));
+    (config, state)
+}
+
+/// Both in the place of those in `data`.
+pub(crate) fn set_encryption(data: &mut BootstrapData, on_disk: &BootstrapData, config: Vec<u8>, state: Vec<u8>) {
+    for (name, content) in ENCRYPTION.into_iter().zip([config, state]) {
+        supersede(data, on_disk, name, content);
+    }
+}
+
+/// Brings both in `server` (`<data>/server`) to what `data` has.
+pub(crate) fn write_encryption(server: &Path, data: &BootstrapData) -> Result<(), FileError> {
+    for name in ENCRYPTION {
+        let (Some(path), Some(file)) = (path_of(server, name), data.files.get(name)) else { continue };
+        if read(&path)?.is_none_or(|on_disk| on_disk.content != file.content) {
+            write(&path, file)?;
+        }
+    }
+    Ok(())
 }
 
 /// Other contents in the place of a file's. Not older than what they replace in `data` and on the disk, whatever the clock says: it is them

@@ -29,19 +29,21 @@ use k3s_identity::Error as IdentityError;
 use k3s_listener::Peer;
 use k3s_pki::ServerPki;
 use k3s_supervisor_api::{
-    BootstrapData, Replacement, TokenRotation,
+    BootstrapData, EncryptionRequest, Replacement, TokenRotation,
     paths::{AccessPolicy, ForNodes, ForServers, Open, Route},
 };
-use serde_json::{Value, json};
+use kube::Client;
+use serde_json::Value;
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::{
-    Error,
+    EncryptionError, Error,
     admin_client::AdminClient,
     authorities::{self, ReplaceError},
     bootstrap_data,
     caller::{Caller, Group},
+    encryption::SecretsEncryption,
     etcd::Membership,
     node_dialer::NodeDialer,
     node_passwords::NodePasswords,
@@ -86,6 +88,8 @@ pub struct Cluster {
     pub(crate) reserved: Reserved,
     /// The server token.
     pub token: Arc<ServerToken>,
+    /// How Secrets are encrypted.
+    pub(crate) encryption: Arc<SecretsEncryption>,
     /// Reaches nodes: for kube-apiserver's CONNECT.
     pub dialer: NodeDialer,
     /// The cluster's own etcd, where it has one: other servers join it.
@@ -104,6 +108,7 @@ pub struct Routes {
     certificates: Certificates,
     admin_client: AdminClient,
     token: Arc<ServerToken>,
+    encryption: Arc<SecretsEncryption>,
     dialer: NodeDialer,
     etcd: Option<Arc<Membership>>,
     config: Bytes,
@@ -138,8 +143,19 @@ impl Service for Routes {
 impl Routes {
     /// Serves this cluster.
     pub fn new(cluster: Cluster) -> Self {
-        let Cluster { server_dir, charts, pki, admin_client, node_passwords, reserved, token, dialer, etcd, config } =
-            cluster;
+        let Cluster {
+            server_dir,
+            charts,
+            pki,
+            admin_client,
+            node_passwords,
+            reserved,
+            token,
+            encryption,
+            dialer,
+            etcd,
+            config,
+        } = cluster;
         Self {
             static_files: StaticFiles::new(server_dir.join("static"), charts),
             authenticator: Authenticator::new(server_dir.join("cred/passwd"), admin_client.clone()),
@@ -152,6 +168,7 @@ impl Routes {
             },
             admin_client,
             token,
+            encryption,
             dialer,
             etcd,
             config: line(&config),
@@ -226,10 +243,10 @@ impl Routes {
                 self.bootstrap_data().await
             }
             ForServers::EtcdMembers => self.etcd_members(self.etcd(peer)?).await,
-            ForServers::EncryptionStatus => self.encryption_status(),
+            ForServers::EncryptionStatus => self.encryption_status().await,
             ForServers::EncryptionConfig => {
-                self.admin_client.client()?;
-                Err(Status::not_implemented("this version of the server does not encrypt Secrets in the datastore"))
+                let client = self.admin_client.client()?;
+                self.change_encryption(&client, read(request.body_mut(), LONGEST_BODY).await?).await
             }
             ForServers::RotateToken => self.rotate_token(read(request.body_mut(), LONGEST_BODY).await?).await,
             ForServers::ReplaceAuthorities => {
@@ -349,15 +366,25 @@ impl Routes {
         }
     }
 
-    /// As k3s answers while Secrets are not encrypted, which is all that this version can be asked for.
-    fn encryption_status(&self) -> Result<Response<Body>, Status> {
-        if self.server_dir.join("cred/encryption-config.json").exists() {
-            return Err(Status::not_implemented(
-                "this version of the server does not encrypt Secrets in the datastore",
-            ));
-        }
-        Ok(document(line(&json!({"stage": "", "activekey": ""}))))
+    async fn encryption_status(&self) -> Result<Response<Body>, Status> {
+        let status = self.encryption.status(|| self.admin_client.client()).await?;
+        Ok(document(serde_json::to_vec(&status).expect("it is texts and lists").into()))
     }
+
+    /// Answers when it is done: of what takes long, as k3s for keys, or at once, as k3s for everything else.
+    async fn change_encryption(&self, client: &Client, body: Bytes) -> Result<Response<Body>, Status> {
+        let request: EncryptionRequest = serde_json::from_slice(&body).map_err(|_| {
+            Status::bad_request("the body is not JSON of the form {\"stage\": \"…\"} or {\"enable\": …}")
+        })?;
+        self.encryption.request(client, &request).await.map_err(|error| refused_encryption(&error))?;
+        Ok(Response::new(empty()))
+    }
+}
+
+fn refused_encryption(error: &EncryptionError) -> Status {
+    let status = error.status();
+    warn!(%error, "The encryption of Secrets stays as it is.");
+    status
 }
 
 fn allow(methods: &[Method], asked: &Method) -> Result<(), Status> {

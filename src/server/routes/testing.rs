@@ -2,6 +2,7 @@
 
 use std::{ops::Deref, path::Path, sync::Arc, time::SystemTime};
 
+use k3s_config::server::EncryptionProvider;
 use k3s_datastore::{Datastore, Options};
 use k3s_front::testing::{Ca, Settings, Setup as Front};
 use k3s_identity::{Password, TokenFiles};
@@ -14,6 +15,7 @@ use super::{Cluster, Reserved, Routes};
 use crate::{
     NodeDialer,
     admin_client::{AdminClient, AdminClientSender},
+    encryption::{self, SecretsEncryption},
     node_passwords::{NodePasswords, OwnNode},
     token::ServerToken,
 };
@@ -47,6 +49,20 @@ impl Setup {
         let (admin_client_sender, admin_client) = AdminClient::pending();
         let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD), lost: None };
         let (egress, known) = watch::channel(Egress::new(None, "127.0.0.1".parse().unwrap()));
+        let token = Arc::new(ServerToken::new(
+            server_dir.path().to_owned(),
+            pki.server_ca.bundle().to_vec(),
+            true,
+            datastore.client(),
+            Password::new(TOKEN),
+        ));
+        let settings = encryption::Settings {
+            server_dir: server_dir.path().to_owned(),
+            provider: EncryptionProvider::AesCbc,
+            reads_file: false,
+            is_shared: false,
+            own_node: None,
+        };
         let routes = Routes::new(Cluster {
             server_dir: server_dir.path().to_owned(),
             charts: None,
@@ -59,13 +75,8 @@ impl Setup {
                 services: vec!["10.43.0.0/16".parse().unwrap()],
                 cluster_domain: "cluster.local".into(),
             },
-            token: Arc::new(ServerToken::new(
-                server_dir.path().to_owned(),
-                pki.server_ca.bundle().to_vec(),
-                true,
-                datastore.client(),
-                Password::new(TOKEN),
-            )),
+            encryption: Arc::new(SecretsEncryption::new(settings, token.clone())),
+            token,
             dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
             etcd: None,
             config: json!({"ClusterDomain": "cluster.local"}),

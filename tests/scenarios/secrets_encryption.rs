@@ -1,0 +1,112 @@
+//! Secrets are encrypted in the datastore, and their keys exchanged while clients write and the server dies.
+
+use cluster_tests::{Finished, Network, Node, PATIENCE, step};
+
+use crate::refusal::{DATA_ERROR, last_line};
+
+const DATA: &str = "/var/lib/rancher/k3s/server";
+const SECRETS: usize = 200;
+
+#[test]
+fn keys_are_exchanged_while_clients_write_and_the_server_dies() {
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    step("Secrets are in the clear, and keys not exchanged", || {
+        server.start_k3s("");
+        server.wait_until_ready();
+        server.kubectl("create secret generic old --from-literal=value=in-the-clear");
+        let told = server.succeed("k3s secrets-encrypt status");
+        assert_eq!(told.trim(), "Encryption Status: Disabled, no configuration file found");
+        refused(&server.execute("k3s secrets-encrypt rotate-keys"), "encryption of Secrets is not set up");
+        assert!(stored(&server, "old").starts_with("k8s"), "the check itself finds what is stored");
+        assert!(!stored(&server, "old").starts_with("k8s:enc:"));
+    });
+    let mut k3s = step("a start with --secrets-encryption encrypts those that are there, too", || {
+        server.stop_k3s();
+        let k3s = server.start_k3s("--secrets-encryption");
+        server.wait_until_ready();
+        let told = wait_until_finished(&server);
+        assert!(
+            told.contains("Encryption Status: Enabled\n") && told.contains(" *      AES-CBC   aescbckey\n"),
+            "{told}"
+        );
+        assert!(stored(&server, "old").starts_with("k8s:enc:aescbc:v1:aescbckey:"));
+        server.kubectl("create secret generic new --from-literal=value=never-in-the-clear");
+        let found = server.execute(&format!("grep -lr never-in-the-clear {DATA}/db"));
+        assert_eq!(found.code, 1, "{}", found.stdout);
+        let modes = server.succeed(&format!("stat -c %a {DATA}/cred/encryption-*.json"));
+        assert_eq!(modes, "600\n600\n");
+        k3s
+    });
+    step("a stage that does not follow is refused", || {
+        let asked = server.execute("k3s secrets-encrypt reencrypt");
+        refused(&asked, "incorrect stage: reencrypt_finished; run `k3s secrets-encrypt rotate` first");
+        let listed = server.kubectl("get events -A -o jsonpath='{.items[*].reason}'");
+        assert!(listed.contains("SecretsUpdateComplete"), "{listed}");
+    });
+    step("many Secrets", || {
+        let secret = |n: usize| {
+            format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: many-{n}}}\nstringData: {{value: v-{n}}}\n")
+        };
+        server.apply(&(0..SECRETS).map(secret).collect::<Vec<_>>().join("---\n"));
+    });
+    step("keys are exchanged while a client writes, and the server is killed in the middle, twice", || {
+        let writer = server.background(
+            "i=0; while :; do
+               if k3s kubectl create secret generic written-$i --from-literal=value=$i >/dev/null 2>&1; then echo $i >> /tmp/written; fi
+               i=$((i+1))
+             done",
+        );
+        server.background("k3s secrets-encrypt rotate-keys");
+        server.wait_until_succeeds(&format!("grep -q ^reencrypt_active {DATA}/cred/encryption-state.json"), PATIENCE);
+        server.wait_until_succeeds("test -s /tmp/written", PATIENCE);
+        for _ in 0..2 {
+            server.succeed(&format!("kill -KILL {0}; tail --pid={0} -f /dev/null", k3s.pid));
+            k3s = server.start_k3s("--secrets-encryption");
+            server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
+        }
+        let told = wait_until_finished(&server);
+        server.succeed(&format!("kill {}", writer.pid));
+        assert!(told.contains(" *      AES-CBC   aescbckey-20"), "{told}");
+        assert!(!told.contains(" aescbckey\n"), "the old key is gone: {told}");
+    });
+    step("everything is there, with the new key", || {
+        let values = server.kubectl(
+            "get secrets -o go-template='{{range .items}}{{.metadata.name}} {{.data.value | base64decode}}{{\"\\n\"}}{{end}}'",
+        );
+        let has = |line: &str| values.lines().any(|known| known == line);
+        assert!(has("old in-the-clear") && has("new never-in-the-clear"), "{values}");
+        for n in 0..SECRETS {
+            assert!(has(&format!("many-{n} v-{n}")), "{n}");
+        }
+        for n in server.succeed("cat /tmp/written").lines() {
+            assert!(has(&format!("written-{n} {n}")), "{n}");
+        }
+        for name in ["old", "new", "many-0", "many-199", "written-0"] {
+            assert!(stored(&server, name).starts_with("k8s:enc:aescbc:v1:aescbckey-"), "{name}");
+        }
+    });
+}
+
+/// Waits until all Secrets are written again; returns what is told then.
+fn wait_until_finished(server: &Node) -> String {
+    server.wait_until_succeeds(
+        "k3s secrets-encrypt status | tee /tmp/told | grep -q reencrypt_finished && grep -q 'All hashes match' /tmp/told && cat /tmp/told",
+        PATIENCE,
+    )
+}
+
+/// One sentence says why nothing is done. It may name the verb, which has "secret" in it.
+#[track_caller]
+fn refused(finished: &Finished, sentence: &str) {
+    assert_eq!(finished.code, DATA_ERROR, "{finished}");
+    assert!(last_line(finished).contains(sentence), "{finished}");
+}
+
+/// How the newest revision of a Secret begins in the database.
+fn stored(server: &Node, name: &str) -> String {
+    let query = format!(
+        "SELECT CAST(substr(value, 1, 28) AS TEXT) FROM kine WHERE name = '/registry/secrets/default/{name}' ORDER BY id DESC LIMIT 1"
+    );
+    server.succeed(&format!("sqlite3 -readonly {DATA}/db/state.db \"{query}\""))
+}
