@@ -14,7 +14,10 @@ use super::{
     servers::{self, ANNOTATION, Servers, disagreement},
     stage::{Stage, State},
 };
+use crate::BootstrapError;
 
+/// As the status names what servers have in common.
+const STORED: &str = "bootstrap data";
 /// How often kube-apiserver is asked what it goes by. It looks at the file each minute.
 const ASKED_EACH: Duration = Duration::from_secs(3);
 /// How often it is looked whether another server has changed something.
@@ -40,7 +43,17 @@ impl Controller for KeptEncryption {
         let mut told = Servers::new();
         loop {
             known.mark_unchanged();
-            let stored = encryption.take().await?;
+            let stored = match encryption.take().await {
+                Err(EncryptionError::Bootstrap(error)) if matches!(*error, BootstrapError::OtherToken { .. }) => {
+                    let why = "another server has exchanged the token: start this one again with the new one";
+                    context.status.problem(STORED, why);
+                    None
+                }
+                taken => {
+                    context.status.solved(STORED);
+                    taken?
+                }
+            };
             let settled = match &stored {
                 Some(stored) => encryption.tell(&context, stored, &told).await?,
                 None => true,
