@@ -88,6 +88,72 @@ fn keys_are_exchanged_while_clients_write_and_the_server_dies() {
     });
 }
 
+#[test]
+fn a_new_key_writes_nothing_before_every_server_reads_it() {
+    let network = Network::new();
+    let store = Node::boot(&network, "store");
+    let servers = [Node::boot(&network, "one"), Node::boot(&network, "two")];
+    let [one, two] = &servers;
+    let config = format!("{DATA}/cred/encryption-config.json");
+    let digest = |server: &Node| server.succeed(&format!("sha256sum < {config}"));
+    step("two servers have one key", || {
+        store.background(
+            "exec k3s datastore serve --endpoint=sqlite:///var/lib/store.db --listen=http://0.0.0.0:2379 --insecure-listen",
+        );
+        let flags =
+            format!("--datastore-endpoint=http://{}:2379 --token=correct-horse --secrets-encryption", store.address());
+        for server in &servers {
+            server.start_k3s(&flags);
+        }
+        for server in &servers {
+            server.wait_until_ready();
+            server.wait_until_succeeds("k3s secrets-encrypt status | grep 'All hashes match'", PATIENCE);
+        }
+        assert_eq!(digest(one), digest(two));
+        one.kubectl("create secret generic before --from-literal=value=before");
+    });
+    let before = digest(one);
+    // kube-apiserver looks at its keys once a minute, and when it starts. It may be faster than this.
+    let load = |stages: &str| {
+        for server in &servers {
+            server.wait_until_succeeds(&format!("grep -qE '^({stages})-' {DATA}/cred/encryption-state.json"), PATIENCE);
+            server.kill(server.components()["kube-apiserver"]);
+        }
+        for server in &servers {
+            server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
+        }
+    };
+    let both_read = |name: &str| {
+        for (writer, reader) in [(one, two), (two, one)] {
+            let name = format!("{name}-{}", writer.name());
+            writer.wait_until_succeeds(
+                &format!("k3s kubectl create secret generic {name} --from-literal=value={name}"),
+                PATIENCE,
+            );
+            let read = format!("k3s kubectl get secret {name} -o go-template='{{{{.data.value | base64decode}}}}'");
+            assert_eq!(reader.wait_until_succeeds(&read, PATIENCE), name);
+        }
+    };
+    step("both read a new key before one of them writes with it", || {
+        two.background("k3s secrets-encrypt rotate-keys > /tmp/rotated 2>&1");
+        load("rotate_keys|reencrypt_active|reencrypt_finished");
+        both_read("prepared");
+    });
+    step("both write with it, and then all Secrets are", || {
+        load("reencrypt_active|reencrypt_finished");
+        both_read("active");
+        for server in &servers {
+            let told = wait_until_finished(server);
+            assert!(!told.contains(" aescbckey\n"), "{told}");
+        }
+        two.wait_until_succeeds("grep -qx 'keys rotated, reencryption finished' /tmp/rotated", PATIENCE);
+        assert_eq!(digest(one), digest(two));
+        assert_ne!(digest(one), before);
+        both_read("finished");
+        assert_eq!(two.kubectl("get secret before -o go-template='{{.data.value | base64decode}}'"), "before");
+    });
+}
+
 /// Waits until all Secrets are written again; returns what is told then.
 fn wait_until_finished(server: &Node) -> String {
     server.wait_until_succeeds(
