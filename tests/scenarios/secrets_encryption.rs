@@ -89,6 +89,64 @@ fn keys_are_exchanged_while_clients_write_and_the_server_dies() {
 }
 
 #[test]
+fn encryption_is_switched_off_and_goes_on_with_another_cipher_stage_by_stage() {
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    // kube-apiserver looks at its keys once a minute, and when it starts.
+    let load = |stages: &str| {
+        server.wait_until_succeeds(&format!("grep -qE '^({stages})-' {DATA}/cred/encryption-state.json"), PATIENCE);
+        server.kill(server.components()["kube-apiserver"]);
+        server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
+        server.wait_until_succeeds("k3s secrets-encrypt status | grep 'All hashes match'", PATIENCE);
+    };
+    step("off, Secrets are in the clear again", || {
+        server.start_k3s("--secrets-encryption");
+        server.wait_until_ready();
+        server.kubectl("create secret generic one --from-literal=value=one");
+        assert!(stored(&server, "one").starts_with("k8s:enc:aescbc:v1:aescbckey:"));
+        server.background("k3s secrets-encrypt disable");
+        load("reencrypt_active|reencrypt_finished");
+        let told = wait_until_finished(&server);
+        assert!(
+            told.starts_with("Encryption Status: Disabled\n") && told.contains("        AES-CBC   aescbckey\n"),
+            "{told}"
+        );
+        assert!(!stored(&server, "one").starts_with("k8s:enc:"));
+        refused(&server.execute("k3s secrets-encrypt prepare"), "encryption of Secrets is off");
+    });
+    step("an exchange of keys leads to another cipher", || {
+        server.stop_k3s();
+        server.start_k3s("--secrets-encryption --secrets-encryption-provider=secretbox");
+        server.wait_until_ready();
+        server.background("k3s secrets-encrypt rotate-keys");
+        load("reencrypt_active");
+        let told = wait_until_finished(&server);
+        assert!(
+            told.starts_with("Encryption Status: Enabled\n")
+                && told.contains(" *      XSalsa20-POLY1305  secretboxkey-20"),
+            "{told}"
+        );
+        assert!(stored(&server, "one").starts_with("k8s:enc:secretbox:v1:"));
+    });
+    step("keys are exchanged stage by stage", || {
+        let told = server.succeed("k3s secrets-encrypt prepare");
+        assert_eq!(told, "prepare completed successfully\n");
+        refused(&server.execute("k3s secrets-encrypt rotate"), "the servers do not agree: hash does not match between");
+        load("prepare");
+        assert_eq!(server.succeed("k3s secrets-encrypt rotate"), "rotate completed successfully\n");
+        load("rotate");
+        let keys = "k3s secrets-encrypt status -o json | grep -c secretboxkey";
+        assert_eq!(server.succeed("k3s secrets-encrypt reencrypt --skip"), "reencryption started\n");
+        server.wait_until_succeeds("k3s kubectl get events -A | grep SecretsUpdateComplete", PATIENCE);
+        assert_eq!(server.succeed(keys), "2\n");
+        assert_eq!(server.succeed("k3s secrets-encrypt reencrypt"), "reencryption started\n");
+        server.wait_until_succeeds(&format!("test $({keys}) = 1"), PATIENCE);
+        wait_until_finished(&server);
+        assert_eq!(server.kubectl("get secret one -o go-template='{{.data.value | base64decode}}'"), "one");
+    });
+}
+
+#[test]
 fn a_new_key_writes_nothing_before_every_server_reads_it() {
     let network = Network::new();
     let store = Node::boot(&network, "store");
