@@ -210,14 +210,24 @@ impl Changes {
     }
 
     fn keep_network(&mut self, running: &ClusterNetwork, asked: &ClusterNetwork) {
-        self.keep("cluster-cidr", &running.cluster_cidrs, &asked.cluster_cidrs);
-        self.keep("service-cidr", &running.service_cidrs, &asked.service_cidrs);
-        self.keep("service-node-port-range", &running.node_ports, &asked.node_ports);
-        self.keep("cluster-dns", &running.cluster_dns, &asked.cluster_dns);
-        self.keep("cluster-domain", &running.cluster_domain, &asked.cluster_domain);
-        self.keep("flannel-backend", &running.overlay, &asked.overlay);
-        self.keep("flannel-ipv6-masq", &running.masquerade_ipv6, &asked.masquerade_ipv6);
-        self.keep("flannel-external-ip", &running.overlay_external, &asked.overlay_external);
+        let ClusterNetwork {
+            cluster_cidrs,
+            service_cidrs,
+            node_ports,
+            cluster_dns,
+            cluster_domain,
+            overlay,
+            masquerade_ipv6,
+            overlay_external,
+        } = asked;
+        self.keep("cluster-cidr", &running.cluster_cidrs, cluster_cidrs);
+        self.keep("service-cidr", &running.service_cidrs, service_cidrs);
+        self.keep("service-node-port-range", &running.node_ports, node_ports);
+        self.keep("cluster-dns", &running.cluster_dns, cluster_dns);
+        self.keep("cluster-domain", &running.cluster_domain, cluster_domain);
+        self.keep("flannel-backend", &running.overlay, overlay);
+        self.keep("flannel-ipv6-masq", &running.masquerade_ipv6, masquerade_ipv6);
+        self.keep("flannel-external-ip", &running.overlay_external, overlay_external);
     }
 
     fn take_control_plane(&mut self, running: &mut ControlPlaneArgs, asked: ControlPlaneArgs) {
