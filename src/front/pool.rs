@@ -48,7 +48,7 @@ use super::{
 
 /// What kube-apiserver may send on a connection, bytes: more than all its streams' windows, those included that have ended here only. h2
 /// takes small pieces that wait for an attack when they are many for this window.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 25 << 20;
 /// What of a request waits here until kube-apiserver reads it, bytes.
 const SEND_BUFFER: usize = 64 << 10;
 /// Connections that a request is offered to while they close under it.
@@ -509,7 +509,7 @@ mod tests {
             () = async { while told.len() < 3 { told.push(windows.recv().await.unwrap()) } } => {}
         }
         told.sort_unstable();
-        assert_eq!(told, [65_536 / 3, 65_536 / 2, 65_536]);
+        assert_eq!(told, [262_144 / 3, 262_144 / 2, 262_144]);
         listening.abort();
     }
 

@@ -5,7 +5,7 @@
 pub(super) const CONNECTIONS_OF_PARTY: usize = 52;
 
 /// What kube-apiserver may send on a stream of a party's first connection ahead of its client's reading, bytes.
-const STREAM_WINDOW: u32 = 64 << 10;
+const STREAM_WINDOW: u32 = 256 << 10;
 
 /// Which of its party's connections one is; the lower one is taken first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,9 +38,9 @@ mod tests {
     #[test]
     fn what_a_party_leaves_unread_is_bounded_and_each_stream_goes_on() {
         let windows = Vec::from_iter(Rank::all().map(Rank::stream_window));
-        assert_eq!(windows[..4], [64 << 10, 32 << 10, 21_845, 16 << 10]);
-        assert!(windows.iter().all(|window| *window >= 1 << 10));
+        assert_eq!(windows[..4], [256 << 10, 128 << 10, 87_381, 64 << 10]);
+        assert!(windows.iter().all(|window| *window >= 4 << 10));
         let unread = windows.iter().map(|window| *window as usize * LIMIT).sum::<usize>();
-        assert!(unread <= 24 << 20, "{unread}");
+        assert!(unread <= 92 << 20, "{unread}");
     }
 }
