@@ -160,15 +160,11 @@ impl From<messages::Member> for Member {
 mod tests {
     use super::*;
     use crate::contract::contract_at;
-    use crate::remote::RemoteServer;
 
     #[tokio::test]
     async fn a_cluster_of_one_tells_of_itself() {
         contract_at(async |_, url| {
-            let (host, port) = url.strip_prefix("http://").and_then(|address| address.rsplit_once(':')).unwrap();
-            let server = RemoteServer::Tcp { tls: false, host: host.to_owned(), port: port.parse().unwrap() };
-            let options = RemoteOptions { servers: vec![server], ca_file: None, client: None };
-            let cluster = EtcdCluster::new(&options).unwrap();
+            let cluster = EtcdCluster::new(&RemoteOptions::at(&url)).unwrap();
             let members = cluster.members(Knowledge::Own).await.unwrap();
             let status = cluster.status().await.unwrap();
             assert_eq!((members.len(), members[0].is_learner), (1, false));

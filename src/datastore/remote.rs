@@ -53,6 +53,16 @@ pub struct RemoteOptions {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
+#[cfg(test)]
+impl RemoteOptions {
+    /// The store at `http://HOST:PORT`.
+    pub(crate) fn at(url: &str) -> Self {
+        let (host, port) = url.strip_prefix("http://").and_then(|address| address.rsplit_once(':')).unwrap();
+        let server = RemoteServer::Tcp { tls: false, host: host.to_owned(), port: port.parse().unwrap() };
+        Self { servers: vec![server], ca_file: None, client: None }
+    }
+}
+
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RemoteServer {

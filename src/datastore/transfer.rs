@@ -107,16 +107,14 @@ mod tests {
     use super::*;
     use crate::contract::contract_at;
     use crate::datastore::Options;
-    use crate::remote::{RemoteOptions, RemoteServer};
+    use crate::remote::RemoteOptions;
     use crate::txn::{Op, Put, Txn};
     use crate::writer::Command;
 
     #[tokio::test]
     async fn all_keys_are_written_in_the_order_of_their_changes() {
         contract_at(async |_, url| {
-            let (host, port) = url.strip_prefix("http://").and_then(|address| address.rsplit_once(':')).unwrap();
-            let server = RemoteServer::Tcp { tls: false, host: host.to_owned(), port: port.parse().unwrap() };
-            let options = RemoteOptions { servers: vec![server], ca_file: None, client: None };
+            let options = RemoteOptions::at(&url);
             let etcd = EtcdCluster::new(&options).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let from = Datastore::open(Options::new(folder.path().join("state.db"))).await.unwrap();
