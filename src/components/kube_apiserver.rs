@@ -143,7 +143,7 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
 /// How Secrets are encrypted, once that is set up. It counts whatever the flag says: without it, Secrets that it has encrypted are lost to
 /// everybody.
 fn encryption_config(paths: &Paths) -> Option<PathBuf> {
-    Some(paths.cred("encryption-config.json")).filter(|file| file.exists())
+    Some(paths.encryption_config()).filter(|file| file.exists())
 }
 
 /// Sends what kube-apiserver dials within the cluster through the front, which knows the nodes' tunnels; as k3s.
@@ -247,7 +247,7 @@ mod tests {
             let args = launch.program.args.into_iter().map(|arg| arg.into_string().unwrap());
             args.filter(|arg| arg.contains("encryption")).collect::<Vec<_>>()
         };
-        let file = paths.cred("encryption-config.json");
+        let file = paths.encryption_config();
         assert!(args(&[]).is_empty());
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "{}").unwrap();

@@ -68,6 +68,11 @@ impl Paths {
         self.agent().join("k3scontroller.kubeconfig")
     }
 
+    /// How kube-apiserver encrypts Secrets, `<data>/server/cred/encryption-config.json` as in k3s; there once that is set up.
+    pub fn encryption_config(&self) -> PathBuf {
+        self.cred("encryption-config.json")
+    }
+
     /// The database of a server that keeps its cluster alone, `<data>/server/db/state.db` as in k3s.
     pub fn sqlite(&self) -> PathBuf {
         self.server().join("db/state.db")

@@ -18,8 +18,8 @@ const FILES: [(&str, &str); 15] = [
     ("ETCDPeerCAKey", "tls/etcd/peer-ca.key"),
     ("ETCDServerCA", "tls/etcd/server-ca.crt"),
     ("ETCDServerCAKey", "tls/etcd/server-ca.key"),
-    (ENCRYPTION[0], "cred/encryption-config.json"),
-    (ENCRYPTION[1], "cred/encryption-state.json"),
+    (ENCRYPTION[0], ENCRYPTION_FILES[0]),
+    (ENCRYPTION[1], ENCRYPTION_FILES[1]),
     ("IPSECKey", "cred/ipsec.psk"),
     (ACCOUNTS, "cred/passwd"),
     ("RequestHeaderCA", "tls/request-header-ca.crt"),
@@ -32,7 +32,9 @@ const FILES: [(&str, &str); 15] = [
 /// k3s' name of `cred/passwd`.
 const ACCOUNTS: &str = "PasswdFile";
 
-/// k3s' names of `cred/encryption-config.json` and `cred/encryption-state.json`.
+/// The configuration of encryption and its state, below `<data>/server`.
+pub(crate) const ENCRYPTION_FILES: [&str; 2] = ["cred/encryption-config.json", "cred/encryption-state.json"];
+/// k3s' names of these.
 const ENCRYPTION: [&str; 2] = ["EncryptionConfig", "EncryptionHash"];
 
 /// The folders without which a server counts as new.

@@ -22,7 +22,9 @@ use k3s_datastore::ClientError;
 use k3s_files::FileError;
 
 pub(crate) use authorities::{NotReplaced, from_folder, with_authorities};
-pub(crate) use files::{differs, encryption, from_disk, set_accounts, set_aside, set_encryption, write_encryption};
+pub(crate) use files::{
+    ENCRYPTION_FILES, differs, encryption, from_disk, set_accounts, set_aside, set_encryption, write_encryption,
+};
 pub(crate) use init_lock::acquire_init_lock;
 pub(crate) use reconcile::{Precedence, reconcile};
 pub(crate) use seal::{PREFIX, token_hash};

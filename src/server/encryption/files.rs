@@ -66,8 +66,7 @@ impl Encryption {
 /// # Errors
 /// The files cannot be read or written, or there is no randomness.
 pub(crate) fn ensure(server: &Path, wanted: Option<EncryptionProvider>, setup: Setup) -> Result<(), EncryptionError> {
-    let [config_file, state_file] =
-        ["cred/encryption-config.json", "cred/encryption-state.json"].map(|file| server.join(file));
+    let [config_file, state_file] = bootstrap_data::ENCRYPTION_FILES.map(|file| server.join(file));
     let config = files::read(&config_file)?.unwrap_or_default();
     let state = files::read(&state_file)?.unwrap_or_default();
     match (Encryption::read(&config, &state), wanted) {

@@ -69,7 +69,7 @@ impl Settings {
         Self {
             server_dir: paths.server(),
             provider: config.encryption_provider,
-            reads_file: users.is_none() && paths.cred("encryption-config.json").exists(),
+            reads_file: users.is_none() && paths.encryption_config().exists(),
             is_shared: config.datastore.is_shared(),
             own_node: config.node.is_some().then(|| host.name.clone()),
         }
