@@ -18,7 +18,8 @@ UNIT = "/sys/fs/cgroup/system.slice/k3s.service"
 # MiB of each program.
 PSS = f"""
 for pid in $(cat {UNIT}/*/cgroup.procs /sys/fs/cgroup/k3s-shims/cgroup.procs); do
-    echo $(cat /proc/$pid/comm) $(grep ^Pss: /proc/$pid/smaps_rollup)
+    name=$(cat /proc/$pid/comm) && pss=$(grep ^Pss: /proc/$pid/smaps_rollup) || continue  # ended meanwhile, as runc does
+    echo $name $pss
 done | jq -rRn '[inputs / " " | {{name: .[0], pss: (.[2] | tonumber)}}] | group_by(.name)[] | "\\(.[0].name) \\(map(.pss) | add / 1024 | floor)"'
 """
 
