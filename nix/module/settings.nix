@@ -38,6 +38,7 @@ let
     node-ip = address;
     node-label = label;
     node-taint = taint;
+    resource-profile = types.enum [ "auto" "small" "standard" ];
     service-cidr = range;
     service-node-port-range = ports;
     snapshot-retention = types.ints.unsigned;

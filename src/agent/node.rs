@@ -8,6 +8,7 @@ use k3s_components::{
 use k3s_config::{
     agent::NodeConfig,
     network::{ClusterNetwork, Overlay},
+    resources::Profile,
 };
 use k3s_controllers::{ClusterView, annotate};
 use k3s_files as files;
@@ -66,6 +67,8 @@ pub struct Request {
     pub cloud_controller: bool,
     /// Whether servers reach pods here through a tunnel (`--egress-selector-mode`).
     pub pod_egress: bool,
+    /// How much memory programs are set up for.
+    pub profile: Profile,
     /// klog verbosity for children.
     pub verbosity: u8,
     /// Where containerd's shims go, from the root of the unified hierarchy; where it starts them if `None`.
@@ -145,6 +148,7 @@ impl NodeRole {
             cgroup_v2,
             shim_cgroup: request.shim_cgroup.map(|cgroup| cgroup.display().to_string()),
             cloud_provider_external: request.cloud_controller,
+            profile: request.profile,
             verbosity: request.verbosity,
             config,
             network,
@@ -157,7 +161,7 @@ impl NodeRole {
         let registered_kubelet = kubelet(&without_registration(&node), &paths, &components, &user);
         let mut others = vec![kubelet(&node, &paths, &components, &user)];
         others.extend(with_proxy.then(|| kube_proxy(&node, &paths, &components, &user)));
-        others.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
+        others.iter_mut().for_each(|launch| inherited.adapt(&mut launch.program));
         let mut launches = vec![launch_containerd(&node, &paths, &components, &inherited)?];
         launches.extend(others);
         launches.iter().try_for_each(Launch::install_files)?;

@@ -12,9 +12,10 @@ use k3s_config::{
     agent::AgentConfig,
     network::Overlay,
     reload::{Changes, Reloaded},
+    resources::Profile,
 };
 use k3s_controllers::{ClusterView, NodeScope, Scope};
-use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP};
+use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP, SettledProfile};
 use k3s_supervise::{Gate, Supervisor, notify::Notifier};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -86,6 +87,7 @@ struct Agent {
     balancer: Balancer,
     membership: Membership,
     metrics: Metrics,
+    profile: Profile,
     supervisor: Supervisor,
 }
 
@@ -116,6 +118,8 @@ impl Agent {
             trust_told: Once::new(),
         });
         let supervisor = daemon.supervisor().clone();
+        let profile = SettledProfile::of(config.resource_profile);
+        profile.tell(&supervisor);
         let mut registry = Registry::default();
         balancer.register_metrics(&mut registry);
         let metrics = Metrics {
@@ -134,6 +138,7 @@ impl Agent {
             balancer,
             membership,
             metrics,
+            profile: profile.profile,
             supervisor,
         })
     }
@@ -353,6 +358,7 @@ impl Agent {
             network_policy: known.config.network_policy,
             cloud_controller: known.config.cloud_controller,
             pod_egress: known.config.egress.includes_pods(),
+            profile: self.profile,
             verbosity: config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
             view: view.clone(),

@@ -14,9 +14,13 @@ use crate::{
     launch::{File, Launch},
     libexec::Components,
     registries::CERTS_D,
+    resources::Collector,
     template::{self, TemplateError},
     user_config::{self, UserConfigError},
 };
+
+/// Shims inherit it.
+const COLLECTOR: Collector = Collector { standard: None, small: 50 };
 
 /// Which of containerd's formats a user's template is for, as the name of its file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +103,7 @@ pub fn containerd(
     path.push(inherited.path());
     let mut env = inherited.of_containerd();
     env.insert("PATH".into(), path);
+    inherited.add_unless_given(&mut env, COLLECTOR.env(node.profile));
     let mut args = vec![OsString::from("-c"), etc.join("config.toml").into_os_string()];
     args.extend(
         inherited.containerd_log_level().into_iter().flat_map(|level| ["--log-level".into(), level.to_owned()]),

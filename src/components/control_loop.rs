@@ -12,7 +12,10 @@ use crate::{
     Paths, capabilities,
     launch::{Flags, Launch},
     libexec::Components,
+    resources::Collector,
 };
+
+const COLLECTOR: Collector = Collector { standard: None, small: 25 };
 
 /// One of the two.
 pub(crate) struct ControlLoop {
@@ -45,11 +48,19 @@ impl ControlLoop {
     }
 
     /// The program with its `flags` and the user's arguments.
-    pub(crate) fn launch(&self, flags: Flags, user: &ComponentArgs, paths: &Paths, found: &Components) -> Launch {
+    pub(crate) fn launch(
+        &self,
+        flags: Flags,
+        user: &ComponentArgs,
+        config: ControlPlaneConfig<'_>,
+        paths: &Paths,
+        found: &Components,
+    ) -> Launch {
         Launch {
             files: Vec::new(),
             program: Program {
                 args: flags.merged(user),
+                env: COLLECTOR.env(config.profile),
                 after: vec!["kube-apiserver".into()],
                 readiness: Probe::Https {
                     address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),

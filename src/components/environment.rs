@@ -10,6 +10,9 @@ use std::{
 };
 
 use k3s_config::network::ClusterNetwork;
+use k3s_supervise::program::Program;
+
+use crate::resources::{GOGC, GOMEMLIMIT};
 
 /// Variables that name a proxy, in each of their spellings.
 const PROXIES: [[&str; 2]; 3] =
@@ -43,10 +46,20 @@ impl InheritedEnvironment {
     }
 
     /// What a component's environment has instead of what it inherits; nothing where no proxy is named.
-    pub fn of_component(&self) -> BTreeMap<OsString, OsString> {
+    fn of_component(&self) -> BTreeMap<OsString, OsString> {
         let mut changed = Variables::new();
         self.make_exceptions(&mut changed);
         changed
+    }
+
+    /// Puts that into the environment of `program`, and takes out of it what this process was started with for all of them: how Go collects.
+    pub fn adapt(&self, program: &mut Program) {
+        program.env.extend(self.of_component());
+        for name in [GOGC, GOMEMLIMIT].map(OsStr::new) {
+            if self.variables.contains_key(name) {
+                program.env.remove(name);
+            }
+        }
     }
 
     /// The same for containerd, which pulls images and may have proxies of its own.
@@ -68,6 +81,15 @@ impl InheritedEnvironment {
         }
         self.make_exceptions(&mut changed);
         changed
+    }
+
+    /// Adds `defaults` to `env`, but for what it has or this process was started with.
+    pub(crate) fn add_unless_given(&self, env: &mut Variables, defaults: Variables) {
+        for (name, value) in defaults {
+            if !self.variables.contains_key(&name) {
+                env.entry(name).or_insert(value);
+            }
+        }
     }
 
     /// `CONTAINERD_LOG_LEVEL`.
@@ -135,6 +157,18 @@ mod tests {
             }
             assert_eq!(environment.len(), 2, "{variables:?}");
         }
+    }
+
+    #[test]
+    fn what_the_user_says_of_the_collector_counts_for_all() {
+        let env = |variables: &[(&str, &str)]| {
+            let mut program = Program::new("kubelet", "kubelet");
+            program.env.insert(GOGC.into(), "50".into());
+            inherited(variables).adapt(&mut program);
+            program.env
+        };
+        assert_eq!(env(&[("GOMEMLIMIT", "90MiB")])[OsStr::new(GOGC)], "50");
+        assert!(env(&[("GOGC", "off")]).is_empty());
     }
 
     #[test]

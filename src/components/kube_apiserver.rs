@@ -1,6 +1,6 @@
 //! kube-apiserver: on loopback, one port above the front, with the datastore on a unix socket or elsewhere.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use k3s_config::{
     ControlPlaneConfig,
@@ -16,6 +16,7 @@ use crate::{
     kine::SOCKET,
     launch::{File, Flags, Launch},
     libexec::Components,
+    resources::Collector,
 };
 
 /// TLS 1.2 suites that k3s offers where the user names none; 1.3's are always on.
@@ -30,6 +31,9 @@ const DOS_MITIGATION_OFF: &str = "UnauthenticatedHTTP2DOSMitigation=false";
 const NO_PEERS: &str = "UnknownVersionInteroperabilityProxy=false";
 /// A lease that each kube-apiserver renews every ten seconds, for those that count them; one alone need not.
 const APISERVER_IDENTITY_OFF: &str = "APIServerIdentity=false";
+
+/// Collecting twice as often costs a hundredth of a core and gives back 40 MiB, more than all of k3s itself takes.
+const COLLECTOR: Collector = Collector { standard: Some(50), small: 25 };
 
 /// kube-apiserver for `config`.
 pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Components) -> Launch {
@@ -119,8 +123,7 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
         files: egress.into_iter().collect(),
         program: Program {
             args: flags.merged(user),
-            // Collecting twice as often costs a hundredth of a core and gives back 40 MiB, more than all of k3s itself takes.
-            env: BTreeMap::from([("GOGC".into(), "50".into())]),
+            env: COLLECTOR.env(config.profile),
             working_dir: Some(paths.server()),
             after,
             readiness: ask("/readyz"),
@@ -196,11 +199,13 @@ fn set_etcd(flags: &mut Flags, etcd: &Etcd) {
 
 #[cfg(test)]
 mod tests {
+    use k3s_config::resources::Profile;
+
     use super::*;
     use crate::testing::{config, found, paths};
 
     fn launch(flags: &[&str], advertise: &str) -> Launch {
-        kube_apiserver(config(flags).control_plane(advertise.parse().unwrap()), &paths(), &found())
+        kube_apiserver(config(flags).control_plane(advertise.parse().unwrap(), Profile::Standard), &paths(), &found())
     }
 
     fn args(flags: &[&str]) -> Vec<String> {
@@ -243,7 +248,8 @@ mod tests {
         let paths = Paths::new(dir.path(), dir.path().join("run"));
         let args = |flags: &[&str]| {
             let config = config(flags);
-            let launch = kube_apiserver(config.control_plane("10.0.0.2".parse().unwrap()), &paths, &found());
+            let launch =
+                kube_apiserver(config.control_plane("10.0.0.2".parse().unwrap(), Profile::Standard), &paths, &found());
             let args = launch.program.args.into_iter().map(|arg| arg.into_string().unwrap());
             args.filter(|arg| arg.contains("encryption")).collect::<Vec<_>>()
         };

@@ -40,5 +40,5 @@ pub fn kube_controller_manager(config: ControlPlaneConfig<'_>, paths: &Paths, fo
             .path(&format!("cluster-signing-{usage}-cert-file"), paths.tls(&format!("{ca}.nochain.crt")))
             .path(&format!("cluster-signing-{usage}-key-file"), paths.tls(&format!("{ca}.key")));
     }
-    CONTROLLER_MANAGER.launch(flags, &config.args.kube_controller_manager, paths, found)
+    CONTROLLER_MANAGER.launch(flags, &config.args.kube_controller_manager, config, paths, found)
 }

@@ -11,10 +11,13 @@ use crate::{
     kube_proxy_fields::{is_field, set},
     launch::{File, Flags, Launch, health_probe},
     libexec::Components,
+    resources::Collector,
     user_config::{KUBE_PROXY_API, KUBE_PROXY_KIND, UserConfigs, merge},
 };
 
 const HEALTH_PORT: u16 = 10256;
+
+const COLLECTOR: Collector = Collector { standard: None, small: 50 };
 
 /// kube-proxy for `node`, with the `user`'s configuration above ours. Conntrack limits are left alone: the host setup sets them where it may, as
 /// k3s does.
@@ -38,6 +41,7 @@ pub fn kube_proxy(node: &Node, paths: &Paths, found: &Components, user: &UserCon
         files,
         program: Program {
             args,
+            env: COLLECTOR.env(node.profile),
             after: vec!["kube-apiserver".into()],
             readiness: health(node, user),
             stop: Stop { timeout: Duration::from_secs(5), ..Stop::default() },

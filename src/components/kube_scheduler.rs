@@ -9,5 +9,5 @@ const SCHEDULER: ControlLoop = ControlLoop { name: "kube-scheduler", kubeconfig:
 /// kube-scheduler for `config`.
 pub fn kube_scheduler(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Components) -> Launch {
     let flags = SCHEDULER.flags(config, paths);
-    SCHEDULER.launch(flags, &config.args.kube_scheduler, paths, found)
+    SCHEDULER.launch(flags, &config.args.kube_scheduler, config, paths, found)
 }

@@ -14,10 +14,13 @@ use crate::{
     Node, Paths,
     launch::{File, Flags, Launch, health_probe},
     libexec::Components,
+    resources::Collector,
     user_config::UserConfigs,
 };
 
 const HEALTH_PORT: u16 = 10248;
+
+const COLLECTOR: Collector = Collector { standard: None, small: 50 };
 
 /// kubelet for `node`, with the `user`'s configuration above ours. It starts beside kube-apiserver and registers as soon as that answers.
 pub fn kubelet(node: &Node, paths: &Paths, found: &Components, user: &UserConfigs) -> Launch {
@@ -43,6 +46,7 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components, user: &UserConfig
         files: iter::once(defaults).chain(user.drop_ins(&config_dir)).collect(),
         program: Program {
             args: flags.merged(&node.config.kubelet_args),
+            env: COLLECTOR.env(node.profile),
             after: vec!["containerd".into(), "images".into()],
             readiness: health.clone(),
             liveness: (health != Probe::Started).then_some(Liveness {

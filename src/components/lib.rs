@@ -21,6 +21,7 @@ mod libexec;
 mod node;
 mod paths;
 pub mod registries;
+mod resources;
 mod template;
 #[cfg(test)]
 mod testing;

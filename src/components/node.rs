@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use k3s_config::{agent::NodeConfig, network::ClusterNetwork};
+use k3s_config::{agent::NodeConfig, network::ClusterNetwork, resources::Profile};
 use k3s_network::ProxyMode;
 
 /// A node's facts, settled before its components start.
@@ -28,6 +28,8 @@ pub struct Node {
     pub shim_cgroup: Option<String>,
     /// Whether a controller initialises the node (`--disable-cloud-controller` not given).
     pub cloud_provider_external: bool,
+    /// How much memory programs are set up for.
+    pub profile: Profile,
     /// klog verbosity.
     pub verbosity: u8,
 }

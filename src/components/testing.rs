@@ -2,8 +2,7 @@
 
 use std::{collections::HashMap, ffi::OsString, path::PathBuf};
 
-use k3s_config::{Environment, server::ServerConfig};
-
+use k3s_config::{Environment, resources::Profile, server::ServerConfig};
 use k3s_network::ProxyMode;
 
 use crate::{CgroupDriver, Components, Node, Paths};
@@ -40,6 +39,7 @@ pub(crate) fn node(args: &[&str]) -> Node {
         cgroup_v2: false,
         shim_cgroup: None,
         cloud_provider_external: true,
+        profile: Profile::Standard,
         verbosity: 0,
     }
 }

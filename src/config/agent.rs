@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Origin, Place},
     grammar::is_dns_subdomain,
     network::{address, port},
+    resources::ProfileChoice,
     secret::Secret,
     token,
     values::Values,
@@ -34,6 +35,8 @@ pub struct AgentConfig {
     pub balancer_port: u16,
     /// The node itself.
     pub node: NodeConfig,
+    /// How much memory programs are set up for (`--resource-profile`).
+    pub resource_profile: ProfileChoice,
     /// Our own log tells details (`--debug`).
     pub debug: bool,
     /// klog verbosity for children (`-v`), 0 is their default.
@@ -70,6 +73,7 @@ impl AgentConfig {
             bind_address: values.text("bind-address").parse(address)?.into(),
             balancer_port: values.text("lb-server-port").parse(port)?,
             node: NodeConfig::from_values(values, environment)?,
+            resource_profile: values.text("resource-profile").parse(str::parse)?,
             debug: values.is_on("debug"),
             verbosity: values.verbosity()?,
         })

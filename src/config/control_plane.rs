@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use crate::{
     datastore::Datastore,
     network::ClusterNetwork,
+    resources::Profile,
     server::{ControlPlaneArgs, DisabledParts, EgressMode, ServerConfig},
 };
 
@@ -27,13 +28,15 @@ pub struct ControlPlaneConfig<'a> {
     pub disabled: DisabledParts,
     /// Users' arguments.
     pub args: &'a ControlPlaneArgs,
+    /// How much memory programs are set up for.
+    pub profile: Profile,
     /// klog verbosity.
     pub verbosity: u8,
 }
 
 impl ServerConfig {
-    /// The control plane's part, for a server whose API is advertised at this address.
-    pub fn control_plane(&self, advertised: IpAddr) -> ControlPlaneConfig<'_> {
+    /// The control plane's part, for a server whose API is advertised at this address and whose memory has decided on this profile.
+    pub fn control_plane(&self, advertised: IpAddr, profile: Profile) -> ControlPlaneConfig<'_> {
         ControlPlaneConfig {
             network: &self.network,
             datastore: &self.datastore,
@@ -43,6 +46,7 @@ impl ServerConfig {
             egress_mode: self.egress_mode,
             disabled: self.disabled,
             args: &self.args,
+            profile,
             verbosity: self.verbosity,
         }
     }

@@ -20,6 +20,7 @@ pub mod network;
 mod node;
 mod provenance;
 pub mod reload;
+pub mod resources;
 pub mod secret;
 pub mod server;
 pub mod snapshots;

@@ -129,6 +129,7 @@ impl ServerConfig {
             node_name,
             ips,
             external_ips,
+            resource_profile,
             debug,
             verbosity,
         } = asked;
@@ -161,6 +162,7 @@ impl ServerConfig {
                 changes.keep("node-external-ip", &self.external_ips, &external_ips);
             }
         }
+        changes.keep("resource-profile", &self.resource_profile, &resource_profile);
         changes.keep("debug", &self.debug, &debug);
         changes.take("v", Effect::Programs, &mut config.verbosity, verbosity);
         Reloaded { config, changes }
@@ -171,12 +173,14 @@ impl AgentConfig {
     /// What to go on by where this runs and the operator has asked for something else.
     pub fn reloaded(&self, asked: Self) -> Reloaded<Self> {
         let (mut config, mut changes) = (self.clone(), Changes::default());
-        let Self { data_dir, server, token, bind_address: _, balancer_port, node, debug, verbosity } = asked;
+        let Self { data_dir, server, token, bind_address: _, balancer_port, node, resource_profile, debug, verbosity } =
+            asked;
         changes.keep("data-dir", &self.data_dir, &data_dir);
         changes.keep("server", &self.server, &server);
         changes.keep("token", &self.token, &token);
         changes.keep("lb-server-port", &self.balancer_port, &balancer_port);
         changes.take_node(&mut config.node, node, Effect::Registration);
+        changes.keep("resource-profile", &self.resource_profile, &resource_profile);
         changes.keep("debug", &self.debug, &debug);
         changes.take("v", Effect::Programs, &mut config.verbosity, verbosity);
         Reloaded { config, changes }

@@ -11,6 +11,7 @@ use crate::{
     grammar::{is_certificate_name, is_dns_subdomain},
     network::{ClusterNetwork, NodeMasks, address, host_address, port, reached_at},
     node::NodeConfig,
+    resources::ProfileChoice,
     secret::Secret,
     snapshots::{ClusterReset, SnapshotConfig},
     token,
@@ -69,6 +70,8 @@ pub struct ServerConfig {
     pub ips: Vec<IpAddr>,
     /// Where the outside reaches it (`--node-external-ip`).
     pub external_ips: Vec<IpAddr>,
+    /// How much memory programs are set up for (`--resource-profile`).
+    pub resource_profile: ProfileChoice,
     /// Our own log tells details (`--debug`).
     pub debug: bool,
     /// klog verbosity for children (`-v`), 0 is their default.
@@ -161,6 +164,7 @@ impl ServerConfig {
             ips: node.ips.clone(),
             external_ips: node.external_ips.clone(),
             node: (!values.is_on("disable-agent")).then_some(node),
+            resource_profile: values.text("resource-profile").parse(str::parse)?,
             debug: values.is_on("debug"),
             verbosity: values.verbosity()?,
             data_dir,

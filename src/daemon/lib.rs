@@ -12,8 +12,10 @@ mod error;
 mod lock;
 mod reload;
 mod report;
+mod resources;
 
 pub use daemon::{Daemon, STOP};
 pub use error::Error;
 pub use lock::{Role, lock};
 pub use reload::{ConfigSource, Reloads};
+pub use resources::SettledProfile;

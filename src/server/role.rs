@@ -8,9 +8,9 @@ use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::{ControlPlaneConfig, addons::Addon, server::ServerConfig};
+use k3s_config::{ControlPlaneConfig, addons::Addon, resources::Profile, server::ServerConfig};
 use k3s_controllers::ClusterView;
-use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP};
+use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP, SettledProfile};
 use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_front::{Front, Unauthenticated, serve_on_thread, serve_starting};
 use k3s_listener::Limits;
@@ -89,6 +89,7 @@ struct Server {
     paths: Paths,
     package: Package,
     host: Host,
+    profile: Profile,
     /// Seals what the datastore holds.
     token: Arc<ServerToken>,
     store: ClusterStore,
@@ -170,6 +171,8 @@ impl Server {
         let snapshots = status::bind(&paths.snapshot_socket()).map_err(Error::file(paths.snapshot_socket()))?;
         lost_datastore::check_file(&config.datastore, &paths)?;
         let host = Host::of(&mut config).await?;
+        let profile = SettledProfile::of(config.resource_profile);
+        profile.tell(supervisor);
         let certificates = Certificates::new(&config, &paths, &host)?;
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let gate = supervisor.gate("datastore")?;
@@ -249,6 +252,7 @@ impl Server {
                     paths,
                     package,
                     host,
+                    profile: profile.profile,
                     token,
                     store,
                     supervisor: supervisor.clone(),
@@ -424,7 +428,7 @@ impl Server {
 
     /// What the control plane goes by, as `config` wants it.
     fn plane<'a>(&self, config: &'a ServerConfig) -> ControlPlaneConfig<'a> {
-        config.control_plane(self.host.advertised(config.published_at()))
+        config.control_plane(self.host.advertised(config.published_at()), self.profile)
     }
 
     /// Its programs.
@@ -440,7 +444,7 @@ impl Server {
         }
         // kube-apiserver reaches this node's kubelet by its address.
         let inherited = InheritedEnvironment::new(std::env::vars_os(), &config.network, &self.host.ips);
-        launches.iter_mut().for_each(|launch| launch.program.env.extend(inherited.of_component()));
+        launches.iter_mut().for_each(|launch| inherited.adapt(&mut launch.program));
         launches
     }
 
@@ -461,6 +465,7 @@ impl Server {
             cloud_controller: !config.disabled.cloud_controller,
             // This server dials its own pods; others reach them through its tunnels.
             pod_egress: config.datastore.is_shared() && config.egress_mode.includes_pods(),
+            profile: self.profile,
             verbosity: config.verbosity,
             shim_cgroup: self.supervisor.survivors_cgroup(),
             view: view.clone(),

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::{
     State,
     program::Program,
-    status::{Component, GateStatus, Health, LastExit, Moment, Status},
+    status::{Component, Decision, GateStatus, Health, LastExit, Moment, Status},
 };
 
 /// Enough for every first start; what comes after is in the log.
@@ -29,6 +29,7 @@ pub(crate) struct Facts {
     began_at: SystemTime,
     programs: BTreeMap<String, ProgramFacts>,
     gates: BTreeMap<String, GateState>,
+    decisions: BTreeMap<String, Decision>,
     warnings: BTreeMap<String, String>,
     timeline: Vec<Moment>,
     stopping: bool,
@@ -64,6 +65,7 @@ impl StatusStore {
             began_at: SystemTime::now(),
             programs: BTreeMap::new(),
             gates: BTreeMap::new(),
+            decisions: BTreeMap::new(),
             warnings: BTreeMap::new(),
             timeline: Vec::new(),
             stopping: false,
@@ -176,6 +178,10 @@ impl StatusStore {
         });
     }
 
+    pub(crate) fn decided(&self, decision: Decision) {
+        self.change(|all| all.decisions.insert(decision.name.clone(), decision.clone()).as_ref() != Some(&decision));
+    }
+
     pub(crate) fn warn(&self, key: &str, sentence: String) {
         self.change(|all| all.warnings.insert(key.to_owned(), sentence.clone()).as_ref() != Some(&sentence));
     }
@@ -286,6 +292,7 @@ impl Facts {
             components: components.collect(),
             tasks: Vec::new(),
             gates: gates.collect(),
+            decisions: self.decisions.values().cloned().collect(),
             warnings: self.warnings.values().cloned().collect(),
             timeline: self.timeline.clone(),
             cgroups: cgroups.to_owned(),

@@ -19,7 +19,7 @@ use crate::{
     program::Program,
     runner::{Command, Runner, RunnerContext},
     spawn::Spawner,
-    status::{Status, memory_of},
+    status::{Decision, Status, memory_of},
     status_store::{Facts, StatusStore},
     task::{Task, Tasks},
 };
@@ -229,6 +229,11 @@ impl Supervisor {
     /// A task of this process, which is in the status from the first time that it runs or waits.
     pub fn task(&self, name: &str) -> Task {
         Task::new(self.clone(), name)
+    }
+
+    /// Shows in the status what was settled by what the machine is like; a decision of the same name is replaced.
+    pub fn decided(&self, decision: Decision) {
+        self.store().decided(decision);
     }
 
     /// Adds a sentence to the status that tells what the user should know or do; one of the same key is replaced.

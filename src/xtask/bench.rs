@@ -14,6 +14,7 @@ mod growth;
 mod idle;
 mod load;
 mod markdown;
+mod memory;
 mod start;
 mod store;
 mod tunnel;
@@ -49,6 +50,8 @@ enum What {
     Tunnel(tunnel::Args),
     /// What the datastore of an idle cluster does, beside etcd and kine under the same programs.
     Idle(idle::Args),
+    /// What each program of an idle node holds, and what each lever of a resource profile makes of that.
+    Memory(memory::Args),
     /// What manifests cost the server, and a namespace that goes with all that is in it.
     Addons(addons::Args),
     /// `cargo xtask reproducible --all`.
@@ -65,6 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Attacks(args) => attacks::run(args),
         What::Tunnel(args) => tunnel::run(args),
         What::Idle(args) => idle::run(args),
+        What::Memory(args) => memory::run(args),
         What::Addons(args) => addons::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true, packages: false }),
     }

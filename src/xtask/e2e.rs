@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// And of these not the ones whose names match this.
     #[arg(long, default_value = "")]
     skip: String,
+    /// More flags for `k3s server`, in one word.
+    #[arg(long, value_name = "FLAGS", default_value = "", allow_hyphen_values = true)]
+    server_flags: String,
     /// Test target/dist as it is instead of building it first.
     #[arg(long)]
     no_build: bool,
@@ -64,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         node.succeed("mkdir -p /var/lib/rancher/k3s/agent/images /var/lib/e2e");
         copy(&agnhost, &node.path("/var/lib/rancher/k3s/agent/images/agnhost.tar"))?;
     }
-    server.start_k3s("");
+    server.start_k3s(&args.server_flags);
     agent.start_k3s_agent(&server, "");
     for node in [&server, &agent] {
         server.wait_until_node_ready(node.name());

@@ -9,7 +9,8 @@ fn an_agentless_server_serves_the_api_and_runs_no_node() {
     let network = Network::new();
     let server = Node::boot(&network, "server");
     step("the API is served", || {
-        let config = "disable-agent: true\nsupervisor-metrics: true\nwrite-kubeconfig-mode: '0644'\n";
+        let config =
+            "disable-agent: true\nsupervisor-metrics: true\nwrite-kubeconfig-mode: '0644'\nresource-profile: small\n";
         server.write("/etc/rancher/k3s/config.yaml", config);
         server.start_k3s("");
         server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
@@ -22,6 +23,14 @@ fn an_agentless_server_serves_the_api_and_runs_no_node() {
         let children: Vec<_> = server.components().into_keys().collect();
         assert_eq!(children, ["kube-apiserver", "kube-controller-manager", "kube-scheduler"]);
         server.fail("pgrep -x containerd || pgrep -x kubelet || pgrep -x kube-proxy || ip link show cni0 || ip link show flannel.1");
+    });
+    step("programs are set up for little memory, as the file asks", || {
+        let told = server.succeed("k3s status | grep ^resource-profile && k3s check-config | grep resource");
+        assert_eq!(told.matches("small (as asked for; the ").count(), 2, "{told}");
+        let collector = |program: &str| {
+            server.succeed(&format!("tr '\\0' '\\n' < /proc/$(pgrep -x {program})/environ | grep ^GOGC"))
+        };
+        assert_eq!(collector("kube-scheduler"), "GOGC=25\n");
     });
     step("metrics of the datastore follow those of kube-apiserver", || {
         let page = server.kubectl("get --raw /metrics");

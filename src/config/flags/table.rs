@@ -256,6 +256,8 @@ pub(super) const SECTIONS: &[Section] = &[
                 .unserved(refusal("the embedded registry", "leave it out and configure mirrors in registries.yaml")),
             switch("supervisor-metrics", "Show metrics of k3s itself at /metrics of servers and agents")
                 .server(),
+            text("resource-profile", "PROFILE", "How much memory programs are set up for: small (below 1.5 GiB), standard, or auto for whichever suits the memory there is")
+                .default("auto"),
             switch("secrets-encryption", "Encrypt Secrets in the datastore").server(),
             text("secrets-encryption-provider", "NAME", "How keys to come encrypt them: aescbc or secretbox")
                 .default("aescbc")

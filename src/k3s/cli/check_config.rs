@@ -10,7 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 use k3s_components::{Need, Paths, UserConfigs, UserTemplate};
-use k3s_config::{Error as ConfigError, Warning, agent::NodeConfig};
+use k3s_config::{Error as ConfigError, Warning, agent::NodeConfig, resources::ProfileChoice};
+use k3s_daemon::SettledProfile;
 use k3s_network::ProxyMode;
 
 use super::{
@@ -32,6 +33,7 @@ struct Checked {
     node: Option<NodeConfig>,
     data_dir: PathBuf,
     cluster_cidrs: Vec<IpNet>,
+    resource_profile: ProfileChoice,
     warnings: Vec<Warning>,
     unused_files: Vec<String>,
 }
@@ -52,6 +54,8 @@ pub(super) fn run(args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Fai
     }
     libexec()?.require(&asked.needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
     line("ok       the components")?;
+    let SettledProfile { profile, why } = SettledProfile::of(asked.resource_profile);
+    line(format_args!("ok       resource profile {} ({why})", profile.name()))?;
 
     let mut report = Report::default();
     if let Some(node) = &asked.node {
@@ -77,6 +81,7 @@ impl Checked {
                 data_dir: config.data_dir,
                 // Its servers tell at the join.
                 cluster_cidrs: Vec::new(),
+                resource_profile: config.resource_profile,
                 warnings,
             }));
         }
@@ -86,6 +91,7 @@ impl Checked {
             node: config.node,
             data_dir: config.data_dir,
             cluster_cidrs: config.network.cluster_cidrs,
+            resource_profile: config.resource_profile,
             warnings,
         }))
     }

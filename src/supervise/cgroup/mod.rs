@@ -7,6 +7,7 @@
 //! Processes that outlive us (containerd's shims) have a cgroup on v2 that lies outside of our own, see [`v2`]: systemd starts a unit
 //! in the unit's own cgroup, which the kernel refuses as long as anything is left in a leaf below.
 
+mod memory;
 mod v1;
 mod v2;
 
@@ -22,6 +23,8 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::program::Program;
+
+pub use memory::{AvailableMemory, MemoryBound};
 
 /// Where leaves go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -30,6 +30,9 @@ pub struct Status {
     pub tasks: Vec<TaskStatus>,
     /// The conditions in our own process, by name.
     pub gates: Vec<GateStatus>,
+    /// What was settled at the start by what the machine is like, by name.
+    #[serde(default)]
+    pub decisions: Vec<Decision>,
     /// What the user should know or do, a sentence each.
     pub warnings: Vec<String>,
     /// State changes until each was ready for the first time.
@@ -112,6 +115,17 @@ pub struct GateStatus {
     pub open: bool,
     /// What keeps it closed.
     pub waiting_for: Option<String>,
+}
+
+/// A setting that depends on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Its flag, without dashes.
+    pub name: String,
+    /// What it was settled to.
+    pub value: String,
+    /// By what.
+    pub why: String,
 }
 
 /// A point of the start.
@@ -228,6 +242,11 @@ impl Status {
                 GateStatus { name: "datastore".into(), open: true, waiting_for: None },
                 GateStatus { name: "images".into(), open: false, waiting_for: Some("importing coredns.tar".into()) },
             ],
+            decisions: vec![Decision {
+                name: "resource-profile".into(),
+                value: "small".into(),
+                why: "the machine has 512 MiB".into(),
+            }],
             warnings: vec!["The FORWARD chain's policy is DROP: pods cannot reach other nodes.".into()],
             timeline: vec![Moment { at_ms: 3, name: "datastore".into(), what: "open".into() }],
             cgroups: "none: not delegated".into(),

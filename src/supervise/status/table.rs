@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Component, Status};
+use super::{Component, Decision, Status};
 use crate::{ObjectStatus, State, TaskState, TaskStatus};
 
 const COMPONENTS: [&str; 6] = ["COMPONENT", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"];
@@ -41,6 +41,9 @@ impl fmt::Display for Status {
         writeln!(f, "{}", self.headline)?;
         for warning in &self.warnings {
             writeln!(f, "Warning: {warning}")?;
+        }
+        for Decision { name, value, why } in &self.decisions {
+            writeln!(f, "{name}: {value} ({why})")?;
         }
         let components = self.components.iter().map(|component| (row(component), remark(component)));
         write_table(f, COMPONENTS, components.collect())?;
@@ -147,6 +150,7 @@ mod tests {
         let expected = "\
 Degraded: kube-scheduler (exited with 1: E1121 no such file).
 Warning: The FORWARD chain's policy is DROP: pods cannot reach other nodes.
+resource-profile: small (the machine has 512 MiB)
 
 COMPONENT       STATE    FOR     PID  RESTARTS  MEMORY   REMARK
 kube-apiserver  ready    12m30s  101  1         219 MiB  last time ended by SIGKILL

@@ -86,6 +86,12 @@ impl Process {
 }
 
 impl Usage {
+    /// The same memory, with `times` as much work.
+    pub(super) fn scaled(self, times: f64) -> Self {
+        let Self { cpu, written, wakeups, .. } = self;
+        Self { cpu: cpu * times, written: written * times, wakeups: wakeups * times, ..self }
+    }
+
     /// Of the process whose folder in /proc this is; `None` if it has ended.
     pub(super) fn read(folder: &Path) -> Option<Self> {
         let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
