@@ -245,8 +245,8 @@ impl Server {
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
             Ok((token, encryption, api_ready, admin_client_sender, node_passwords, Arc::new(renewal), listeners))
         };
-        match prepared.await {
-            Ok((token, encryption, api_ready, admin_client, node_passwords, renewal, listeners)) => {
+        match shutdown.run_until_cancelled(prepared).await {
+            Some(Ok((token, encryption, api_ready, admin_client, node_passwords, renewal, listeners))) => {
                 let server = Self {
                     config,
                     paths,
@@ -265,11 +265,12 @@ impl Server {
                 };
                 Ok(Some((server, listeners)))
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 // What is wrong with the start is the error to report.
                 let _ = store.close().await;
                 Err(error)
             }
+            None => store.close().await.map(|()| None),
         }
     }
 
