@@ -131,5 +131,5 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-// The program is upstream's own, unchanged.
+// The program is upstream's own, but for drivers of databases that k3s does not know.
 tool github.com/k3s-io/kine

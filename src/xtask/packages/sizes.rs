@@ -14,6 +14,9 @@ use crate::folder;
 /// Compression of what is downloaded once and unpacked by machines of any size.
 const ZSTD_LEVEL: i32 = 19;
 
+/// `zstd --long=27`: finds what is alike up to 128 MiB apart. Whoever unpacks it needs as much memory.
+const LONG_WINDOW_LOG: u32 = 27;
+
 pub(super) fn table(dist: &Path, image: &Path, extensions: &[PathBuf; 2]) -> Result<String> {
     let mut table = "| | MB | as zstd, MB |\n|---|---:|---:|\n".to_owned();
     let mut row = |name: &str, (size, compressed): (u64, u64)| {
@@ -30,7 +33,8 @@ pub(super) fn table(dist: &Path, image: &Path, extensions: &[PathBuf; 2]) -> Res
     for image in folder::files(&images)? {
         row(&format!("`share/k3s/images/{}`", image.display()), of_file(&images.join(&image))?)?;
     }
-    row("**the package**", of_tree(dist)?)?;
+    row("**the package**", of_tree(dist, None)?)?;
+    row("the package, `--long=27`", of_tree(dist, Some(LONG_WINDOW_LOG))?)?;
     row("OCI image", of_file(image)?)?;
     row("sysext (EROFS, lz4hc)", of_file(&extensions[0])?)?;
     row("confext", of_file(&extensions[1])?)?;
@@ -48,10 +52,14 @@ fn of_file(path: &Path) -> Result<(u64, u64)> {
     Ok((fs::metadata(path)?.len(), zstd.finish()?.0))
 }
 
-/// A tree counts as one tar.
-fn of_tree(tree: &Path) -> Result<(u64, u64)> {
+/// A tree counts as one tar, compressed with a longer window if one is given.
+fn of_tree(tree: &Path, window_log: Option<u32>) -> Result<(u64, u64)> {
     let mut size = 0;
     let mut zstd = zstd::Encoder::new(Counter(0), ZSTD_LEVEL)?;
+    if let Some(log) = window_log {
+        zstd.long_distance_matching(true)?;
+        zstd.window_log(log)?;
+    }
     for file in folder::files(tree)? {
         let path = tree.join(file);
         if !path.is_symlink() {
