@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Idle(args) => idle::run(args),
         What::Memory(args) => memory::run(args),
         What::Addons(args) => addons::run(args),
-        What::Reproducible => reproducible::run(&reproducible::Args { all: true, packages: false }),
+        What::Reproducible => reproducible::run(&reproducible::Args { all: true, ..Default::default() }),
     }
 }
 

@@ -5,10 +5,12 @@ mod charts;
 mod component;
 mod components;
 mod counts;
+mod debian;
 mod digest;
 mod dist;
 mod down;
 mod e2e;
+mod edge_image;
 mod elf;
 mod folder;
 mod fuzz;
@@ -66,6 +68,8 @@ enum Verb {
     Dist(dist::Args),
     /// Pack `target/dist` as a container image and as system extensions, with bills of materials and a table of sizes.
     Packages(packages::Args),
+    /// Make the disk of an edge machine from `target/dist` and Debian's packages.
+    EdgeImage(edge_image::Args),
     /// Evaluate the flake and the NixOS module, and write what is made of them.
     Nix(nix::Args),
     /// Measure: `start`, `datastore`, `growth`, `idle`, `crash`, `reproducible`.
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Verb::VmTest(args) => vm_test::run(&args),
         Verb::Dist(args) => dist::run(&args),
         Verb::Packages(args) => packages::run(&args),
+        Verb::EdgeImage(args) => edge_image::run(&args),
         Verb::Nix(args) => nix::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Reproducible(args) => reproducible::run(&args),

@@ -10,7 +10,7 @@
 
 mod extension;
 mod sbom;
-mod sizes;
+pub(crate) mod sizes;
 
 use std::{
     fs,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::component::{Component, Scratch};
+use crate::edge_image::{self, Bases};
 use crate::{digest, dist, folder, packages, workspace};
 
 /// Components that build in under a minute from an empty cache.
@@ -19,12 +20,18 @@ pub(crate) struct Args {
     /// The packages instead, of `target/dist`.
     #[arg(long, conflicts_with = "all")]
     pub(crate) packages: bool,
+    /// The edge image instead, of `target/dist` and Debian's packages, unpacked twice.
+    #[arg(long, conflicts_with_all = ["all", "packages"])]
+    pub(crate) edge: bool,
 }
 
 /// Compares what was made with what is made again in another folder.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.packages {
         return packed_twice();
+    }
+    if args.edge {
+        return imaged_twice();
     }
     let components: Vec<_> =
         Component::all()?.into_iter().filter(|component| args.all || QUICK.contains(&component.name())).collect();
@@ -58,6 +65,22 @@ fn packed_twice() -> Result<()> {
     let (first, second) = (pack("first")?, pack("second")?);
     let differing = differences(&first, &second);
     ensure!(differing.is_empty(), "Packed twice, these differ: {}", differing.join(", "));
+    first.iter().for_each(|(file, digest)| println!("{digest}  {}, twice", file.display()));
+    Ok(())
+}
+
+/// Makes the edge image of the tree in the cache, and of one that is made now and lies elsewhere.
+fn imaged_twice() -> Result<()> {
+    let scratch = Scratch::create(&workspace::target(), "reproducible")?;
+    let make = |bases: &Bases, name: &str| {
+        let folder = scratch.0.join(name);
+        bases.make(&dist::folder(), env!("CARGO_PKG_VERSION"), &folder)?;
+        digest::of_folder(&folder)
+    };
+    let first = make(&Bases::cached(edge_image::KERNEL)?, "first")?;
+    let second = make(&Bases::anew(&scratch.0.join("tree"))?, "second")?;
+    let differing = differences(&first, &second);
+    ensure!(differing.is_empty(), "Made twice, these differ: {}", differing.join(", "));
     first.iter().for_each(|(file, digest)| println!("{digest}  {}, twice", file.display()));
     Ok(())
 }

@@ -1,21 +1,21 @@
 //! `cargo xtask vm-test`: tests on whole machines, with a kernel, systemd, journald and cgroup v2 of their own.
 //!
 //! A machine is QEMU without hardware help, so it is slow, and works anywhere. It boots Debian with the package of `target/dist` on a
-//! second disk. `tests/vm/driver` commands it: a Python program whose machines have the verbs of the NixOS test driver, so that the
+//! second disk, or, by firmware, the edge image that `cargo xtask edge-image` made. `tests/vm/driver` commands it: a Python program whose machines have the verbs of the NixOS test driver, so that the
 //! same script runs on NixOS.
 
 mod image;
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    nix,
+    edge_image, nix,
     process::succeed,
     system_packages::{self, Package},
     workspace,
@@ -23,16 +23,23 @@ use crate::{
 use image::{Besides, Image};
 
 /// What making and running machines takes on Debian.
-const PACKAGES: [Package; 5] = [
+const PACKAGES: [Package; 7] = [
     ("mmdebstrap", Some("mmdebstrap")),
     ("qemu-system-x86", Some("qemu-system-x86_64")),
     ("qemu-utils", Some("qemu-img")),
     ("e2fsprogs", Some("mke2fs")),
     ("python3", Some("python3")),
+    // Edge machines: firmware, and files for the ESP.
+    ("ovmf", None),
+    ("mtools", Some("mcopy")),
 ];
+/// Where Debian's package of the firmware puts it.
+const FIRMWARE: &str = "/usr/share/OVMF";
 
 /// The test that machines need the package as extensions for.
 const EXTENSIONS: &str = "extensions.py";
+/// What tests of the edge image are called.
+const EDGE: &str = "edge_";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -54,9 +61,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     lock.lock().context("Cannot lock the cache of virtual machines")?;
     let tests = if args.tests.is_empty() { all()? } else { named(&args.tests)? };
     let needs_extensions = tests.iter().any(|test| test.ends_with(EXTENSIONS));
-    let image = Image::make(&cache, if needs_extensions { Besides::Extensions } else { Besides::Archives })?;
+    let (of_edge, others): (Vec<_>, Vec<_>) = tests.iter().partition(|test| is_of_edge(test));
+    let edge = if of_edge.is_empty() { None } else { Some(edge_image::make(edge_image::KERNEL, None, None)?) };
+    let besides = if needs_extensions { Besides::Extensions } else { Besides::Archives };
+    let image = if others.is_empty() { None } else { Some(Image::make(&cache, besides)?) };
     if args.image {
-        println!("{}", image.root.display());
+        image.iter().map(|image| &image.root).chain(&edge).for_each(|made| println!("{}", made.display()));
         return Ok(());
     }
     for test in tests {
@@ -68,10 +78,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         fs::create_dir_all(&state)?;
         let mut driver = Command::new("python3");
-        driver.arg(folder().join("driver")).arg("--image").arg(&image.root).arg("--dist").arg(&image.dist);
+        driver.arg(folder().join("driver"));
+        if let Some(image) = &image {
+            driver.arg("--image").arg(&image.root).arg("--dist").arg(&image.dist);
+        }
+        if let Some(edge) = &edge {
+            driver.arg("--edge").arg(edge).args(["--firmware", FIRMWARE]);
+        }
         succeed(driver.arg("--state").arg(&state).arg(&test)).with_context(|| format!("The test {name} failed"))?;
     }
     Ok(())
+}
+
+fn is_of_edge(test: &Path) -> bool {
+    test.file_name().is_some_and(|name| name.to_string_lossy().starts_with(EDGE))
 }
 
 fn folder() -> PathBuf {

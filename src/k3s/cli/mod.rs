@@ -17,6 +17,7 @@ mod journal;
 mod kubectl;
 mod location;
 mod node;
+mod os;
 mod output;
 mod reload;
 mod running_server;
@@ -96,6 +97,9 @@ enum Verb {
     /// Let the servers forget a node's password
     #[command(subcommand)]
     Node(node::Verb),
+    /// The system of an edge image
+    #[command(subcommand)]
+    Os(os::Verb),
     /// Check a configuration and this machine, and change nothing
     #[command(disable_help_flag = true)]
     CheckConfig(PassedOn),
@@ -143,6 +147,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::SecretsEncrypt(verb) => secrets_encrypt::run(verb, globals),
         Verb::Certificate(verb) => certificate::run(verb, globals),
         Verb::Node(verb) => node::run(verb, globals),
+        Verb::Os(verb) => os::run(&verb),
         Verb::CheckConfig(PassedOn { args }) => check_config::run(args, globals),
         Verb::Completion(options) => completion::run(&options),
         Verb::Datastore(verb) => datastore::run(verb),

@@ -9,12 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 
-use crate::{component::Scratch, digest::Inputs, dist, folder, images, packages, process::succeed, workspace};
-
-/// The release whose packages the root holds: systemd 257, Linux 6.12.
-const RELEASE: &str = "trixie";
-/// Texts that nobody reads on a node: 65 MB.
-const LEFT_OUT: [&str; 3] = ["/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+use crate::{component::Scratch, debian::Tree, dist, folder, images, packages, process::succeed, workspace};
 
 /// What lies on the package's disk beside the package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +39,9 @@ impl Image {
 fn root(cache: &Path) -> Result<PathBuf> {
     let recipe = workspace::root().join("tests/vm/image");
     let packages = fs::read_to_string(recipe.join("packages"))?;
-    let mut inputs = Inputs::default();
-    inputs.part("release", RELEASE.as_bytes());
-    inputs.part("packages", packages.as_bytes());
-    inputs.part("customize", &fs::read(recipe.join("customize.sh"))?);
+    let customize = recipe.join("customize.sh");
+    let debian = Tree { packages: &packages, customize: Some(&customize) };
+    let inputs = debian.inputs()?;
     let made = cache.join(format!("root-{}", &inputs.hex()[..16]));
     if made.exists() {
         return Ok(made);
@@ -56,13 +50,7 @@ fn root(cache: &Path) -> Result<PathBuf> {
     let scratch = Scratch::create(cache, "root")?;
     let (tree, out) = (scratch.0.join("tree"), scratch.0.join("out"));
     fs::create_dir(&out)?;
-    let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.args(["--quiet", "--variant=minbase"]);
-    mmdebstrap.args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")));
-    let names: Vec<_> = packages.split_whitespace().collect();
-    mmdebstrap.arg(format!("--include={}", names.join(",")));
-    mmdebstrap.arg(format!("--customize-hook=sh {} \"$1\"", recipe.join("customize.sh").display()));
-    succeed(mmdebstrap.arg(RELEASE).arg(&tree))?;
+    debian.make(&tree)?;
     take_boot_files(&tree.join("boot"), &out)?;
     make_disk(&tree, "root", "8G", &out.join("root.ext4"))?;
     fs::rename(&out, &made).with_context(|| format!("Cannot rename to {}", made.display()))?;

@@ -1,4 +1,4 @@
-"""Runs one test on virtual machines: python3 tests/vm/driver --image FOLDER --state FOLDER TEST
+"""Runs one test on virtual machines: python3 tests/vm/driver (--image FOLDER --dist DISK | --edge DISK --firmware FOLDER) --state FOLDER TEST
 
 TEST is a Python file whose first statement is `nodes = {…}`, or a JSON document {"name", "nodes", "testScript"}: what a NixOS test
 evaluates to. README.md beside this folder says what a testScript may use, and what stands in for NixOS.
@@ -7,7 +7,6 @@ evaluates to. README.md beside this folder says what a testScript may use, and w
 import argparse
 import ast
 import contextlib
-import dataclasses
 import json
 import pathlib
 import sys
@@ -15,19 +14,10 @@ import threading
 import time
 import unittest
 
+from boot import DiskBoot, KernelBoot
 from machine import Machine, RequestedAssertionFailed, retry
 from node import Node
 from qemu import MachineEnded, Qemu
-
-
-@dataclasses.dataclass
-class Image:
-    """What machines boot from."""
-
-    root: pathlib.Path
-    dist: pathlib.Path
-    kernel: pathlib.Path
-    initrd: pathlib.Path
 
 
 class Assertions(unittest.TestCase):
@@ -52,14 +42,14 @@ class Log:
 
 
 class Driver:
-    def __init__(self, image, state, nodes):
+    def __init__(self, boots, state, nodes):
         self.log = Log()
         self.machines = []
         # Two runs on one host do not see each other.
         port = 20000 + hash(str(state.resolve())) % 20000
         for number, (name, given) in enumerate(sorted(nodes.items()), start=1):
             node = Node.parse(name, given, number)
-            qemu = Qemu(name, state / name, image, node.mac, memory=node.memory, cores=node.cores,
+            qemu = Qemu(name, state / name, boots[node.boot](node), node.mac, memory=node.memory, cores=node.cores,
                         credentials=node.credentials(sorted(nodes)), network_port=port)
             self.machines.append(Machine(name, qemu, self.log))
 
@@ -132,14 +122,19 @@ def load(path):
 
 def main():
     parser = argparse.ArgumentParser(prog="driver")
-    parser.add_argument("--image", type=pathlib.Path, required=True)
-    parser.add_argument("--dist", type=pathlib.Path, required=True)
+    parser.add_argument("--image", type=pathlib.Path, help="folder with root.ext4, vmlinuz and initrd")
+    parser.add_argument("--dist", type=pathlib.Path)
+    parser.add_argument("--edge", type=pathlib.Path, help="disk of an edge machine")
+    parser.add_argument("--firmware", type=pathlib.Path)
     parser.add_argument("--state", type=pathlib.Path, required=True)
     parser.add_argument("test", type=pathlib.Path)
     given = parser.parse_args()
     nodes, script, name = load(given.test)
-    image = Image(given.image / "root.ext4", given.dist, given.image / "vmlinuz", given.image / "initrd")
-    driver = Driver(image, given.state, nodes)
+    boots = {
+        "kernel": lambda _: KernelBoot(given.image / "root.ext4", given.dist, given.image / "vmlinuz", given.image / "initrd"),
+        "disk": lambda node: DiskBoot(given.edge, given.firmware, node.esp),
+    }
+    driver = Driver(boots, given.state, nodes)
     try:
         exec(compile(script, name, "exec"), driver.symbols())
     except (RequestedAssertionFailed, MachineEnded, TimeoutError) as failed:

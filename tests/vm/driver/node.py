@@ -40,6 +40,10 @@ class Node:
     watchdog: str = "20min"
     # Archives for tests (`target/dist-test`) that the node has.
     archives: list = dataclasses.field(default_factory=lambda: ["demo"])
+    # "kernel": the Debian root, started by its kernel. "disk": the edge image, started by firmware, whose own units and files count.
+    boot: str = "kernel"
+    # Of an edge machine: files of its ESP by name, put there before it is first powered on.
+    esp: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def parse(cls, name, given, number):
@@ -57,6 +61,8 @@ class Node:
         return f"52:54:00:12:01:{self.number:02x}"
 
     def credentials(self, names):
+        if self.boot == "disk":
+            return self.emulation()
         units, wants = dict(self.units), ["driver.service", *self.wants]
         if self.role:
             unit = UNITS[self.role]
@@ -77,9 +83,12 @@ class Node:
             "systemd.unit-dropin.multi-user.target~test": f"[Unit]\nWants={' '.join(wants)}\n",
             **{f"systemd.unit-dropin.{path.parent.stem}~{path.stem}": path.read_text()
                for path in sorted((TREE / "images/systemd").glob("*.d/*.conf"))},
-            **{f"systemd.unit-dropin.{unit}~emulation": f"[Service]\nWatchdogSec={self.watchdog}\n" for unit in UNITS.values()},
+            **self.emulation(),
             **{f"systemd.extra-unit.{name}": text for name, text in units.items()},
         }
+
+    def emulation(self):
+        return {f"systemd.unit-dropin.{unit}~emulation": f"[Service]\nWatchdogSec={self.watchdog}\n" for unit in UNITS.values()}
 
     def hosts(self, names):
         yield "127.0.0.1", "localhost"

@@ -16,6 +16,8 @@ AGENT_UNIT = """[Unit]
 Description=Commands from the test driver
 DefaultDependencies=no
 After=local-fs.target systemd-tmpfiles-setup.service
+# An initrd with systemd takes credentials, too.
+ConditionPathExists=!/etc/initrd-release
 StartLimitIntervalSec=0
 [Service]
 ImportCredential=driver.agent
@@ -35,8 +37,8 @@ class MachineEnded(Exception):
 
 
 class Qemu:
-    def __init__(self, name, directory, image, mac, *, memory, cores, credentials, network_port):
-        self.name, self.dir, self.image = name, pathlib.Path(directory), image
+    def __init__(self, name, directory, boot, mac, *, memory, cores, credentials, network_port):
+        self.name, self.dir = name, pathlib.Path(directory)
         self.process = None
         self.started_at = None
         self._ids = itertools.count(1)
@@ -44,13 +46,9 @@ class Qemu:
         self._answered = threading.Condition()
         self._reader = None
         self.dir.mkdir(parents=True, exist_ok=True)
-        disk = self.dir / "disk.qcow2"
-        disk.unlink(missing_ok=True)
-        subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.root.resolve(), disk], check=True)
         self._args = [
             "qemu-system-x86_64", "-name", name, "-machine", "q35,usb=off", "-display", "none", "-nodefaults",
-            "-no-user-config",
+            "-no-user-config", *(() if boot.reboots else ("-no-reboot",)),
             # A plain model: with QEMU 7.2 emulation of "max" stops in current kernels.
             "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem", "-smp", str(cores), "-m", str(memory),
             "-chardev", f"socket,id=console,path={self.dir}/console.sock,server=on,wait=off,logfile={self.dir}/console.log",
@@ -59,15 +57,8 @@ class Qemu:
             "-chardev", f"socket,id=qmp,path={self.dir}/qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
             "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
             "-device", "virtserialport,chardev=driver,name=driver",
-            "-drive", f"if=none,id=root,file={disk},format=qcow2,cache=unsafe,discard=unmap",
-            "-device", "virtio-blk-pci,drive=root",
-            # Several machines read it at a time.
-            "-drive", f"if=none,id=dist,file={image.dist},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=dist",
             "-netdev", NETWORK.format(port=network_port), "-device", f"virtio-net-pci,id=nic,netdev=net,mac={mac}",
-            "-kernel", image.kernel, "-initrd", image.initrd,
-            # On a busy host the kernel finds that its timer is late, and would not boot; disks take longer than systemd has patience.
-            "-append", "root=/dev/vda rw console=ttyS0 quiet panic=1 no_timer_check systemd.show_status=0 "
-                       "systemd.default_device_timeout_sec=900", "-no-reboot",
+            *boot.arguments(self.dir),
         ]
         own = {
             "driver.agent": (HERE / "guest.sh").read_text(),

@@ -1,0 +1,56 @@
+# Before the root is entered: the data partition is made if it is not there, checked, grown to the disk and mounted as /var, and gives
+# the machine its identity. What fails here restarts the machine, which counts the tries of a new version down.
+set -eu
+
+root=/sysroot
+# Partitions' names would be found on any disk: they count on the disk of the root alone.
+set -- "/sys/class/block/$(basename "$(readlink -f /dev/mapper/root)")"/slaves/*
+disk=$(basename "$(dirname "$(readlink -f "$1")")")
+systemd-repart --dry-run=no --definitions="$root/usr/lib/repart.d" "/dev/$disk"
+udevadm settle
+
+named() {
+    for partition in "/sys/class/block/$disk/$disk"*; do
+        device=/dev/$(basename "$partition")
+        if [ "$(blkid -p -s PART_ENTRY_NAME -o value "$device")" = "$1" ]; then echo "$device"; fi
+    done
+}
+
+mkdir -p /run/k3s-os
+esp=$(named esp)
+ln -sfn "$esp" /run/k3s-os/esp
+# It holds nothing that a start needs from here on.
+fsck.vfat -a "$esp" || echo "edge: $esp is damaged: see whether its files are as they should be"
+
+data=$(named data)
+if [ -z "$data" ]; then
+    echo "edge: /dev/$disk has no room for a data partition: use a disk of 3 GB or more"
+    exit 1
+fi
+
+# 1: mended; 2: mended, and a restart is asked for, which a file system that is not mounted does not need.
+status=0
+e2fsck -p "$data" || status=$?
+if [ "$status" -ge 4 ]; then
+    echo "edge: the file system of $data is damaged: it is mended as well as can be, files may be missing"
+    status=0
+    e2fsck -fy "$data" || status=$?
+    [ "$status" -lt 4 ] || echo "edge: $data cannot be mended: take a copy of it, or erase it for a machine without a past"
+fi
+mount -t ext4 -o nosuid,nodev,noatime "$data" "$root/var"
+/usr/lib/systemd/systemd-growfs "$root/var"
+
+own=$root/var/lib/k3s-os
+mkdir -p "$own/network" "$root/var/lib/rancher/etc"
+# Whole or not there, also after a power cut.
+if [ "$(cat "$own/machine-id" 2> /dev/null | wc -c)" != 33 ]; then
+    systemd-id128 new > "$own/machine-id.new"
+    sync "$own/machine-id.new"
+    mv "$own/machine-id.new" "$own/machine-id"
+fi
+if [ ! -s "$own/hostname" ]; then
+    echo "k3s-$(cut -c1-8 "$own/machine-id")" > "$own/hostname.new"
+    sync "$own/hostname.new"
+    mv "$own/hostname.new" "$own/hostname"
+fi
+mount --bind "$own/machine-id" "$root/etc/machine-id"

@@ -1,0 +1,143 @@
+//! The ESP: the one place that who flashes a machine reaches from another one. FAT, without permissions.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use k3s_files::{FileError, failed};
+
+use crate::FirstBoot;
+
+/// Bytes of a first-boot file.
+const LONGEST: u64 = 1 << 20;
+
+/// Its files that are meant for people.
+#[derive(Debug)]
+pub struct Esp(PathBuf);
+
+impl Esp {
+    /// What a machine says of its first-boot file.
+    pub const STATUS: &str = "status.txt";
+
+    /// The one that is mounted here.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self(folder.into())
+    }
+
+    /// The first-boot file, or none.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is longer than 1 MiB.
+    pub fn first_boot(&self) -> Result<Option<Vec<u8>>, FileError> {
+        let path = self.0.join(FirstBoot::NAME);
+        match read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            // A partition without the file, but not a missing partition.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.0.is_dir() => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Removes the first-boot file, and what it held from its place on the disk as far as that is in our hands: a flash disk may keep
+    /// what it no longer shows.
+    ///
+    /// # Errors
+    /// The partition is not writable.
+    pub fn erase_first_boot(&self) -> Result<(), FileError> {
+        let path = self.0.join(FirstBoot::NAME);
+        overwrite(&path)
+            .and_then(|()| fs::remove_file(&path))
+            .and_then(|()| sync(&self.0))
+            .map_err(failed("erase", &path))
+    }
+
+    /// Writes what there is to say, unless it stands there already.
+    ///
+    /// # Errors
+    /// The partition is full or not writable.
+    pub fn say(&self, sentence: &str) -> Result<(), FileError> {
+        let (path, new) = (self.0.join(Self::STATUS), self.0.join("status.new"));
+        // Whoever reads it may do so on Windows.
+        let text = format!("{sentence}\r\n");
+        if read(&path).is_ok_and(|old| old == text.as_bytes()) {
+            return Ok(());
+        }
+        let written = || {
+            let mut file = File::create(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            sync(&self.0)
+        };
+        written().map_err(failed("write", &path))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST { Err(io::Error::other("it is longer than 1 MiB")) } else { Ok(bytes) }
+}
+
+fn overwrite(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    let length = file.metadata()?.len();
+    io::copy(&mut io::repeat(0).take(length), &mut file)?;
+    file.flush()?;
+    file.sync_all()
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_partition_may_lack_the_file_but_not_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Esp::at(folder.path()).first_boot().unwrap(), None);
+        let error = Esp::at(folder.path().join("efi")).first_boot().unwrap_err().to_string();
+        assert!(error.starts_with("cannot read ") && error.ends_with("/efi/first-boot.yaml"), "{error}");
+    }
+
+    #[test]
+    fn what_a_taken_file_held_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join(FirstBoot::NAME), folder.path().join("same blocks"));
+        fs::write(&path, "token: secret\n").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        let esp = Esp::at(folder.path());
+        esp.erase_first_boot().unwrap();
+        assert_eq!(esp.first_boot().unwrap(), None);
+        assert_eq!(fs::read(&other).unwrap(), [0; 14]);
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        File::create(folder.path().join(FirstBoot::NAME)).and_then(|file| file.set_len(1 << 40)).unwrap();
+        let error = Esp::at(folder.path()).first_boot().unwrap_err();
+        assert_eq!(error.source.to_string(), "it is longer than 1 MiB");
+    }
+
+    #[test]
+    fn what_is_said_again_is_not_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let esp = Esp::at(folder.path());
+        let inode = || fs::metadata(folder.path().join(Esp::STATUS)).unwrap().ino();
+        esp.say("one").unwrap();
+        let first = inode();
+        esp.say("one").unwrap();
+        assert_eq!(inode(), first);
+        esp.say("two").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join(Esp::STATUS)).unwrap(), "two\r\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,375 @@
+//! An edge machine: what it is by now, and how a first-boot file changes that.
+//!
+//! ```text
+//!  no file, no role ──▶ Waiting          nothing runs until there is a file
+//!  a right file ──────▶ Taken ──────▶ Settled at each later start
+//!  a wrong file ──────▶ refused: what the machine was before, it stays
+//! ```
+//! Files of the data partition are written before the file leaves the ESP: a power cut in between has it taken once more.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use k3s_config::Environment;
+use k3s_files::{FileError, PRIVATE};
+
+use crate::{Esp, FirstBoot, Role, Wrong, config_section::ConfigSection, network::Interface};
+
+/// What IMAGE_ID of os-release(5) is in our images.
+const IMAGE_ID: &str = "k3s";
+
+/// The places of a machine.
+#[derive(Debug)]
+pub struct Machine {
+    root: PathBuf,
+    esp: Esp,
+}
+
+/// What a start finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Configured {
+    /// There is no first-boot file, and never was one.
+    Waiting,
+    /// The first-boot file was taken.
+    Taken(Role, String),
+    /// It was taken at an earlier start.
+    Settled(Role),
+}
+
+/// Why a machine is not configured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// This is some other system.
+    #[error("this system is no edge image, and has no first-boot file: configure it by /etc/rancher/k3s/config.yaml")]
+    OtherSystem,
+    /// The first-boot file does not say what it has to. Nothing has changed.
+    #[error(transparent)]
+    Wrong(#[from] Wrong),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl Machine {
+    /// The one whose root is here, with its ESP mounted at `/efi`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        Self { esp: Esp::at(root.join("efi")), root }
+    }
+
+    /// Takes the first-boot file if there is one, and says on the ESP what came of it. `environment` is that of this process.
+    ///
+    /// # Errors
+    /// This is no edge machine, the file is wrong, or something cannot be read or written.
+    pub fn configure(&self, environment: &Environment) -> Result<Configured, Error> {
+        self.require_edge_image()?;
+        let configured = self.take(environment);
+        let said = match &configured {
+            Ok(Configured::Settled(_)) => None,
+            Ok(configured) => Some(configured.sentence()),
+            Err(Error::Wrong(wrong)) => {
+                Some(format!("{wrong}. Nothing was changed; correct it and start the machine again."))
+            }
+            Err(error) => Some(format!("{error}.")),
+        };
+        match (said.map_or(Ok(()), |sentence| self.esp.say(&sentence)), configured) {
+            // That the machine is not configured weighs more.
+            (_, Err(error)) => Err(error),
+            (said, Ok(configured)) => said.map(|()| configured).map_err(Error::File),
+        }
+    }
+
+    /// The name that the first-boot file gave, or the one that was made of the machine's identity.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn hostname(&self) -> Result<String, FileError> {
+        let name = k3s_files::read_existing(&self.own("hostname"))?;
+        Ok(String::from_utf8_lossy(&name).trim().to_owned())
+    }
+
+    fn take(&self, environment: &Environment) -> Result<Configured, Error> {
+        let role = self.role();
+        let Some(bytes) = self.esp.first_boot()? else {
+            return Ok(role.map_or(Configured::Waiting, Configured::Settled));
+        };
+        // The power was cut while it was erased.
+        if let Some(role) = role
+            && k3s_files::is_torn(&bytes)
+        {
+            self.esp.erase_first_boot()?;
+            return Ok(Configured::Settled(role));
+        }
+        let wanted = FirstBoot::parse(&bytes)?;
+        self.check(&wanted, role, environment)?;
+        self.write(&wanted)?;
+        self.esp.erase_first_boot()?;
+        Ok(Configured::Taken(wanted.role, self.hostname()?))
+    }
+
+    /// By the same code that will read it.
+    fn check(&self, wanted: &FirstBoot, role: Option<Role>, environment: &Environment) -> Result<(), Error> {
+        if let Some(role) = role.filter(|role| *role != wanted.role)
+            && self.root.join("var/lib/rancher/k3s").exists()
+        {
+            let (is, not) = (role.verb(), wanted.role.verb());
+            return Err(Wrong::whole(format!(
+                "this machine has the role {is} and data of it, and does not become {not}; write `role: {is}`, or flash the machine anew"
+            ))
+            .into());
+        }
+        let folder = self.root.join("run/k3s-os");
+        k3s_files::create_directory(&folder, 0o700)?;
+        let candidate = folder.join(FirstBoot::NAME);
+        k3s_files::write(&candidate, wanted.config.in_place().as_bytes(), PRIVATE)?;
+        let hostname = wanted.hostname.clone().map_or_else(|| self.hostname(), Ok)?;
+        let environment = Environment { hostname, config_file: candidate.clone(), ..environment.clone() };
+        let checked = check_config(wanted.role, &environment);
+        k3s_files::remove(&candidate)?;
+        checked.map_err(|error| of_config(&error, &candidate).into())
+    }
+
+    /// The role comes last: without it nothing runs.
+    fn write(&self, wanted: &FirstBoot) -> Result<(), FileError> {
+        self.write_network(&wanted.network)?;
+        if let Some(hostname) = &wanted.hostname {
+            k3s_files::write(&self.own("hostname"), format!("{hostname}\n").as_bytes(), 0o644)?;
+        }
+        self.write_config(&wanted.config)?;
+        for role in Role::ALL.into_iter().filter(|role| *role != wanted.role) {
+            k3s_files::remove(&self.own(role_file(role)))?;
+        }
+        k3s_files::write(&self.own(role_file(wanted.role)), b"", 0o644)?;
+        Ok(())
+    }
+
+    /// What an earlier file said of interfaces goes.
+    fn write_network(&self, interfaces: &[Interface]) -> Result<(), FileError> {
+        let folder = self.own("network");
+        k3s_files::create_directory(&folder, 0o755)?;
+        let name = |number: usize| format!("10-first-boot-{number}.network");
+        for (number, interface) in interfaces.iter().enumerate() {
+            k3s_files::write(&folder.join(name(number)), interface.network_file().as_bytes(), 0o644)?;
+        }
+        let mut number = interfaces.len();
+        while k3s_files::remove(&folder.join(name(number)))? {
+            number += 1;
+        }
+        Ok(())
+    }
+
+    fn write_config(&self, config: &ConfigSection) -> Result<(), FileError> {
+        let path = self.root.join("var/lib/rancher/etc/k3s/config.yaml");
+        k3s_files::create_directory(path.parent().expect("it is in a folder"), 0o755)?;
+        k3s_files::write(&path, config.text().as_bytes(), PRIVATE)?;
+        Ok(())
+    }
+
+    fn role(&self) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| self.own(role_file(*role)).exists())
+    }
+
+    fn own(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root.join("var/lib/k3s-os").join(name)
+    }
+
+    fn require_edge_image(&self) -> Result<(), Error> {
+        let path = self.root.join("usr/lib/os-release");
+        let release = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            release => release.map_err(k3s_files::failed("read", &path))?,
+        };
+        let is_ours = |line: &str| line.strip_prefix("IMAGE_ID=").is_some_and(|id| id.trim_matches('"') == IMAGE_ID);
+        if release.lines().any(is_ours) { Ok(()) } else { Err(Error::OtherSystem) }
+    }
+}
+
+impl Configured {
+    /// For the console and for the ESP.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Waiting => format!(
+                "There is no {0}, so nothing runs: put one on this partition and start the machine again.",
+                FirstBoot::NAME
+            ),
+            Self::Taken(role, hostname) => {
+                format!("{} was taken: this machine is {hostname}, role {}.", FirstBoot::NAME, role.verb())
+            }
+            Self::Settled(role) => format!("{} was taken at an earlier start: role {}.", FirstBoot::NAME, role.verb()),
+        }
+    }
+}
+
+/// Named in `ConditionPathExists=` of the unit that runs.
+fn role_file(role: Role) -> &'static str {
+    match role {
+        Role::Server => "role.server",
+        Role::Agent => "role.agent",
+    }
+}
+
+fn check_config(role: Role, environment: &Environment) -> Result<(), k3s_config::Error> {
+    let warnings = match role {
+        Role::Server => k3s_config::parse_server([], environment)?.1,
+        Role::Agent => k3s_config::parse_agent([], environment)?.1,
+    };
+    Ok(k3s_config::check(&warnings)?)
+}
+
+/// What is said of the file that was checked holds for the one that the user knows.
+fn of_config(error: &k3s_config::Error, candidate: &Path) -> Wrong {
+    let sentence = error.to_string();
+    let place = format!("{} line ", candidate.display());
+    let in_line = sentence.strip_prefix(&place).and_then(|rest| {
+        let (line, reason) = rest.split_once([':', ','])?;
+        Some(Wrong { line: Some(line.parse().ok()?), reason: reason.trim_start().to_owned() })
+    });
+    in_line.unwrap_or_else(|| Wrong::whole(format!("config: {sentence}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, fs::read_to_string};
+
+    use super::*;
+
+    const FILE: &str = "hostname: kiosk-7\nrole: agent\nnetwork:\n- match: {name: eth0}\n- match: {name: eth1}\nconfig:\n  server: https://10.0.0.1:6443\n  token: secret\n";
+
+    struct Host(tempfile::TempDir);
+
+    impl Host {
+        /// As the initrd leaves it at the first start.
+        fn new() -> Self {
+            let host = Self(tempfile::tempdir().unwrap());
+            host.write("usr/lib/os-release", "ID=debian\nIMAGE_ID=k3s\n");
+            host.write("var/lib/k3s-os/hostname", "k3s-0123abcd\n");
+            fs::create_dir_all(host.path("efi")).unwrap();
+            host
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+            fs::write(self.path(name), text).unwrap();
+        }
+
+        fn read(&self, name: &str) -> Option<String> {
+            read_to_string(self.path(name)).ok()
+        }
+
+        fn configure(&self) -> Result<Configured, Error> {
+            let environment = Environment {
+                variables: HashMap::new(),
+                hostname: "before".into(),
+                directory: "/".into(),
+                config_file: "/nonexistent".into(),
+            };
+            Machine::at(self.0.path()).configure(&environment)
+        }
+
+        /// A first-boot file, and what is said of it.
+        fn given(&self, file: &str) -> String {
+            self.write("efi/first-boot.yaml", file);
+            let _ = self.configure();
+            self.read("efi/status.txt").unwrap().trim_end().to_owned()
+        }
+    }
+
+    #[test]
+    fn a_right_file_is_taken_once_and_leaves_no_secret_on_the_esp() {
+        let host = Host::new();
+        assert_eq!(host.given(FILE), "first-boot.yaml was taken: this machine is kiosk-7, role agent.");
+        assert_eq!(host.read("efi/first-boot.yaml"), None);
+        assert_eq!(host.read("var/lib/k3s-os/hostname").as_deref(), Some("kiosk-7\n"));
+        assert!(host.path("var/lib/k3s-os/role.agent").exists());
+        assert_eq!(
+            host.read("var/lib/rancher/etc/k3s/config.yaml").as_deref(),
+            Some("server: https://10.0.0.1:6443\ntoken: secret\n")
+        );
+        assert!(host.read("var/lib/k3s-os/network/10-first-boot-1.network").unwrap().contains("Name=eth1"));
+        assert_eq!(fs::read_dir(host.path("run/k3s-os")).unwrap().count(), 0, "the candidate is gone");
+        assert_eq!(host.configure().unwrap(), Configured::Settled(Role::Agent));
+        assert_eq!(
+            host.read("efi/status.txt").unwrap().trim_end(),
+            "first-boot.yaml was taken: this machine is kiosk-7, role agent."
+        );
+    }
+
+    #[test]
+    fn without_a_file_a_machine_waits_for_one() {
+        let host = Host::new();
+        assert_eq!(host.configure().unwrap(), Configured::Waiting);
+        assert!(host.read("efi/status.txt").unwrap().starts_with("There is no first-boot.yaml, so nothing runs"));
+    }
+
+    #[test]
+    fn a_wrong_file_is_named_and_changes_nothing() {
+        let host = Host::new();
+        host.given(FILE);
+        let before = host.read("var/lib/rancher/etc/k3s/config.yaml");
+        for (file, expected) in [
+            (
+                "role: server\nconfig:\n  # of k3s\n  disble: traefik\n",
+                "first-boot.yaml line 4: `disble` is not a key; use disable if that is meant",
+            ),
+            ("role: server\nconfig:\n  https-listen-port: x\n", "first-boot.yaml line 3: https-listen-port: "),
+            ("role: server\nconfig:\n  kubelet-arg:\n    a: b\n", "first-boot.yaml line 4: a value is a mapping; "),
+            ("role: agent\n", "first-boot.yaml: config: "),
+            ("role: sever\n", "first-boot.yaml line 1: `sever` is no role; "),
+        ] {
+            let said = host.given(file);
+            assert!(said.starts_with(expected), "{file:?}: {said}");
+            assert!(said.ends_with(". Nothing was changed; correct it and start the machine again."), "{said}");
+            assert!(!said.contains("run/k3s-os") && !said.contains('\n'), "{said}");
+            assert_eq!(host.read("efi/first-boot.yaml").as_deref(), Some(file), "it stays to be corrected");
+        }
+        assert_eq!(host.read("var/lib/rancher/etc/k3s/config.yaml"), before);
+        assert_eq!(host.read("var/lib/k3s-os/hostname").as_deref(), Some("kiosk-7\n"));
+    }
+
+    #[test]
+    fn a_later_file_replaces_what_the_first_said() {
+        let host = Host::new();
+        host.given(FILE);
+        host.given("role: server\nnetwork:\n- match: {name: eth9}\n");
+        assert_eq!(host.read("var/lib/k3s-os/hostname").as_deref(), Some("kiosk-7\n"), "what is not said stays");
+        assert!(host.path("var/lib/k3s-os/role.server").exists() && !host.path("var/lib/k3s-os/role.agent").exists());
+        assert!(host.read("var/lib/k3s-os/network/10-first-boot-0.network").unwrap().contains("Name=eth9"));
+        assert_eq!(host.read("var/lib/k3s-os/network/10-first-boot-1.network"), None);
+        assert_eq!(host.read("var/lib/rancher/etc/k3s/config.yaml").as_deref(), Some(""));
+    }
+
+    #[test]
+    fn a_machine_with_data_keeps_its_role() {
+        let host = Host::new();
+        host.given(FILE);
+        fs::create_dir_all(host.path("var/lib/rancher/k3s")).unwrap();
+        assert!(
+            host.given("role: server\n").starts_with("first-boot.yaml: this machine has the role agent and data of it")
+        );
+        assert!(host.given(FILE).contains("was taken"));
+    }
+
+    #[test]
+    fn a_power_cut_while_a_taken_file_is_erased_is_no_wrong_file() {
+        let host = Host::new();
+        host.given(FILE);
+        host.write("efi/first-boot.yaml", "\0\0\0\0");
+        assert_eq!(host.configure().unwrap(), Configured::Settled(Role::Agent));
+        assert_eq!(host.read("efi/first-boot.yaml"), None);
+    }
+
+    #[test]
+    fn another_system_has_no_first_boot_file() {
+        let host = Host::new();
+        host.write("usr/lib/os-release", "ID=debian\n");
+        host.write("efi/first-boot.yaml", FILE);
+        assert!(matches!(host.configure(), Err(Error::OtherSystem)));
+        assert_eq!(host.read("efi/first-boot.yaml").as_deref(), Some(FILE));
+    }
+}
