@@ -202,7 +202,9 @@ impl Datastore {
                 )?;
             }
             Self::Sql(_) | Self::Etcd(_) => {
-                let local = ["snapshot-schedule-cron", "cluster-reset"].into_iter().find_map(|name| values.given(name));
+                let local = ["snapshot-schedule-cron", "cluster-reset", "etcd-s3"]
+                    .into_iter()
+                    .find_map(|name| values.given(name));
                 if let Some(given) = local.filter(|given| given.text != "false") {
                     return Err(given.invalid(
                         "snapshots of an external datastore are taken and restored where it runs; leave it out",

@@ -158,6 +158,11 @@ impl Flag {
         SECTIONS.iter().flat_map(|section| section.flags).filter(move |flag| flag.roles.include(role))
     }
 
+    /// What the server's flag of this name is where nobody gives it.
+    pub(crate) fn default_of(name: &str) -> Option<&'static str> {
+        Self::find(Role::Server, name).and_then(|flag| flag.default)
+    }
+
     /// The name of `role`'s flags nearest to what somebody wrote, if it is near enough to be meant.
     pub(crate) fn nearest(role: Role, written: &str) -> Option<&'static str> {
         nearest(written, Self::of(role).map(|flag| flag.name))
@@ -366,7 +371,11 @@ mod tests {
             let mut names = HashSet::new();
             for flag in Flag::of(role) {
                 assert!(names.insert(flag.name), "--{} is there twice", flag.name);
-                assert!(flag.variable.is_none_or(|name| name.starts_with("K3S_")), "--{}", flag.name);
+                assert!(
+                    flag.variable.is_none_or(|name| name.starts_with("K3S_") || name.starts_with("AWS_")),
+                    "--{}",
+                    flag.name
+                );
                 if let FlagSupport::Renamed(name) | FlagSupport::Synonym(name) = flag.support {
                     let new = Flag::find(role, name).expect("the new name exists");
                     assert_eq!((new.kind, new.secret), (flag.kind, flag.secret), "--{}", flag.name);
@@ -382,7 +391,7 @@ mod tests {
             help.lines().any(|line| line.contains("-t, --token <TOKEN>") && line.contains("[env: K3S_TOKEN]")),
             "{help}"
         );
-        assert!(!help.contains("--etcd-s3") && !help.contains("--cluster-secret"), "{help}");
+        assert!(!help.contains("--vpn-auth") && !help.contains("--cluster-secret"), "{help}");
         assert!(help.lines().all(|line| !line.starts_with("          ")), "a line is broken in two: {help}");
     }
 

@@ -21,6 +21,7 @@ mod node;
 mod provenance;
 pub mod reload;
 pub mod resources;
+pub mod s3;
 pub mod secret;
 pub mod server;
 pub mod snapshots;

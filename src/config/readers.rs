@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Structures whose fields users fill.
-const STRUCTURES: [&str; 19] = [
+const STRUCTURES: [&str; 23] = [
     "AddonsConfig",
     "AgentConfig",
     "ClientCertificate",
@@ -24,6 +24,10 @@ const STRUCTURES: [&str; 19] = [
     "Pool",
     "PortRange",
     "Provenance",
+    "S3Config",
+    "S3Credentials",
+    "S3Endpoint",
+    "S3Settings",
     "ServerConfig",
     "ServerUrl",
     "SnapshotConfig",

@@ -8,7 +8,7 @@ use std::{
 use croner::{Cron, parser::CronParser};
 use jiff::Zoned;
 
-use crate::{datastore::Datastore, environment::Environment, error::Error, values::Values};
+use crate::{datastore::Datastore, environment::Environment, error::Error, s3::S3Config, values::Values};
 
 /// When snapshots of an embedded etcd are taken unless something else is said: k3s' own default.
 const OF_ETCD: &str = "0 */12 * * *";
@@ -27,13 +27,24 @@ pub struct SnapshotConfig {
     /// When they are taken (`--snapshot-schedule-cron`). Never by default: a disk fills only for those who asked. Of an embedded etcd, which
     /// has no second copy in one place, twice a day as in k3s.
     pub schedule: Option<Schedule>,
+    /// The bucket that they go to, too (`--etcd-s3`).
+    pub s3: Option<S3Config>,
 }
 
 /// What a server is asked to do instead of running (`--cluster-reset`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterReset {
     /// The snapshot to go on from (`--cluster-reset-restore-path`). Without one an embedded etcd goes on from its data, as the only member.
-    pub snapshot: Option<PathBuf>,
+    pub snapshot: Option<RestoreFrom>,
+}
+
+/// Where a snapshot is that is to be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestoreFrom {
+    /// In this file.
+    File(PathBuf),
+    /// In the bucket of `--etcd-s3`, under this name.
+    Bucket(String),
 }
 
 /// The times that a cron pattern names.
@@ -66,6 +77,7 @@ impl SnapshotConfig {
                 text.parse().map_err(|_| format!("`{text}` is not a count; write a number such as 5, or 0 to keep all"))
             })?,
             schedule: schedule.filter(|_| !values.is_on("etcd-disable-snapshots")),
+            s3: S3Config::from_values(values, environment)?,
         })
     }
 }
@@ -78,7 +90,10 @@ impl ClusterReset {
     ) -> Result<Option<Self>, Error> {
         let reset = values.given("cluster-reset").filter(|given| given.text == "true");
         match (reset, values.given("cluster-reset-restore-path")) {
-            (Some(_), Some(path)) => Ok(Some(Self { snapshot: Some(path.path(environment)?) })),
+            (Some(_), Some(path)) if values.is_on("etcd-s3") && !path.text.contains('/') => {
+                Ok(Some(Self { snapshot: Some(RestoreFrom::Bucket(path.parse(name)?)) }))
+            }
+            (Some(_), Some(path)) => Ok(Some(Self { snapshot: Some(RestoreFrom::File(path.path(environment)?)) })),
             (Some(_), None) if matches!(datastore, Datastore::EmbeddedEtcd(_)) => Ok(Some(Self { snapshot: None })),
             (Some(reset), None) => Err(reset.invalid(
                 "a server on SQLite has no other members; leave it out, or give --cluster-reset-restore-path too to restore a snapshot",
@@ -158,7 +173,13 @@ mod tests {
     #[test]
     fn a_restore_needs_both_flags() {
         let (reset, path) = ("--cluster-reset", "--cluster-reset-restore-path=/backup/a");
-        assert_eq!(server(&[reset, path]).cluster_reset, Some(ClusterReset { snapshot: Some("/backup/a".into()) }));
+        assert_eq!(
+            server(&[reset, path]).cluster_reset,
+            Some(ClusterReset { snapshot: Some(RestoreFrom::File("/backup/a".into())) })
+        );
+        let s3 = ["--etcd-s3", "--etcd-s3-bucket=b", "--etcd-s3-access-key=a", "--etcd-s3-secret-key=s"];
+        let of_bucket = server(&[&s3[..], &[reset, "--cluster-reset-restore-path=name"]].concat()).cluster_reset;
+        assert_eq!(of_bucket, Some(ClusterReset { snapshot: Some(RestoreFrom::Bucket("name".to_owned())) }));
         assert_eq!(server(&[reset, "--cluster-init"]).cluster_reset, Some(ClusterReset { snapshot: None }));
         for alone in [reset, path] {
             assert!(Host::new().server(&[alone]).is_err(), "{alone}");

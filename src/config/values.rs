@@ -107,6 +107,11 @@ impl Given {
         parse(&self.text).map_err(|problem| self.invalid(problem))
     }
 
+    /// Whether it comes from a variable.
+    pub(crate) fn is_of_environment(&self) -> bool {
+        matches!(self.place.origin, Origin::Variable(_))
+    }
+
     /// The value as a path.
     pub(crate) fn path(&self, environment: &Environment) -> Result<PathBuf, Error> {
         environment.path(&self.text).map_err(|problem| self.invalid(problem))

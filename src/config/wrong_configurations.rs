@@ -217,10 +217,7 @@ fn on_the_command_line_of_a_server() {
             "a word on the command line of k3s server belongs to no flag; write switches as --flag=true and quote values that contain spaces",
         ),
         // Not there yet
-        (
-            &["--etcd-s3"],
-            "--etcd-s3: keeping snapshots in S3 is not served by this version; leave it out and copy them from --snapshot-dir",
-        ),
+        (&["--etcd-s3"], "--etcd-s3: snapshots in S3 need etcd-s3-access-key (or AWS_ACCESS_KEY_ID); give it too"),
         (
             &["--datastore-endpoint=postgres://"],
             "--datastore-endpoint: this is no database's address; write postgres://USER:PASSWORD@HOST:5432/DATABASE",

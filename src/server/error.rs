@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 use k3s_datastore::snapshot::SnapshotError;
 use k3s_files::FileError;
+use k3s_s3::S3Error;
 use k3s_supervise::GraphError;
 use sysexits::ExitCode;
 
@@ -64,6 +65,22 @@ pub enum Error {
     /// A snapshot could not be taken or restored.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The bucket that snapshots go to.
+    #[error(transparent)]
+    Bucket(Box<S3Error>),
+    /// A snapshot is asked for by a name in no bucket.
+    #[error("no bucket is known that the snapshot could be in: give --etcd-s3 with its settings")]
+    NoBucket,
+    /// What describes that bucket cannot be used.
+    #[error(
+        "the Secret kube-system/{name} does not describe a bucket for snapshots ({why}): correct it, or give the settings as --etcd-s3-… themselves, as a server that is restored has to"
+    )]
+    BucketSecret {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Snapshots are for the embedded datastore.
     #[error(
         "the cluster's state is kept by an external datastore (--datastore-endpoint): take and restore its snapshots where it runs"
@@ -143,6 +160,14 @@ impl Error {
                 | SnapshotError::OtherStore { .. },
             )
             | Self::LostDatastore { .. } => ExitCode::DataErr,
+            Self::Bucket(error) => match error.as_ref() {
+                S3Error::NoObject { .. } => ExitCode::NoInput,
+                S3Error::File { .. } | S3Error::TooLarge { .. } => ExitCode::CantCreat,
+                S3Error::Key { .. } | S3Error::Denied { .. } => ExitCode::NoPerm,
+                S3Error::NoBucket { .. } | S3Error::Authority { .. } | S3Error::Region { .. } => ExitCode::Config,
+                _ => ExitCode::Unavailable,
+            },
+            Self::BucketSecret { .. } | Self::NoBucket => ExitCode::Config,
             Self::NoDatastore { .. } => ExitCode::NoInput,
             Self::File { .. }
             | Self::Replace(_)

@@ -22,6 +22,7 @@ mod role;
 pub mod routes;
 mod server_request;
 mod serving_names;
+mod snapshot_bucket;
 pub mod snapshots;
 #[cfg(test)]
 mod testing;
@@ -37,4 +38,5 @@ pub use node_dialer::NodeDialer;
 pub use node_passwords::{NodePasswords, OwnNode};
 pub use role::run;
 pub use server_request::{PinnedTokens, ServerAccess, ServerRequestError};
+pub use snapshot_bucket::SnapshotBucket;
 pub use token::ServerToken;

@@ -13,6 +13,7 @@ use jiff::Zoned;
 use k3s_components::Paths;
 use k3s_config::{
     datastore::OnDisk,
+    s3::S3Config,
     secret::Secret,
     server::ServerConfig,
     snapshots::{Schedule, SnapshotConfig},
@@ -22,6 +23,7 @@ use k3s_datastore::{
     snapshot::{Restored, Save, Snapshot, SnapshotError, SnapshotFolder},
 };
 use k3s_identity::{Password, TokenFiles};
+pub use k3s_s3::Object;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -38,6 +40,7 @@ use crate::{
     bootstrap_data::{self, Found, Precedence},
     etcd::Membership,
     host::{self, Host},
+    snapshot_bucket::SnapshotBucket,
 };
 
 /// A request is sent within this, or not at all.
@@ -101,20 +104,44 @@ impl Snapshots<'_> {
     pub(crate) async fn follow_schedule(&self, shutdown: CancellationToken) {
         let Some(schedule) = &self.config.schedule else { return };
         while shutdown.run_until_cancelled(due(schedule)).await.is_some() {
-            if let Err(error) = self.save_and_prune().await {
-                error!(%error, "A scheduled snapshot could not be taken.");
+            let snapshot = match self.save_and_prune().await {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    error!(%error, "A scheduled snapshot could not be taken.");
+                    continue;
+                }
+            };
+            if let Some(s3) = &self.config.s3 {
+                // A stop does not wait for a bucket.
+                shutdown.run_until_cancelled(self.keep_in_bucket(s3, &snapshot)).await;
             }
         }
     }
 
-    async fn save_and_prune(&self) -> Result<(), Error> {
+    async fn save_and_prune(&self) -> Result<Snapshot, Error> {
         let SnapshotConfig { folder, name, compress, retention, .. } = self.config;
-        self.save(name, folder, *compress).await?;
-        let (folder, name, node) = (SnapshotFolder::new(folder), name.clone(), self.node.to_owned());
-        let keep = *retention;
+        let snapshot = self.save(name, folder, *compress).await?;
+        let (folder, name, node, keep) = (SnapshotFolder::new(folder), name.clone(), self.node.to_owned(), *retention);
+        let pruned = spawn_blocking(move || folder.prune(&name, &node, keep)).await;
         // A panic of it is in the log.
-        spawn_blocking(move || folder.prune(&name, &node, keep)).await.map_err(|_| DatastoreError::Closed)??;
-        Ok(())
+        if let Err(error) = pruned.map_err(|_| DatastoreError::Closed)? {
+            error!(%error, "Old snapshots could not be deleted.");
+        }
+        Ok(snapshot)
+    }
+
+    /// What cannot be put into the bucket is in the folder still.
+    async fn keep_in_bucket(&self, s3: &S3Config, snapshot: &Snapshot) {
+        let kept = async {
+            let bucket = SnapshotBucket::open(s3, &Paths::new(self.data_dir, Paths::RUN)).await?;
+            let uploaded = bucket.upload(snapshot).await;
+            // Also where it failed: perhaps because the bucket is full.
+            let pruned = bucket.prune(&self.config.name, self.node).await;
+            uploaded.and(pruned)
+        };
+        if let Err(error) = kept.await {
+            error!(%error, path = %snapshot.path.display(), "A scheduled snapshot is on the disk, and S3 does not hold what it should.");
+        }
     }
 
     async fn save(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
@@ -247,18 +274,62 @@ pub(crate) fn take_authorities(found: Option<&Found>, server: &Path) -> Result<(
     Ok(())
 }
 
+/// Puts a snapshot into the bucket of a server, and says where it is; nothing where there is no bucket.
+///
+/// # Errors
+/// [`Error::Bucket`], [`Error::BucketSecret`]: the snapshot is on the disk alone.
+pub async fn upload(config: &ServerConfig, snapshot: &Snapshot) -> Result<Option<String>, Error> {
+    match SnapshotBucket::of(config).await? {
+        Some(bucket) => bucket.upload(snapshot).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Fetches a snapshot from the bucket of a server into its folder; returns its path.
+///
+/// # Errors
+/// [`Error::Bucket`], [`Error::BucketSecret`], [`Error::File`]
+pub async fn fetch(config: &ServerConfig, name: &str) -> Result<PathBuf, Error> {
+    let bucket = SnapshotBucket::of(config).await?.ok_or(Error::NoBucket)?;
+    make_default_folder(&config.data_dir, &config.snapshots.folder)?;
+    bucket.download(name, &config.snapshots.folder).await
+}
+
 /// The snapshots of a server.
 pub fn folder(config: &ServerConfig) -> SnapshotFolder {
     SnapshotFolder::new(&config.snapshots.folder)
 }
 
-/// Prunes the snapshots called `name`; returns the names of those that are gone.
+/// Prunes the snapshots called `name`, those in the bucket of the server, too; returns the names of those that are gone.
 ///
 /// # Errors
-/// [`Error::Snapshot`]; [`Error::Node`] if the node's name cannot be told.
-pub fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
+/// [`Error::Snapshot`], [`Error::Bucket`]; [`Error::Node`] if the node's name cannot be told.
+pub async fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
     let node = Host::name(config)?;
-    Ok(folder(config).prune(name, &node, config.snapshots.retention)?)
+    let mut pruned = folder(config).prune(name, &node, config.snapshots.retention)?;
+    if let Some(bucket) = SnapshotBucket::of(config).await? {
+        pruned.extend(bucket.prune(name, &node).await?.iter().map(|name| bucket.location(name)));
+    }
+    Ok(pruned)
+}
+
+/// Deletes snapshots by their names, from the folder of the server and from its bucket.
+///
+/// # Errors
+/// The first one that could not be deleted, or is nowhere; those before it are gone.
+pub async fn delete(config: &ServerConfig, names: &[String]) -> Result<(), Error> {
+    let Some(bucket) = SnapshotBucket::of(config).await? else { return Ok(folder(config).delete(names)?) };
+    for name in names {
+        match folder(config).delete(std::slice::from_ref(name)) {
+            // Then it has to be in the bucket.
+            Err(SnapshotError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                bucket.metadata(name).await?;
+            }
+            deleted => deleted?,
+        }
+        bucket.delete(name).await?;
+    }
+    Ok(())
 }
 
 /// The file that snapshots are of.

@@ -204,26 +204,24 @@ pub(super) const SECTIONS: &[Section] = &[
                 .server()
                 .accepted("snapshots are listed as they are in their folder"),
             switch("etcd-expose-metrics", "Show the embedded etcd's metrics at the node's address too, on port 2381").server(),
-            // AWS_* variables only complete --etcd-s3: their presence alone asks for nothing.
-            switch("etcd-s3", "Snapshots to S3").server().unserved(S3),
-            text("etcd-s3-endpoint", "HOST", "S3 endpoint").default("s3.amazonaws.com").server().unserved(S3),
-            text("etcd-s3-endpoint-ca", "FILE", "Its CA").server().unserved(S3),
-            switch("etcd-s3-skip-ssl-verify", "Do not check its certificate").server().unserved(S3),
-            text("etcd-s3-access-key", "KEY", "S3 access key").secret().server().unserved(S3),
-            text("etcd-s3-secret-key", "KEY", "S3 secret key").secret().server().unserved(S3),
-            text("etcd-s3-session-token", "TOKEN", "S3 session token").secret().server().unserved(S3),
-            text("etcd-s3-bucket", "NAME", "S3 bucket").server().unserved(S3),
-            text("etcd-s3-bucket-lookup-type", "TYPE", "How buckets are addressed")
+            switch("etcd-s3", "Keep snapshots in S3, too").server(),
+            text("etcd-s3-endpoint", "HOST", "Who serves S3, as HOST or HOST:PORT").default("s3.amazonaws.com").server(),
+            text("etcd-s3-endpoint-ca", "FILE", "Authorities of its certificate, as files or as base64 of PEM, with spaces between; those of the system if not given").server(),
+            switch("etcd-s3-skip-ssl-verify", "Do not check its certificate").server(),
+            text("etcd-s3-access-key", "KEY", "Access key of S3").env("AWS_ACCESS_KEY_ID").secret().server(),
+            text("etcd-s3-secret-key", "KEY", "Secret key of S3").env("AWS_SECRET_ACCESS_KEY").secret().server(),
+            text("etcd-s3-session-token", "TOKEN", "Token that temporary keys come with").env("AWS_SESSION_TOKEN").secret().server(),
+            text("etcd-s3-bucket", "NAME", "Bucket for snapshots").server(),
+            text("etcd-s3-bucket-lookup-type", "TYPE", "Whether the bucket is in the host's name or in the path: auto, dns or path")
                 .default("auto")
-                .server()
-                .unserved(S3),
-            text("etcd-s3-region", "NAME", "S3 region").default("us-east-1").server().unserved(S3),
-            text("etcd-s3-folder", "NAME", "S3 folder").server().unserved(S3),
-            text("etcd-s3-proxy", "URL", "Proxy to S3").secret().server().unserved(S3),
-            text("etcd-s3-config-secret", "NAME", "Secret that holds these settings").server().unserved(S3),
-            switch("etcd-s3-insecure", "S3 without TLS").server().unserved(S3),
-            text("etcd-s3-timeout", "TIME", "S3 timeout").default("5m0s").server().unserved(S3),
-            text("etcd-s3-retention", "COUNT", "Snapshots to keep in S3").default("5").server().unserved(S3),
+                .server(),
+            text("etcd-s3-region", "NAME", "Region of the bucket").default("us-east-1").server(),
+            text("etcd-s3-folder", "NAME", "Folder in the bucket").server(),
+            text("etcd-s3-proxy", "URL", "Proxy on the way to S3, as http://HOST:PORT; the environment's if not given").secret().server(),
+            text("etcd-s3-config-secret", "NAME", "Secret in kube-system that has all of these settings").server(),
+            switch("etcd-s3-insecure", "Talk to S3 without TLS").server(),
+            text("etcd-s3-timeout", "TIME", "How long one operation in S3 may take").default("5m0s").server(),
+            text("etcd-s3-retention", "COUNT", "Scheduled snapshots to keep in S3; 0 keeps all").default("5").server(),
         ],
     },
     Section {
@@ -360,7 +358,6 @@ const fn refusal(what: &'static str, instead: &'static str) -> Refusal {
 }
 
 const LEAVE_OUT: &str = "leave it out";
-const S3: Refusal = refusal("keeping snapshots in S3", "leave it out and copy them from --snapshot-dir");
 pub(crate) const SELINUX: Refusal = refusal("SELinux for containers", LEAVE_OUT);
 const PORTS: Refusal =
     refusal("a second port for the supervisor or kube-apiserver", "use --https-listen-port for both");

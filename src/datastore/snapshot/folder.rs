@@ -90,7 +90,7 @@ impl SnapshotFolder {
     pub fn prune(&self, name: &str, node: &str, keep: usize) -> Result<Vec<String>, SnapshotError> {
         let prefix = format!("{name}-{node}-");
         let mut newest_first = self.list()?;
-        newest_first.retain(|listed| listed.label.is_some() && is_of(&listed.name, &prefix));
+        newest_first.retain(|listed| listed.label.is_some() && is_scheduled(&listed.name, &prefix));
         newest_first.reverse();
         if keep == 0 || newest_first.len() <= keep {
             return Ok(Vec::new());
@@ -122,8 +122,8 @@ impl SnapshotFolder {
     }
 }
 
-/// Whether only a time follows the prefix.
-fn is_of(name: &str, prefix: &str) -> bool {
+/// Whether a snapshot of this name is one of many: only a time follows the prefix, `<name>-<node>-`.
+pub fn is_scheduled(name: &str, prefix: &str) -> bool {
     let time = name.strip_prefix(prefix).map(|rest| rest.strip_suffix(COMPRESSED).unwrap_or(rest));
     time.is_some_and(|time| !time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -2,6 +2,7 @@
 
 mod administrator;
 mod agent;
+mod bucket_flags;
 mod certificate;
 mod check_config;
 mod command_line;

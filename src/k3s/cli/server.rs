@@ -25,7 +25,7 @@ pub(super) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     }
     unused_files::of_server(&config).iter().for_each(|sentence| warn!("{sentence}"));
     if let Some(ClusterReset { snapshot }) = &config.cluster_reset {
-        return snapshot::reset(&config, snapshot.as_deref());
+        return snapshot::reset(&config, snapshot.as_ref());
     }
     let package = libexec()?
         .package(&Need::of_server(&config), version::KUBERNETES)

@@ -2,17 +2,25 @@
 //!
 //! Where the data and the snapshots lie is read as `k3s server` reads it: configuration file, variables, flags.
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use k3s_components::Need;
-use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd, server::ServerConfig};
-use k3s_datastore::snapshot::Listed;
-use k3s_server::snapshots;
+use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd, server::ServerConfig, snapshots::RestoreFrom};
+use k3s_datastore::snapshot::{Label, Listed};
+use k3s_server::{
+    SnapshotBucket,
+    snapshots::{self, Object},
+};
 
 use super::{
     Failure,
+    bucket_flags::BucketFlags,
     environment::{environment, refused},
     failure::UNAVAILABLE,
     globals::Globals,
@@ -107,6 +115,8 @@ struct ServerFlags {
     /// File that holds it
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<OsString>,
+    #[command(flatten)]
+    bucket: BucketFlags,
 }
 
 pub(super) fn run(command: Command, globals: Globals) -> Result<ExitCode, Failure> {
@@ -117,13 +127,14 @@ pub(super) fn run(command: Command, globals: Globals) -> Result<ExitCode, Failur
         }
         Verb::Ls { server, output } => list(&server.read(globals, None)?, output),
         Verb::Delete { server, names } => {
-            snapshots::folder(&server.read(globals, None)?).delete(&names).map_err(|error| failed(error.into()))?;
+            let config = server.read(globals, None)?;
+            runtime::run(async { snapshots::delete(&config, &names).await.map_err(failed) })?;
             deleted(&names)
         }
         Verb::Prune { server, name, snapshot_retention } => {
             let keep = snapshot_retention.map(|count| format!("--snapshot-retention={count}").into());
             let config = server.read(globals, keep)?;
-            let pruned = snapshots::prune(&config, &name).map_err(failed)?;
+            let pruned = runtime::run(async { snapshots::prune(&config, &name).await.map_err(failed) })?;
             if pruned.is_empty() {
                 let folder = config.snapshots.folder.display();
                 line(format_args!("There are no more snapshots {name}-… in {folder} than are to stay."))?;
@@ -132,8 +143,7 @@ pub(super) fn run(command: Command, globals: Globals) -> Result<ExitCode, Failur
         }
         Verb::Restore { server, snapshot } => {
             let config = server.read(globals, None)?;
-            let file = snapshots::folder(&config).find(&snapshot);
-            reset(&config, Some(&file))
+            reset(&config, Some(&restore_from(&config, snapshot)))
         }
     }
 }
@@ -142,6 +152,9 @@ fn save(config: &ServerConfig, name: &str) -> Result<ExitCode, Failure> {
     let snapshot = runtime::run(async { snapshots::save(config, name, version::KUBERNETES).await.map_err(failed) })?;
     let (path, revision, bytes) = (snapshot.path.display(), snapshot.label.revision, snapshot.bytes);
     line(format_args!("Saved {path} (revision {revision}, {bytes} bytes)."))?;
+    if let Some(location) = runtime::run(async { snapshots::upload(config, &snapshot).await.map_err(failed) })? {
+        line(format_args!("Saved {location}."))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -150,13 +163,33 @@ fn deleted(names: &[String]) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a user means by a name or a path: a file that is there, or else what the bucket has under this name.
+fn restore_from(config: &ServerConfig, name_or_path: String) -> RestoreFrom {
+    let file = snapshots::folder(config).find(&name_or_path);
+    match config.snapshots.s3 {
+        Some(_) if !name_or_path.contains('/') && !file.exists() => RestoreFrom::Bucket(name_or_path),
+        _ => RestoreFrom::File(file),
+    }
+}
+
 /// Makes this server go on alone, from a snapshot or from its own member of etcd, and says how.
-pub(super) fn reset(config: &ServerConfig, snapshot: Option<&Path>) -> Result<ExitCode, Failure> {
-    match (&config.datastore, snapshot) {
-        (Datastore::EmbeddedEtcd(etcd), snapshot) => reset_etcd(config, etcd, snapshot),
-        (_, Some(file)) => restore(config, file),
+pub(super) fn reset(config: &ServerConfig, snapshot: Option<&RestoreFrom>) -> Result<ExitCode, Failure> {
+    let file = match snapshot {
+        None => None,
+        Some(RestoreFrom::File(file)) => Some(file.clone()),
+        Some(RestoreFrom::Bucket(name)) => Some(fetch(config, name)?),
+    };
+    match (&config.datastore, file) {
+        (Datastore::EmbeddedEtcd(etcd), file) => reset_etcd(config, etcd, file.as_deref()),
+        (_, Some(file)) => restore(config, &file),
         (_, None) => Err(failed(k3s_server::Error::KeptElsewhere)),
     }
+}
+
+fn fetch(config: &ServerConfig, name: &str) -> Result<PathBuf, Failure> {
+    let file = runtime::run(async { snapshots::fetch(config, name).await.map_err(failed) })?;
+    line(format_args!("Fetched {name} from S3 to {}.", file.display()))?;
+    Ok(file)
 }
 
 fn reset_etcd(config: &ServerConfig, etcd: &EmbeddedEtcd, snapshot: Option<&Path>) -> Result<ExitCode, Failure> {
@@ -191,53 +224,102 @@ fn restore(config: &ServerConfig, file: &Path) -> Result<ExitCode, Failure> {
 }
 
 fn list(config: &ServerConfig, format: Format) -> Result<ExitCode, Failure> {
-    let listed = snapshots::folder(config).list().map_err(|error| failed(error.into()))?;
+    let mut rows: Vec<_> =
+        snapshots::folder(config).list().map_err(|error| failed(error.into()))?.into_iter().map(Row::from).collect();
+    // What is on the disk is shown whatever the bucket says.
+    let in_bucket = runtime::run(async { of_bucket(config).await.map_err(failed) });
+    let (more, failure) = match in_bucket {
+        Ok(more) => (more, None),
+        Err(failure) => (Vec::new(), Some(failure)),
+    };
+    rows.extend(more);
     match format {
-        Format::Text => show(table(&listed))?,
-        Format::Json => {
-            let rows: Vec<_> = listed.iter().map(row).collect();
-            print_json("the list", &rows)?;
-        }
+        Format::Text => show(table(&rows))?,
+        Format::Json => print_json("the list", &rows.iter().map(Row::json).collect::<Vec<_>>())?,
     }
-    Ok(ExitCode::SUCCESS)
+    failure.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+async fn of_bucket(config: &ServerConfig) -> Result<Vec<Row>, k3s_server::Error> {
+    let Some(bucket) = SnapshotBucket::of(config).await? else { return Ok(Vec::new()) };
+    let row = |object: Object| Row {
+        location: bucket.location(&object.name),
+        name: object.name,
+        bytes: object.bytes,
+        created: object.modified,
+        label: RowLabel::InBucket,
+    };
+    Ok(bucket.list().await?.into_iter().map(row).collect())
 }
 
 /// The columns of `k3s etcd-snapshot ls`, and what a restore needs to know.
-fn table(listed: &[Listed]) -> String {
+fn table(rows: &[Row]) -> String {
     let header = ["Name", "Location", "Size", "Created", "Revision", "Token"].map(str::to_owned);
-    let row = |listed: &Listed| {
-        let label = listed.label.as_ref();
-        let of_label = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        [
-            listed.name.clone(),
-            location(&listed.path),
-            listed.bytes.to_string(),
-            of_label(label.map(|label| created(label.created))),
-            of_label(label.map(|label| label.revision.to_string())),
-            label.map_or_else(|| "not a snapshot".to_owned(), |label| label.token_hash.clone()),
-        ]
-    };
-    output::table(std::iter::once(header).chain(listed.iter().map(row)))
+    output::table(std::iter::once(header).chain(rows.iter().map(Row::columns)))
 }
 
-fn row(listed: &Listed) -> serde_json::Value {
-    serde_json::json!({
-        "name": listed.name,
-        "location": location(&listed.path),
-        "size": listed.bytes,
-        "createdAt": listed.label.as_ref().map(|label| created(label.created)),
-        "status": if listed.label.is_some() { "successful" } else { "failed" },
-        "label": listed.label,
-    })
+/// One snapshot of a list.
+struct Row {
+    name: String,
+    location: String,
+    bytes: u64,
+    created: Option<Timestamp>,
+    label: RowLabel,
+}
+
+/// What a snapshot says of itself.
+enum RowLabel {
+    Read(Label),
+    /// It would have to be fetched for it.
+    InBucket,
+    /// Nothing: it is none.
+    None,
+}
+
+impl Row {
+    fn columns(&self) -> [String; 6] {
+        let unknown = || "-".to_owned();
+        let (revision, token) = match &self.label {
+            RowLabel::Read(label) => (label.revision.to_string(), label.token_hash.clone()),
+            RowLabel::InBucket => (unknown(), unknown()),
+            RowLabel::None => (unknown(), "not a snapshot".to_owned()),
+        };
+        let created = self.created.map_or_else(unknown, |created| created.to_string());
+        [self.name.clone(), self.location.clone(), self.bytes.to_string(), created, revision, token]
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let label = if let RowLabel::Read(label) = &self.label { Some(label) } else { None };
+        serde_json::json!({
+            "name": self.name,
+            "location": self.location,
+            "size": self.bytes,
+            "createdAt": self.created.map(|created| created.to_string()),
+            "status": if matches!(self.label, RowLabel::None) { "failed" } else { "successful" },
+            "label": label,
+        })
+    }
+}
+
+impl From<Listed> for Row {
+    fn from(listed: Listed) -> Self {
+        Self {
+            location: location(&listed.path),
+            name: listed.name,
+            bytes: listed.bytes,
+            created: listed.label.as_ref().map(|label| created(label.created)),
+            label: listed.label.map_or(RowLabel::None, RowLabel::Read),
+        }
+    }
 }
 
 fn location(path: &Path) -> String {
     format!("file://{}", path.display())
 }
 
-fn created(unix: u64) -> String {
+fn created(unix: u64) -> Timestamp {
     let time = i64::try_from(unix).ok().and_then(|unix| Timestamp::from_second(unix).ok());
-    time.unwrap_or(Timestamp::UNIX_EPOCH).to_string()
+    time.unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn failed(error: k3s_server::Error) -> Failure {
@@ -256,6 +338,7 @@ impl ServerFlags {
         ];
         let mut args = self.node.into_args(globals);
         args.extend(extra);
+        args.extend(self.bucket.into_args());
         for (flag, value) in flags {
             if let Some(value) = value {
                 args.extend([OsString::from(flag), value]);
@@ -268,7 +351,7 @@ impl ServerFlags {
 
 #[cfg(test)]
 mod tests {
-    use k3s_datastore::snapshot::{Label, SnapshotStore};
+    use k3s_datastore::snapshot::SnapshotStore;
 
     use super::*;
 
@@ -287,12 +370,21 @@ mod tests {
         };
         let listed =
             |name: &str, label| Listed { name: name.into(), path: Path::new("/s").join(name), bytes: 4500, label };
-        let table = table(&[listed("on-demand-edge-7-1795000000", Some(label)), listed("notes", None)]);
+        let in_bucket = Row {
+            name: "daily".into(),
+            location: "s3://b/daily".into(),
+            bytes: 9,
+            created: None,
+            label: RowLabel::InBucket,
+        };
+        let rows = [listed("on-demand-edge-7-1795000000", Some(label)).into(), listed("notes", None).into(), in_bucket];
+        let table = table(&rows);
         assert_eq!(
             table,
             "Name                        Location                              Size Created              Revision Token\n\
              on-demand-edge-7-1795000000 file:///s/on-demand-edge-7-1795000000 4500 2026-11-18T11:06:40Z 42       1ec1c26b50d5\n\
-             notes                       file:///s/notes                       4500 -                    -        not a snapshot\n"
+             notes                       file:///s/notes                       4500 -                    -        not a snapshot\n\
+             daily                       s3://b/daily                          9    -                    -        -\n"
         );
     }
 }
