@@ -108,7 +108,11 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         || step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts)),
     )?;
     step("the scenarios' packages", || system_packages::ensure_each(&SCENARIO_PACKAGES))?;
-    step("cluster scenarios", || count(nextest(&format!("package({SCENARIOS})")).arg("--no-fail-fast"), counts))
+    step("cluster scenarios", || {
+        let gofakes3 = Component::named("gofakes3")?.build()?.folder.join("gofakes3");
+        let mut scenarios = nextest(&format!("package({SCENARIOS})"));
+        count(scenarios.arg("--no-fail-fast").env("GOFAKES3", gofakes3), counts)
+    })
 }
 
 /// Runs steps that compute beside steps that mostly wait.

@@ -34,6 +34,7 @@ mod service_lb;
 mod single_node;
 mod slow_readers;
 mod snapshot;
+mod snapshots_in_s3;
 mod stop;
 mod supervisor_api;
 mod traefik_chart;

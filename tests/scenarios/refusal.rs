@@ -5,6 +5,7 @@ use cluster_tests::Finished;
 // From sysexits.h.
 pub(crate) const USAGE: i32 = 64;
 pub(crate) const DATA_ERROR: i32 = 65;
+pub(crate) const NO_INPUT: i32 = 66;
 pub(crate) const UNAVAILABLE: i32 = 69;
 pub(crate) const CANNOT_CREATE: i32 = 73;
 pub(crate) const IO_ERROR: i32 = 74;
