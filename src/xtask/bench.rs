@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: what the product costs, beside others that do the same; and whether its bytes are the same each time.
 //!
-//! A bench measures and tells: no figure makes it fail, only a broken promise does.
+//! A bench measures and tells: no figure makes it fail, only a broken promise does; `budget` alone holds figures to what `docs/budgets.md`
+//! allows.
 
 mod addons;
 mod api;
 mod attacks;
+mod budget;
 mod contender;
 mod crash;
 mod datastore;
@@ -19,6 +21,8 @@ mod start;
 mod store;
 mod tunnel;
 mod usage;
+
+pub(crate) use budget::check_sizes;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -36,6 +40,8 @@ pub(crate) struct Args {
 enum What {
     /// How soon a single node is there, and what it takes when idle, beside a script that starts the same programs with etcd.
     Start(start::Args),
+    /// What k3s takes against what docs/budgets.md allows. It fails above.
+    Budget(budget::Args),
     /// The datastore through many kills, disk failures and power cuts, beside etcd. A broken promise makes it fail.
     Crash(crash::Args),
     /// How fast the datastore is, what it writes and what it takes, beside etcd and kine.
@@ -61,6 +67,7 @@ enum What {
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Start(args) => start::run(args),
+        What::Budget(args) => budget::run(args),
         What::Crash(args) => crash::run(args),
         What::Datastore(args) => datastore::run(args),
         What::Growth(args) => growth::run(args),

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    bench,
     component::Component,
     counts::Counts,
     dist, fuzz, nix, packages,
@@ -103,6 +104,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         })?;
         step("datastores", || count(nextest(&format!("package({DATASTORES})")).arg("--no-fail-fast"), counts))
     })?;
+    step("sizes within their budgets", || add(bench::check_sizes()?, counts))?;
     at_once(
         || step("reproducible", || reproducible::run(&reproducible::Args::default())),
         || step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts)),

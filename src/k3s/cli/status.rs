@@ -17,6 +17,9 @@ pub(super) struct Options {
     /// Name every problem, where warnings name the first ones
     #[arg(short, long, conflicts_with = "output")]
     all: bool,
+    /// Show what the start was spent on
+    #[arg(long, conflicts_with_all = ["output", "all"])]
+    timeline: bool,
     /// Where k3s answers
     #[arg(long, value_name = "PATH", default_value = "/run/k3s/status.sock")]
     socket: PathBuf,
@@ -27,6 +30,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
         k3s_supervise::status::fetch(&options.socket).await.map_err(|error| Failure::from_error(UNAVAILABLE, &error))
     })?;
     match options.output {
+        Format::Text if options.timeline => show(status.into_timeline())?,
         Format::Text if options.all => show(status.with_problems())?,
         Format::Text => show(status)?,
         Format::Json => print_json("the status", &status)?,

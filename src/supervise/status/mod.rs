@@ -3,6 +3,7 @@
 mod memory;
 mod socket;
 mod table;
+mod timeline;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ use crate::{State, TaskStatus};
 pub(crate) use memory::memory_of;
 pub use socket::{PATIENCE, StatusError, bind, fetch, serve};
 pub use table::WithProblems;
+pub use timeline::Timeline;
 
 /// Everything there is to know at one moment. [`Display`](std::fmt::Display) writes it as a table for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

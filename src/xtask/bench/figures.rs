@@ -49,7 +49,7 @@ impl Figures {
         self.taken.entry((quantity, name.to_owned(), side)).or_default().push(figure);
     }
 
-    fn median(&self, quantity: Quantity, name: &str, side: Side) -> Option<f64> {
+    pub(super) fn median(&self, quantity: Quantity, name: &str, side: Side) -> Option<f64> {
         median(self.taken.get(&(quantity, name.to_owned(), side))?.iter().copied())
     }
 }

@@ -44,17 +44,31 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     super::build(args.no_build)?;
-    let script = Script::prepare(args.script_env.clone())?;
-    let contenders = [Contender::K3s { flags: args.k3s_flags.clone() }, Contender::Script(&script, Store::Etcd)];
+    let watched = if args.starts_only { Watched::StartsAlone } else { Watched::Idle };
+    print!("{}", measure(args.rounds, &args.k3s_flags, &args.script_env, watched)?);
+    Ok(())
+}
+
+/// What is measured of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    StartsAlone,
+    /// The node between its starts, too.
+    Idle,
+}
+
+/// Both sides in turns, `rounds` times: `k3s server` with these flags, the script with these variables.
+pub(super) fn measure(rounds: u32, flags: &str, script_env: &[String], watched: Watched) -> Result<Figures> {
+    let script = Script::prepare(script_env.to_vec())?;
+    let contenders = [Contender::K3s { flags: flags.to_owned() }, Contender::Script(&script, Store::Etcd)];
     let mut figures = Figures::default();
-    for round in 1..=args.rounds {
+    for round in 1..=rounds {
         for contender in &contenders {
-            eprintln!("Round {round} of {}, {:?}:", args.rounds, contender.side());
-            Trial::run(contender, args.starts_only, &mut figures)?;
+            eprintln!("Round {round} of {rounds}, {:?}:", contender.side());
+            Trial::run(contender, watched, &mut figures)?;
         }
     }
-    print!("{figures}");
-    Ok(())
+    Ok(figures)
 }
 
 /// What of a usage a quantity is.
@@ -68,11 +82,11 @@ struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    fn run(contender: &'a Contender<'a>, starts_only: bool, figures: &'a mut Figures) -> Result<()> {
+    fn run(contender: &'a Contender<'a>, watched: Watched, figures: &'a mut Figures) -> Result<()> {
         let node = contender.boot()?;
         let mut trial = Self { contender, node, figures };
         let job = trial.start("first", Quantity::EmptyStart, Quantity::EmptyStartCpu)?;
-        if !starts_only {
+        if watched == Watched::Idle {
             trial.idle()?;
         }
         stop(&trial.node, &job);
