@@ -27,7 +27,6 @@ use nix::unistd::geteuid;
 use crate::{
     component::Scratch,
     digest, dist,
-    packages::sizes,
     system_packages::{self, Package},
     workspace,
 };
@@ -62,7 +61,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (size, on_disk) = (metadata.len() / 1_000_000, metadata.blocks() * 512 / 1_000_000);
         println!("{digest}  {}  {size} MB, {on_disk} MB of it used", file.display());
     }
-    println!("As zstd the disk is {} MB.", sizes::of_file(&disk)?.1 / 1_000_000);
     Ok(())
 }
 

@@ -10,7 +10,7 @@
 
 mod extension;
 mod sbom;
-pub(crate) mod sizes;
+mod sizes;
 
 use std::{
     fs,

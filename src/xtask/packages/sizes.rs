@@ -45,8 +45,7 @@ fn megabytes(bytes: u64) -> String {
     format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
-/// Of one file: as it is, and as zstd.
-pub(crate) fn of_file(path: &Path) -> Result<(u64, u64)> {
+fn of_file(path: &Path) -> Result<(u64, u64)> {
     let mut file = File::open(path).with_context(|| format!("Cannot read {}", path.display()))?;
     let mut zstd = zstd::Encoder::new(Counter(0), ZSTD_LEVEL)?;
     io::copy(&mut file, &mut zstd)?;
