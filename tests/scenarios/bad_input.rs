@@ -43,7 +43,7 @@ const FLAGS: [(&str, &str); 25] = [
         "--token=K10beef::server:secret",
         "--token: the CA hash after K10 is not 64 hexadecimal digits; copy the whole token",
     ),
-    ("--etcd-s3", "--etcd-s3: keeping snapshots in S3 is not served by this version"),
+    ("--etcd-s3", "--etcd-s3: snapshots in S3 need etcd-s3-access-key (or AWS_ACCESS_KEY_ID); give it too"),
     ("--flannel-backend=wireguard-native", "--flannel-backend: this backend is not served by this version"),
 ];
 
