@@ -9,13 +9,14 @@ use std::{
 use k3s_balancer::{Address, Balancer, Options as BalancerOptions};
 use k3s_components::{Package, Paths};
 use k3s_config::{
+    Role,
     agent::AgentConfig,
     network::Overlay,
     reload::{Changes, Reloaded},
     resources::Profile,
 };
 use k3s_controllers::{ClusterView, NodeScope, Scope};
-use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP, SettledProfile};
+use k3s_daemon::{ConfigSource, Daemon, Reloads, STOP, SettledProfile};
 use k3s_supervise::{Gate, Supervisor, notify::Notifier};
 use prometheus_client::registry::Registry;
 use tokio::{

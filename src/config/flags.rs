@@ -6,7 +6,7 @@
 mod catalogue;
 mod table;
 
-use std::ffi::OsString;
+use std::{ffi::OsString, fmt};
 
 use clap::{
     Arg, ArgAction, Command,
@@ -53,6 +53,9 @@ pub fn is_secret(name: &str) -> bool {
 }
 
 impl Role {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Server, Self::Agent];
+
     /// The word after `k3s`.
     pub fn verb(self) -> &'static str {
         match self {
@@ -73,6 +76,12 @@ impl Role {
             Self::Server => "Run a server: control plane, datastore and, unless told otherwise, a node",
             Self::Agent => "Run a node that joins a server",
         }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.verb())
     }
 }
 

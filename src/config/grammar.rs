@@ -7,7 +7,7 @@ pub(crate) fn is_dns_label(text: &str) -> bool {
 }
 
 /// DNS labels with dots between them, at most 253 characters (RFC 1123).
-pub(crate) fn is_dns_subdomain(text: &str) -> bool {
+pub fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 

@@ -40,6 +40,7 @@ pub use control_plane::ControlPlaneConfig;
 pub use environment::Environment;
 pub use error::{Error, Origin, Place, UnknownKey, Warning};
 pub use flags::{CatalogueEntry, Refusal, Role, catalogue, command, is_secret};
+pub use grammar::is_dns_subdomain;
 pub use location::{Location, locate};
 pub use provenance::{MASK, Provenance, node_args};
 

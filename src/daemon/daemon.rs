@@ -3,17 +3,13 @@
 use std::{fs::File, sync::Arc, time::Duration};
 
 use k3s_components::Paths;
+use k3s_config::Role;
 use k3s_supervise::{Options, Supervisor, notify::Notifier, status};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{
-    Error,
-    clock::LastKnownTime,
-    lock::{Role, lock},
-    report::report,
-};
+use crate::{Error, clock::LastKnownTime, lock::lock, report::report};
 
 /// How long the service manager is asked to bear with a stop.
 pub const STOP: Duration = Duration::from_secs(90);

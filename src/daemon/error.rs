@@ -2,10 +2,9 @@
 
 use std::{io, path::PathBuf};
 
+use k3s_config::Role;
 use k3s_supervise::{GraphError, notify::NotifyError};
 use sysexits::ExitCode;
-
-use crate::Role;
 
 /// A process that cannot take its place on this machine.
 #[derive(Debug, thiserror::Error)]

@@ -16,6 +16,6 @@ mod resources;
 
 pub use daemon::{Daemon, STOP};
 pub use error::Error;
-pub use lock::{Role, lock};
+pub use lock::lock;
 pub use reload::{ConfigSource, Reloads};
 pub use resources::SettledProfile;

@@ -1,50 +1,24 @@
 //! One process a directory.
 
 use std::{
-    fmt,
     fs::{DirBuilder, File, TryLockError},
     os::unix::fs::DirBuilderExt as _,
-    path::PathBuf,
 };
 
 use k3s_components::Paths;
+use k3s_config::Role;
 
 use crate::Error;
-
-/// What this process is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// `k3s server`
-    Server,
-    /// `k3s agent`
-    Agent,
-}
-
-impl Role {
-    /// The directory of what is the role's alone.
-    fn dir(self, paths: &Paths) -> PathBuf {
-        match self {
-            Self::Server => paths.server(),
-            Self::Agent => paths.agent(),
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Server => "server",
-            Self::Agent => "agent",
-        })
-    }
-}
 
 /// Keeps a second process off the role's directory, which is made, for as long as the file is open.
 ///
 /// # Errors
 /// [`Error::Locked`] if one is there; [`Error::File`] if the directory cannot be written.
 pub fn lock(role: Role, paths: &Paths) -> Result<File, Error> {
-    let dir = role.dir(paths);
+    let dir = match role {
+        Role::Server => paths.server(),
+        Role::Agent => paths.agent(),
+    };
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file(&dir))?;
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(Error::file(&path))?;

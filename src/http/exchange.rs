@@ -3,9 +3,10 @@
 use std::pin::pin;
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Collected, Full, LengthLimitError, Limited};
 use hyper::{
+    body::{Body, Incoming},
     client::conn::http1,
     rt::{Read, Write},
 };
@@ -41,14 +42,32 @@ pub async fn exchange<I>(io: I, request: Request<Full<Bytes>>, longest: usize) -
 where
     I: Read + Write + Unpin,
 {
-    let (mut sender, connection) = http1::handshake(io).await?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
+    exchange_with(io, request, async |response| {
         let status = response.status();
         let body = Limited::new(response.into_body(), longest).collect().await;
         let body = body.map(Collected::to_bytes).map_err(|error| Unread::new(error, longest));
-        Ok(Answer { status, body })
-    };
+        Answer { status, body }
+    })
+    .await
+}
+
+/// Asks over `io`, in HTTP/1.1, and returns what `receive` makes of the answer. It waits for as long as the other end and `receive` take.
+///
+/// # Errors
+/// The other end does not speak HTTP, or broke off before its answer had begun.
+pub async fn exchange_with<I, B, T>(
+    io: I,
+    request: Request<B>,
+    receive: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> Result<T, hyper::Error>
+where
+    I: Read + Write + Unpin,
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) = http1::handshake(io).await?;
+    let answer = async { Ok(receive(sender.send_request(request).await?).await) };
     let (mut connection, mut answer) = (pin!(connection), pin!(answer));
     tokio::select! {
         biased;

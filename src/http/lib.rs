@@ -7,6 +7,6 @@ mod request_header;
 mod status;
 
 pub use body::{Body, BodyError, empty, full};
-pub use exchange::{Answer, Unread, exchange};
+pub use exchange::{Answer, Unread, exchange, exchange_with};
 pub use request_header::{CREDENTIAL_ID, REMOTE_GROUP, REMOTE_USER, remove_forged_identity};
 pub use status::Status;

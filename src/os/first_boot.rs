@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use k3s_config::{Role, is_dns_subdomain};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_saphyr::{Error as YamlError, Spanned, options};
 
@@ -22,15 +23,6 @@ pub struct FirstBoot {
     pub(crate) role: Role,
     pub(crate) network: Vec<Interface>,
     pub(crate) config: ConfigSection,
-}
-
-/// Which of the two units runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// `k3s server`.
-    Server,
-    /// `k3s agent`.
-    Agent,
 }
 
 /// What is wrong with a first-boot file, and what to do.
@@ -88,7 +80,7 @@ impl FirstBoot {
         };
         let role = role.ok_or_else(|| Wrong::whole("it names no role; write `role: server` or `role: agent`"))?;
         let role_line = line_of(&role);
-        let role = Role::named(&role.value).ok_or_else(|| Wrong {
+        let role = Role::ALL.into_iter().find(|known| known.verb() == role.value).ok_or_else(|| Wrong {
             line: role_line,
             reason: format!("`{}` is no role; write server or agent", role.value),
         })?;
@@ -109,32 +101,8 @@ impl FirstBoot {
     }
 }
 
-impl Role {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Server, Self::Agent];
-
-    /// The verb of `k3s` that runs it.
-    pub fn verb(self) -> &'static str {
-        match self {
-            Self::Server => "server",
-            Self::Agent => "agent",
-        }
-    }
-
-    fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|role| role.verb() == name)
-    }
-}
-
 fn check_hostname(name: &str) -> Result<(), String> {
-    let is_label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= LONGEST_LABEL
-            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if name.len() <= LONGEST_NAME && name.split('.').all(is_label) {
+    if name.len() <= LONGEST_NAME && is_dns_subdomain(name) {
         return Ok(());
     }
     Err(format!("`{name}` cannot be the name of a node; use small letters, digits and dashes, {LONGEST_LABEL} at most"))

@@ -12,5 +12,5 @@ mod machine;
 mod network;
 
 pub use esp::Esp;
-pub use first_boot::{FirstBoot, Role, Wrong};
+pub use first_boot::{FirstBoot, Wrong};
 pub use machine::{Configured, Error, Machine};

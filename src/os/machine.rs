@@ -12,10 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k3s_config::Environment;
+use k3s_config::{Environment, Role};
 use k3s_files::{FileError, PRIVATE};
 
-use crate::{Esp, FirstBoot, Role, Wrong, config_section::ConfigSection, network::Interface};
+use crate::{Esp, FirstBoot, Wrong, config_section::ConfigSection, network::Interface};
 
 /// What IMAGE_ID of os-release(5) is in our images.
 const IMAGE_ID: &str = "k3s";

@@ -1,15 +1,16 @@
 //! Requests to a bucket: signed, made on a connection each, tried again where that may help.
 
-use std::{future::Future, pin::pin};
+use std::future::Future;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Collected, Limited};
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use k3s_config::s3::S3Credentials;
+use k3s_http::exchange_with;
 use tokio::time::sleep;
 
 use crate::{
@@ -76,10 +77,7 @@ impl Client {
         if let Some(credentials) = proxied.flatten() {
             request.headers_mut().insert(header::PROXY_AUTHORIZATION, credentials);
         }
-        let handshake = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| self.broken(with_cause(&error)))?;
-        let answer = async {
-            let answer = sender.send_request(request).await.map_err(|error| self.broken(with_cause(&error)))?;
+        let asked = exchange_with(TokioIo::new(stream), request, async |answer: Response<Incoming>| {
             if answer.status().is_success() {
                 return receive(answer).await;
             }
@@ -88,17 +86,8 @@ impl Client {
             // A refusal that cannot be read is one all the same.
             let text = text.map(Collected::to_bytes).unwrap_or_default();
             Err(self.refused(status, &text, call, now))
-        };
-        let (mut connection, mut answer) = (pin!(connection), pin!(answer));
-        tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            ended = &mut connection => match ended {
-                // What was read to its end is the answer.
-                Ok(()) => answer.await,
-                Err(error) => Err(self.broken(with_cause(&error))),
-            },
-        }
+        });
+        asked.await.map_err(|error| self.broken(with_cause(&error)))?
     }
 
     async fn request(

@@ -3,27 +3,24 @@
 use std::sync::Arc;
 
 use k3s_config::s3::{CaSource, S3Security};
+use k3s_pki::AnyServerCertificate;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, aws_lc_rs::default_provider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, pem::PemObject as _},
 };
 
 use crate::S3Error;
 
 /// How to shake hands; `None` without TLS.
 pub(crate) fn config(security: &S3Security) -> Result<Option<ClientConfig>, S3Error> {
-    let provider = Arc::new(default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("the provider has suites for TLS 1.2 and 1.3");
     Ok(match security {
         S3Security::Plain => None,
-        S3Security::Unverified => {
-            Some(builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))).with_no_client_auth())
-        }
+        S3Security::Unverified => Some(AnyServerCertificate::client_config()),
         S3Security::Verified(authorities) => {
+            let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+                .with_safe_default_protocol_versions()
+                .expect("the provider has suites for TLS 1.2 and 1.3");
             Some(builder.with_root_certificates(roots(authorities)?).with_no_client_auth())
         }
     })
@@ -52,43 +49,4 @@ fn roots(authorities: &[CaSource]) -> Result<RootCertStore, S3Error> {
         }
     }
     Ok(roots)
-}
-
-/// As `--etcd-s3-skip-ssl-verify` wants it.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

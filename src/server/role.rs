@@ -8,9 +8,9 @@ use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::{ControlPlaneConfig, addons::Addon, resources::Profile, server::ServerConfig};
+use k3s_config::{ControlPlaneConfig, Role, addons::Addon, resources::Profile, server::ServerConfig};
 use k3s_controllers::ClusterView;
-use k3s_daemon::{ConfigSource, Daemon, Reloads, Role, STOP, SettledProfile};
+use k3s_daemon::{ConfigSource, Daemon, Reloads, STOP, SettledProfile};
 use k3s_datastore::{BoundEndpoint, ClientError};
 use k3s_front::{Front, Unauthenticated, serve_on_thread, serve_starting};
 use k3s_listener::Limits;

@@ -243,7 +243,7 @@ async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapsho
 pub async fn restore(config: &ServerConfig, file: &Path, version: &str) -> Result<Restored, Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
     host::check_room(&paths)?;
-    let _lock = k3s_daemon::lock(k3s_daemon::Role::Server, &paths)?;
+    let _lock = k3s_daemon::lock(k3s_config::Role::Server, &paths)?;
     let snapshot = Snapshot::open(file)?;
     if minor(&snapshot.label.version) > minor(version) {
         return Err(SnapshotError::Newer { path: file.to_owned(), version: snapshot.label.version }.into());

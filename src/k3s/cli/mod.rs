@@ -158,7 +158,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
 /// The whole command tree with the flags of server and agent, for completion scripts.
 fn command() -> clap::Command {
     let mut command = <Cli as clap::CommandFactory>::command();
-    for role in [Role::Server, Role::Agent] {
+    for role in Role::ALL {
         let verb = k3s_config::command(role);
         let name = verb.get_name().to_owned();
         command = command.mut_subcommand(name, |_| verb);

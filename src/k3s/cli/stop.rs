@@ -3,7 +3,8 @@
 use std::{fs::File, path::Path, process::ExitCode, time::Duration};
 
 use k3s_components::Paths;
-use k3s_daemon::{Error, Role, lock};
+use k3s_config::Role;
+use k3s_daemon::{Error, lock};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},

@@ -12,8 +12,7 @@ use std::{
 };
 
 use k3s_components::{EtcdMember, EtcdStart, Package, Paths, etcd};
-use k3s_config::{datastore::Datastore, embedded_etcd::EmbeddedEtcd, server::ServerConfig};
-use k3s_daemon::Role;
+use k3s_config::{Role, datastore::Datastore, embedded_etcd::EmbeddedEtcd, server::ServerConfig};
 use k3s_datastore::snapshot::{Snapshot, SnapshotError, is_of_etcd};
 use k3s_supervise::{Options, Supervisor};
 use tokio::{task::spawn_blocking, time::timeout};
