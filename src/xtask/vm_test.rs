@@ -1,8 +1,8 @@
 //! `cargo xtask vm-test`: tests on whole machines, with a kernel, systemd, journald and cgroup v2 of their own.
 //!
 //! A machine is QEMU without hardware help, so it is slow, and works anywhere. It boots Debian with the package of `target/dist` on a
-//! second disk, or, by firmware, the edge image that `cargo xtask edge-image` made. `tests/vm/driver` commands it: a Python program whose machines have the verbs of the NixOS test driver, so that the
-//! same script runs on NixOS.
+//! second disk, or, by firmware, the edge image that `cargo xtask edge-image` made. `tests/vm/driver` commands it: a Python program whose
+//! machines have the verbs of the NixOS test driver, so that the same script runs on NixOS.
 
 mod image;
 
