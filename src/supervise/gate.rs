@@ -22,6 +22,11 @@ impl Gate {
         self.store.set_gate(&self.name, GateState::Open);
     }
 
+    /// Says that what it was waiting for is there: its own work is timed from here on, which else is from when it was made.
+    pub fn begin(&self) {
+        self.store.set_begun(&self.name);
+    }
+
     /// Says what is being done or waited for, e.g. `importing coredns.tar (2 of 4)`. An open gate stays open.
     pub fn waiting(&self, what: impl Into<String>) {
         self.store.set_gate(&self.name, GateState::Closed { waiting_for: Some(what.into()) });

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::{
     State,
     program::Program,
-    status::{Component, Decision, GateStatus, Health, LastExit, Moment, Status},
+    status::{Component, Decision, GateStatus, Health, LastExit, Moment, OPEN, Status},
 };
 
 /// Enough for every first start; what comes after is in the log.
@@ -102,8 +102,22 @@ impl StatusStore {
 
     pub(crate) fn add_gate(&self, name: &str) {
         self.change(|all| {
-            all.gates.entry(name.to_owned()).or_insert(GateState::Closed { waiting_for: None });
+            if all.gates.contains_key(name) {
+                return false;
+            }
+            all.gates.insert(name.to_owned(), GateState::Closed { waiting_for: None });
+            all.mark(name, "closed");
             true
+        });
+    }
+
+    pub(crate) fn set_begun(&self, name: &str) {
+        self.change(|all| {
+            let is_closed = matches!(all.gates.get(name), Some(GateState::Closed { .. }));
+            if is_closed {
+                all.mark(name, State::Starting.as_str());
+            }
+            is_closed
         });
     }
 
@@ -115,7 +129,7 @@ impl StatusStore {
             }
             let what = match state {
                 GateState::Closed { .. } => None,
-                GateState::Open => Some("open"),
+                GateState::Open => Some(OPEN),
                 GateState::Failed { .. } => Some("failed"),
             };
             *gate = state;
@@ -274,6 +288,7 @@ impl Facts {
             ready_at: program.ready_at.map(unix_millis),
             memory: None,
             waiting_for: self.waiting_for(program),
+            after: program.after.clone(),
         });
         let gates = self.gates.iter().map(|(name, gate)| GateStatus {
             name: name.clone(),

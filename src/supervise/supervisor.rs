@@ -507,6 +507,7 @@ mod tests {
         assert_eq!(
             timeline,
             [
+                "images closed",
                 "containerd starting",
                 "containerd ready",
                 "images open",

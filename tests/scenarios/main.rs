@@ -37,6 +37,7 @@ mod snapshot;
 mod snapshots_in_s3;
 mod stop;
 mod supervisor_api;
+mod timeline;
 mod traefik_chart;
 mod two_nodes;
 mod two_servers;

@@ -68,6 +68,7 @@ impl Images {
         if supervisor.ready("containerd").await.is_err() {
             return;
         }
+        gate.into_iter().for_each(Gate::begin);
         waiting("importing images");
         let mut changes = Changes::new(SETTLE);
         let mut progress = Progress::default();

@@ -80,6 +80,9 @@ pub struct Component {
     pub memory: Option<u64>,
     /// What keeps it from being ready.
     pub waiting_for: Option<String>,
+    /// The programs and conditions that have to be ready before it starts.
+    #[serde(default)]
+    pub after: Vec<String>,
 }
 
 /// The end of a process.
@@ -130,6 +133,9 @@ pub struct Decision {
     pub why: String,
 }
 
+/// What a [`Moment`] says of a gate that lets through what is after it.
+pub(crate) const OPEN: &str = "open";
+
 /// A point of the start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
@@ -172,6 +178,7 @@ impl Status {
             ready_at: None,
             memory: None,
             waiting_for: None,
+            after: Vec::new(),
         };
         let task = |name: &str, state| TaskStatus {
             name: name.to_owned(),
