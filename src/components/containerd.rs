@@ -6,13 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k3s_config::agent::{NodeConfig, Snapshotter};
+use k3s_config::{
+    agent::{NodeConfig, Snapshotter},
+    resources::Profile,
+};
 use k3s_supervise::program::{Descendants, Probe, Program};
 
 use crate::{
     CgroupDriver, InheritedEnvironment, Node, Paths,
     launch::{File, Launch},
-    libexec::Components,
+    libexec::{Components, SHARED_SHIM, SHIM},
     registries::CERTS_D,
     resources::Collector,
     template::{self, TemplateError},
@@ -98,7 +101,13 @@ pub fn containerd(
         None => base(TemplateGeneration::V3),
     };
     let root = paths.agent().join("containerd");
-    let mut path = found.folder_of("containerd-shim-runc-v2").into_os_string();
+    let mut path = OsString::new();
+    // The shim that containerd finds first.
+    if node.profile == Profile::Small {
+        path.push(found.folder_of(SHARED_SHIM));
+        path.push(":");
+    }
+    path.push(found.folder_of(SHIM));
     path.push(":");
     path.push(inherited.path());
     let mut env = inherited.of_containerd();
@@ -326,6 +335,18 @@ mod tests {
         assert!(rendered(&node, None).unwrap().contains("restrict_oom_score_adj = true"));
         node.may_lower_oom_score = true;
         assert!(rendered(&node, None).unwrap().contains("restrict_oom_score_adj = false"));
+    }
+
+    #[test]
+    fn a_small_nodes_pods_share_a_shim() {
+        let path = |profile| {
+            let node = Node { profile, ..node(&[]) };
+            let inherited = InheritedEnvironment::new([("PATH".into(), "/bin".into())], &node.network, &[]);
+            let launch = containerd(&node, &paths(), &found(), "pause:1", None, &inherited).unwrap();
+            launch.program.env[&OsString::from("PATH")].clone()
+        };
+        assert_eq!(path(Profile::Small), "shared-shim::/bin");
+        assert_eq!(path(Profile::Standard), ":/bin");
     }
 
     #[test]

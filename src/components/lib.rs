@@ -37,7 +37,7 @@ pub use kube_proxy::kube_proxy;
 pub use kube_scheduler::kube_scheduler;
 pub use kubelet::kubelet;
 pub use launch::{File, Launch};
-pub use libexec::{Components, HELM, Libexec, MissingComponents, Need, Package};
+pub use libexec::{Components, HELM, Libexec, MissingComponents, Need, Package, SHARED_SHIM, SHIM};
 pub use node::{CgroupDriver, Node};
 pub use paths::Paths;
 pub use registries::{DefaultEndpoint, Registries, RegistriesError};

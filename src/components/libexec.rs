@@ -11,6 +11,10 @@ use k3s_config::server::ServerConfig;
 
 /// What Helm is called among the components.
 pub const HELM: &str = "helm";
+/// What containerd looks for its shim by.
+pub const SHIM: &str = "containerd-shim-runc-v2";
+/// A link to `k3s` of the same name, which has one process of that shim serve all pods.
+pub const SHARED_SHIM: &str = "shared-shim/containerd-shim-runc-v2";
 
 /// What a role needs before it may write anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +47,8 @@ impl Need {
             Self::Helm => &[HELM],
             Self::Node => &[
                 "containerd",
-                "containerd-shim-runc-v2",
+                SHIM,
+                SHARED_SHIM,
                 "runc",
                 "kubelet",
                 "kube-proxy",

@@ -4,6 +4,7 @@
 //! bin/k3s                     the program; kubectl and ctr are links to it
 //! libexec/k3s/                the upstream programs
 //! libexec/k3s/cni/            the CNI plugins: containerd's bin_dir
+//! libexec/k3s/shared-shim/    a link to `k3s`, which small nodes' containerd starts as its shim
 //! share/k3s/images/*.tar      the images that a node needs
 //! share/k3s/charts/*.tgz      the Helm charts of packaged add-ons, with --traefik
 //! ```
@@ -20,6 +21,8 @@ use crate::{charts, folder, images, workspace};
 
 /// Names by which `k3s` is one of its verbs.
 const LINKS: [&str; 2] = ["ctr", "kubectl"];
+/// One more link to it: see `src/k3s/cli/shim.rs`.
+const SHARED_SHIM: &str = "shared-shim/containerd-shim-runc-v2";
 
 /// How much of the product there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,9 @@ fn assemble(args: &Args, tree: &Path, test_images: Option<&Path>) -> Result<()> 
     for link in LINKS {
         symlink("k3s", bin.join(link))?;
     }
+    let shim = tree.join("libexec/k3s").join(SHARED_SHIM);
+    fs::create_dir_all(shim.parent().context("The shim is in no folder")?)?;
+    symlink("../../../bin/k3s", shim)?;
     Ok(())
 }
 

@@ -31,6 +31,7 @@ mod reload;
 mod restarts;
 mod secrets_encryption;
 mod service_lb;
+mod shared_shim;
 mod single_node;
 mod slow_readers;
 mod snapshot;

@@ -25,6 +25,7 @@ mod running_server;
 mod runtime;
 mod secrets_encrypt;
 mod server;
+mod shim;
 mod signals;
 mod snapshot;
 mod status;
@@ -33,9 +34,14 @@ mod token;
 mod unused_files;
 mod upstream;
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
+use k3s_components::SHIM;
 use k3s_config::Role;
 
 pub(crate) use command_line::hide_secrets;
@@ -119,12 +125,13 @@ struct PassedOn {
 
 /// Runs the verb that `args` (with the program's own name first) ask for; under the names of its links it is that program.
 pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
-    let called = args.first().map(Path::new).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let called = args.first().map(Path::new).unwrap_or(Path::new(""));
     let rest = || args.iter().skip(1).cloned().collect();
-    match called.as_deref() {
+    match called.file_name().and_then(OsStr::to_str) {
         Some("kubectl") => return kubectl::run(rest(), Globals::default()),
         Some("ctr") => return ctr::run(rest()),
         Some("crictl") => return crictl::run(rest()),
+        Some(SHIM) => return shim::run(called, rest()),
         _ => {}
     }
     if args.get(1).is_some_and(|arg| arg == "--version" || arg == "-v") {
