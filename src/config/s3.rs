@@ -3,14 +3,13 @@
 use std::{fmt, net::Ipv6Addr, path::PathBuf, time::Duration};
 
 use data_encoding::BASE64;
-use jiff::SignedDuration;
 
 use crate::{
     environment::Environment,
     error::Error,
     flags::Flag,
     secret::Secret,
-    values::{Given, Values},
+    values::{Given, Values, duration},
 };
 
 /// What turns it on.
@@ -236,7 +235,7 @@ impl S3Settings {
             region: text("etcd-s3-region"),
             folder: text("etcd-s3-folder").trim_matches('/').to_owned(),
             proxy: proxy(get("etcd-s3-proxy")).map_err(wrong("etcd-s3-proxy"))?,
-            timeout: timeout(&text("etcd-s3-timeout")).map_err(wrong("etcd-s3-timeout"))?,
+            timeout: duration(&text("etcd-s3-timeout")).map_err(wrong("etcd-s3-timeout"))?,
         })
     }
 }
@@ -321,12 +320,6 @@ fn proxy(text: Option<String>) -> Result<S3Proxy, String> {
         Some(text) if is_http(&text) => Ok(S3Proxy::Http(Secret::new(text))),
         Some(_) => Err("this is no proxy's address; write http://HOST:PORT, or none for no proxy".to_owned()),
     }
-}
-
-fn timeout(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    let parsed = parsed.filter(|duration| !duration.is_zero());
-    parsed.ok_or_else(|| format!("`{text}` is no duration; write one such as 5m0s"))
 }
 
 #[cfg(test)]

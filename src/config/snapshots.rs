@@ -3,15 +3,24 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use croner::{Cron, parser::CronParser};
 use jiff::Zoned;
 
-use crate::{datastore::Datastore, environment::Environment, error::Error, s3::S3Config, values::Values};
+use crate::{
+    datastore::Datastore,
+    environment::Environment,
+    error::Error,
+    s3::S3Config,
+    values::{Values, duration},
+};
 
 /// When snapshots of an embedded etcd are taken unless something else is said: k3s' own default.
 const OF_ETCD: &str = "0 */12 * * *";
+/// Objects are compared with files no more often than this.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a server does about snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +38,9 @@ pub struct SnapshotConfig {
     pub schedule: Option<Schedule>,
     /// The bucket that they go to, too (`--etcd-s3`).
     pub s3: Option<S3Config>,
+    /// How often the objects that tell of them are compared with the files (`--etcd-snapshot-reconcile-interval`), beside whenever
+    /// something changes.
+    pub reconcile_interval: Duration,
 }
 
 /// What a server is asked to do instead of running (`--cluster-reset`).
@@ -78,6 +90,7 @@ impl SnapshotConfig {
             })?,
             schedule: schedule.filter(|_| !values.is_on("etcd-disable-snapshots")),
             s3: S3Config::from_values(values, environment)?,
+            reconcile_interval: values.text("etcd-snapshot-reconcile-interval").parse(reconcile_interval)?,
         })
     }
 }
@@ -125,6 +138,15 @@ impl fmt::Debug for Schedule {
     }
 }
 
+/// Each time a folder and a bucket are listed.
+fn reconcile_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if interval < SHORTEST_INTERVAL {
+        return Err(format!("`{text}` is too often; write a time of at least 1s, such as 10m"));
+    }
+    Ok(interval)
+}
+
 fn name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (text.chars().all(plain) && !text.starts_with('.'))
@@ -147,6 +169,7 @@ mod tests {
         assert!(config.schedule.is_none() && !config.compress);
         assert_eq!((config.name.as_str(), config.retention), ("snapshot", 5));
         assert_eq!(config.folder, Path::new("/var/lib/rancher/k3s/server/db/snapshots"));
+        assert_eq!(config.reconcile_interval, Duration::from_secs(600));
     }
 
     #[test]
@@ -188,7 +211,13 @@ mod tests {
 
     #[test]
     fn wrong_values_are_refused() {
-        for wrong in ["--snapshot-schedule-cron=hourly", "--snapshot-retention=-1", "--snapshot-name=a/b"] {
+        for wrong in [
+            "--snapshot-schedule-cron=hourly",
+            "--snapshot-retention=-1",
+            "--snapshot-name=a/b",
+            "--etcd-snapshot-reconcile-interval=0s",
+            "--etcd-snapshot-reconcile-interval=often",
+        ] {
             let error = Host::new().server(&[wrong]).expect_err(wrong).to_string();
             assert!(error.starts_with(wrong.split('=').next().unwrap_or_default()), "{error}");
         }

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use jiff::SignedDuration;
 
 use crate::{
     args::{ComponentArg, ComponentArgs},
@@ -128,6 +131,13 @@ impl Given {
     pub(crate) fn unreadable(&self, path: &Path, source: std::io::Error) -> Error {
         Error::Unreadable { place: self.place.clone(), path: path.to_owned(), source }
     }
+}
+
+/// A length of time as Go writes it, which is none at all for nothing.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    let parsed = parsed.filter(|duration| !duration.is_zero());
+    parsed.ok_or_else(|| format!("`{text}` is no duration; write one such as 5m0s"))
 }
 
 /// What Go's `ParseBool` takes, and the words that YAML 1.1 reads as truth values.

@@ -8,6 +8,7 @@ use k3s_config::{
     addons::{Addon, AddonsConfig},
     network::Overlay,
     server::EgressMode,
+    snapshots::SnapshotConfig,
 };
 use k3s_controllers::{
     ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
@@ -29,12 +30,15 @@ use crate::{
     peers::PeerTunnels,
     renewal::Renewal,
     serving_names::ServingNames,
+    snapshot_files::{SnapshotFiles, SnapshotNotices},
 };
 
 /// What they work with.
 pub(crate) struct Controllers<'a> {
     pub(crate) plane: ControlPlaneConfig<'a>,
     pub(crate) addons: &'a AddonsConfig,
+    pub(crate) snapshots: &'a SnapshotConfig,
+    pub(crate) snapshot_notices: &'a Arc<SnapshotNotices>,
     /// The node that this server also is, if it is one.
     pub(crate) own_node: Option<String>,
     pub(crate) paths: &'a Paths,
@@ -105,6 +109,7 @@ impl Controllers<'_> {
             .add(Some(ApiEndpoints { own: published, shared_as: self.is_shared().then(|| self.host.hostname.clone()) }))
             .add(NodeController::new(!disabled.cloud_controller, own_node.clone()))
             .add(self.member.map(|member| EtcdNodes { membership: member.clone(), own_node }))
+            .add(self.plane.datastore.on_disk().map(|_| self.snapshot_files()))
             .add(Some(NodePasswordOwners))
             .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
             .add(self.is_shared().then(|| ServingNames { renewal: self.renewal.clone() }))
@@ -143,6 +148,17 @@ impl Controllers<'_> {
             async move { candidate.run(client, &leads, status, &shutdown).await }
         })
         .await;
+    }
+
+    fn snapshot_files(&self) -> SnapshotFiles {
+        SnapshotFiles {
+            config: self.snapshots.clone(),
+            paths: self.paths.clone(),
+            server: self.host.name.clone(),
+            own_node: self.own_node.clone(),
+            member: self.member.cloned(),
+            notices: self.snapshot_notices.clone(),
+        }
     }
 
     fn peer_tunnels(&self) -> PeerTunnels {

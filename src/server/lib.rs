@@ -23,6 +23,7 @@ pub mod routes;
 mod server_request;
 mod serving_names;
 mod snapshot_bucket;
+mod snapshot_files;
 pub mod snapshots;
 #[cfg(test)]
 mod testing;

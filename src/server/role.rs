@@ -40,6 +40,7 @@ use crate::{
     node_passwords::NodePasswords,
     renewal::Renewal,
     routes::{Cluster, Reserved, Routes},
+    snapshot_files::SnapshotNotices,
     snapshots::Snapshots,
     token::ServerToken,
 };
@@ -103,6 +104,10 @@ struct Server {
     egress: watch::Sender<Egress>,
     renewal: Arc<Renewal>,
     encryption: Arc<SecretsEncryption>,
+    /// What becomes of snapshots, for the objects that tell of them.
+    snapshot_notices: Arc<SnapshotNotices>,
+    /// The API, for what reads a little of it now and then.
+    api: AdminClient,
 }
 
 /// Sockets that are bound and not served yet.
@@ -216,7 +221,7 @@ impl Server {
                 server_dir: paths.server(),
                 charts: package.charts.clone(),
                 pki,
-                admin_client,
+                admin_client: admin_client.clone(),
                 node_passwords: node_passwords.clone(),
                 reserved,
                 token: token.clone(),
@@ -243,10 +248,11 @@ impl Server {
                 metrics,
             };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
-            Ok((token, encryption, api_ready, admin_client_sender, node_passwords, Arc::new(renewal), listeners))
+            let api = (admin_client_sender, admin_client);
+            Ok((token, encryption, api_ready, api, node_passwords, Arc::new(renewal), listeners))
         };
         match shutdown.run_until_cancelled(prepared).await {
-            Some(Ok((token, encryption, api_ready, admin_client, node_passwords, renewal, listeners))) => {
+            Some(Ok((token, encryption, api_ready, (admin_client, api), node_passwords, renewal, listeners))) => {
                 let server = Self {
                     config,
                     paths,
@@ -262,6 +268,8 @@ impl Server {
                     egress,
                     renewal,
                     encryption,
+                    snapshot_notices: Arc::default(),
+                    api,
                 };
                 Ok(Some((server, listeners)))
             }
@@ -306,6 +314,8 @@ impl Server {
             node: &self.host.name,
             token: self.token.password(),
             version: self.package.version,
+            notices: self.snapshot_notices.clone(),
+            api: Some(self.api.clone()),
         };
         let ((), (), (), stored) = tokio::join!(
             serve_on_thread(front, front_settings, ends.front.clone()),
@@ -366,6 +376,8 @@ impl Server {
         let controllers = Controllers {
             plane: self.plane(&self.config),
             addons: &self.config.addons,
+            snapshots: &self.config.snapshots,
+            snapshot_notices: &self.snapshot_notices,
             own_node: self.config.node.is_some().then(|| self.host.name.clone()),
             paths: &self.paths,
             host: &self.host,

@@ -7,14 +7,21 @@ use k3s_config::{
     s3::{S3Config, S3Settings, S3Source},
     server::ServerConfig,
 };
-use k3s_datastore::snapshot::{Snapshot, is_scheduled};
+use k3s_datastore::{
+    Error as DatastoreError,
+    snapshot::{Listed, Snapshot, SnapshotFolder, is_scheduled, scheduled_at},
+};
 use k3s_s3::{Bucket, Metadata, Object, S3Error};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client};
 use nix::sys::statvfs::statvfs;
+use tokio::task::spawn_blocking;
 use tracing::info;
 
-use crate::Error;
+use crate::{
+    Error,
+    snapshot_files::{BucketPlace, SnapshotPlace},
+};
 
 /// Where k3s reads settings of a bucket.
 const NAMESPACE: &str = "kube-system";
@@ -22,11 +29,15 @@ const NAMESPACE: &str = "kube-system";
 const AUTHORITIES: &str = "etcd-s3-endpoint-ca-name";
 /// Bytes that stay free beside a snapshot.
 const SPARE: u64 = 64 << 20;
+/// No more snapshots than these are uploaded at a time, however long the bucket was away.
+const MOST_MISSED: usize = 10;
 
 /// A bucket of snapshots.
 #[derive(Debug)]
 pub struct SnapshotBucket {
     bucket: Bucket,
+    /// As objects tell of it.
+    place: BucketPlace,
     retention: usize,
 }
 
@@ -52,12 +63,18 @@ impl SnapshotBucket {
                 of_secret(name, client).await.map_err(unusable)?
             }
         };
-        Ok(Self { bucket: Bucket::new(&settings)?, retention: config.retention })
+        let place = BucketPlace::of(&settings);
+        Ok(Self { bucket: Bucket::new(&settings)?, place, retention: config.retention })
     }
 
     /// Where a snapshot of this name is in it.
     pub fn location(&self, name: &str) -> String {
         self.bucket.location(name)
+    }
+
+    /// The same, as objects tell of it.
+    pub(crate) fn place(&self, name: &str) -> SnapshotPlace {
+        self.place.clone().place(name)
     }
 
     /// Puts a snapshot into it; returns where it is.
@@ -71,6 +88,28 @@ impl SnapshotBucket {
         let location = self.bucket.location(&name);
         info!(location, "Saved a snapshot in S3.");
         Ok(location)
+    }
+
+    /// Puts a scheduled snapshot into it, and before it those of its name that missed it: taken since the newest one that is there.
+    ///
+    /// # Errors
+    /// [`Error::Bucket`], [`Error::Snapshot`]; those before the one that could not be uploaded are there, and it comes next.
+    pub(crate) async fn catch_up(
+        &self,
+        folder: SnapshotFolder,
+        name: &str,
+        node: &str,
+        newest: &Snapshot,
+    ) -> Result<(), Error> {
+        let prefix = format!("{name}-{node}-");
+        let there = self.list().await?;
+        // A panic of it is in the log.
+        let mut taken = spawn_blocking(move || folder.list()).await.map_err(|_| DatastoreError::Closed)??;
+        taken.retain(|listed| listed.name != newest.name());
+        for missed in missed(&taken, &there, &prefix, self.retention) {
+            self.upload(&Snapshot::open(&missed.path)?).await?;
+        }
+        self.upload(newest).await.map(drop)
     }
 
     /// What is in it, oldest first.
@@ -128,6 +167,17 @@ impl SnapshotBucket {
     }
 }
 
+/// Those of `taken`, oldest first, that are newer than all of their name that are there: no more than would stay beside one more.
+fn missed<'a>(taken: &'a [Listed], there: &[Object], prefix: &str, keep: usize) -> Vec<&'a Listed> {
+    let at = |name: &str| scheduled_at(name, prefix);
+    let newest = there.iter().filter_map(|object| at(&object.name)).max();
+    let is_missed = |listed: &&Listed| listed.label.is_some() && at(&listed.name).is_some_and(|at| Some(at) > newest);
+    let mut missed: Vec<_> = taken.iter().filter(is_missed).collect();
+    missed.sort_by_key(|listed| at(&listed.name));
+    let stay = if keep == 0 { MOST_MISSED } else { keep.min(MOST_MISSED) } - 1;
+    missed.split_off(missed.len().saturating_sub(stay))
+}
+
 /// The names of those that are too many, of which only a time follows the prefix.
 fn surplus(objects: Vec<Object>, prefix: &str, keep: usize) -> Vec<String> {
     let mut names: Vec<_> =
@@ -163,13 +213,47 @@ impl From<S3Error> for Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use k3s_datastore::snapshot::{Label, SnapshotStore};
+
     use super::*;
+
+    fn objects(names: &[&str]) -> Vec<Object> {
+        names.iter().map(|name| Object { name: (*name).to_owned(), bytes: 1, modified: None }).collect()
+    }
+
+    #[test]
+    fn those_that_missed_the_bucket_come_oldest_first_and_no_more_than_stay() {
+        let label = Label {
+            node: "one".into(),
+            created: 1,
+            revision: 1,
+            database_bytes: 1,
+            compressed: false,
+            store: SnapshotStore::Etcd,
+            format: 1,
+            version: "v1.36.3+k3s1".into(),
+            token_hash: "1ec1c26b50d5".into(),
+            metadata: BTreeMap::new(),
+        };
+        let listed = |name: String, label| Listed { path: Path::new("/s").join(&name), name, bytes: 1, label };
+        let mut taken: Vec<_> = (1..=30).rev().map(|at| listed(format!("s-one-{at}"), Some(label.clone()))).collect();
+        taken.push(listed("s-one-31".into(), None));
+        taken.push(listed("s-one-extra".into(), Some(label)));
+        let missed = |there: &[&str], keep| {
+            let missed = missed(&taken, &objects(there), "s-one-", keep);
+            missed.into_iter().map(|listed| listed.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(missed(&["s-one-27", "s-two-99"], 5), ["s-one-28", "s-one-29", "s-one-30"]);
+        assert_eq!(missed(&["s-one-9"], 3), ["s-one-29", "s-one-30"], "an older one would be pruned at once");
+        assert_eq!(missed(&["s-one-30"], 5), [""; 0]);
+        assert_eq!(missed(&[], 1), [""; 0]);
+        assert_eq!(missed(&[], 0).len(), MOST_MISSED - 1);
+    }
 
     #[test]
     fn the_newest_of_one_name_stay() {
-        let objects = |names: &[&str]| {
-            names.iter().map(|name| Object { name: (*name).to_owned(), bytes: 1, modified: None }).collect::<Vec<_>>()
-        };
         let names = ["s-one-1", "s-one-2", "s-two-1", "s-one-extra", "s-one-3.zst", "notes"];
         assert_eq!(surplus(objects(&names), "s-one-", 2), ["s-one-1"]);
         assert_eq!(surplus(objects(&names), "s-one-", 0), [""; 0]);

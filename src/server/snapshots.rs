@@ -1,11 +1,13 @@
 //! Snapshots of a server's datastore: on request, on schedule, and restoring one.
 //!
 //! A running server holds its database, so `k3s snapshot save` asks it, over a socket that only root may use: one JSON
-//! document each way. What the folder holds is for everyone to list and prune.
+//! document each way. What the folder holds is for everyone to list and prune; the server is told of it afterwards.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,6 +26,8 @@ use k3s_datastore::{
 };
 use k3s_identity::{Password, TokenFiles};
 pub use k3s_s3::Object;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -33,14 +37,15 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
-    BootstrapError, Error,
+    AdminClient, BootstrapError, Error,
     bootstrap_data::{self, Found, Precedence},
     etcd::Membership,
     host::{self, Host},
     snapshot_bucket::SnapshotBucket,
+    snapshot_files::{SnapshotNotices, SnapshotRecord},
 };
 
 /// A request is sent within this, or not at all.
@@ -49,13 +54,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LARGEST: u64 = 64 << 10;
 /// A clock that was set is noticed after this: the schedule is by the clock, and waiting is not.
 const LONGEST_WAIT: Duration = Duration::from_secs(900);
+/// The ConfigMap in which users say what is to be noted beside snapshots, as in k3s.
+const NAMESPACE: &str = "kube-system";
+const EXTRA_METADATA: &str = "k3s-etcd-snapshot-extra-metadata";
+/// A snapshot does not wait longer for it.
+const METADATA_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a user asks a running server for.
 #[derive(Debug, Serialize, Deserialize)]
-struct Request {
-    name: String,
-    folder: PathBuf,
-    compress: bool,
+enum Request {
+    Save {
+        name: String,
+        folder: PathBuf,
+        compress: bool,
+    },
+    /// Nothing, but to know that snapshots have come or gone, and what could not be uploaded. It is not answered.
+    Changed(Option<Box<SnapshotRecord>>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,6 +97,10 @@ pub(crate) struct Snapshots<'a> {
     pub(crate) node: &'a str,
     pub(crate) token: watch::Receiver<Password>,
     pub(crate) version: &'a str,
+    /// What becomes of them is told here.
+    pub(crate) notices: Arc<SnapshotNotices>,
+    /// Where it is read what is to be noted beside them.
+    pub(crate) api: Option<AdminClient>,
 }
 
 impl Snapshots<'_> {
@@ -127,24 +145,40 @@ impl Snapshots<'_> {
         if let Err(error) = pruned.map_err(|_| DatastoreError::Closed)? {
             error!(%error, "Old snapshots could not be deleted.");
         }
+        self.notices.tell(None);
         Ok(snapshot)
     }
 
-    /// What cannot be put into the bucket is in the folder still.
+    /// Puts a scheduled snapshot into the bucket. What cannot be put there is in the folder still, and tried again with the next one.
     async fn keep_in_bucket(&self, s3: &S3Config, snapshot: &Snapshot) {
-        let kept = async {
-            let bucket = SnapshotBucket::open(s3, &Paths::new(self.data_dir, Paths::RUN)).await?;
-            let uploaded = bucket.upload(snapshot).await;
-            // Also where it failed: perhaps because the bucket is full.
-            let pruned = bucket.prune(&self.config.name, self.node).await;
-            uploaded.and(pruned)
+        let SnapshotConfig { folder, name, .. } = self.config;
+        let uploaded = match SnapshotBucket::open(s3, &Paths::new(self.data_dir, Paths::RUN)).await {
+            Ok(bucket) => {
+                let uploaded = bucket.catch_up(SnapshotFolder::new(folder), name, self.node, snapshot).await;
+                // Also where that failed: perhaps because the bucket is full.
+                if let Err(error) = bucket.prune(name, self.node).await {
+                    error!(%error, "Old snapshots in S3 could not be deleted.");
+                }
+                uploaded
+            }
+            Err(error) => Err(error),
         };
-        if let Err(error) = kept.await {
-            error!(%error, path = %snapshot.path.display(), "A scheduled snapshot is on the disk, and S3 does not hold what it should.");
-        }
+        let failure = uploaded.err().map(|error| {
+            error!(%error, path = %snapshot.path.display(), "A scheduled snapshot is on the disk alone: S3 gets it with the next one.");
+            SnapshotRecord::not_uploaded(snapshot, s3, error.to_string())
+        });
+        self.notices.tell(failure);
     }
 
+    /// Saves one and tells of it, whatever came of it.
     async fn save(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
+        let saved = self.take(name, folder, compress).await;
+        let failure = saved.as_ref().err().map(|error| SnapshotRecord::not_taken(name, self.node, error.to_string()));
+        self.notices.tell(failure);
+        saved
+    }
+
+    async fn take(&self, name: &str, folder: &Path, compress: bool) -> Result<Snapshot, Error> {
         make_default_folder(self.data_dir, folder)?;
         let save = Save {
             folder: folder.to_owned(),
@@ -153,6 +187,7 @@ impl Snapshots<'_> {
             compress,
             version: self.version.to_owned(),
             token_hash: bootstrap_data::token_hash(self.token.borrow().expose()),
+            metadata: self.metadata().await,
         };
         let snapshot = match self.source {
             SnapshotSource::Sqlite(datastore) => datastore.save_snapshot(save).await?,
@@ -163,10 +198,33 @@ impl Snapshots<'_> {
         Ok(snapshot)
     }
 
+    /// What users want to be noted beside snapshots; nothing if the API does not tell.
+    async fn metadata(&self) -> BTreeMap<String, String> {
+        let Some(Ok(client)) = self.api.as_ref().map(AdminClient::client) else { return BTreeMap::new() };
+        let api = Api::<ConfigMap>::namespaced(client, NAMESPACE);
+        match timeout(METADATA_WITHIN, api.get_opt(EXTRA_METADATA)).await {
+            Ok(Ok(map)) => map.and_then(|map| map.data).unwrap_or_default(),
+            Ok(Err(error)) => {
+                warn!(%error, "The ConfigMap {EXTRA_METADATA} cannot be read: nothing of it is noted beside the snapshot.");
+                BTreeMap::new()
+            }
+            Err(_) => {
+                warn!("The API does not answer: nothing of {EXTRA_METADATA} is noted beside the snapshot.");
+                BTreeMap::new()
+            }
+        }
+    }
+
     async fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
         let mut text = Vec::new();
         timeout(PATIENCE, (&mut stream).take(LARGEST).read_to_end(&mut text)).await??;
-        let Request { name, folder, compress } = serde_json::from_slice(&text)?;
+        let (name, folder, compress) = match serde_json::from_slice(&text)? {
+            Request::Save { name, folder, compress } => (name, folder, compress),
+            Request::Changed(failure) => {
+                self.notices.tell(failure.map(|failure| *failure));
+                return Ok(());
+            }
+        };
         let answer = match self.save(&name, &folder, compress).await {
             Ok(snapshot) => Answer::Saved(snapshot.path),
             Err(error) => Answer::Refused(error.to_string()),
@@ -208,6 +266,8 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
             node: &node,
             token,
             version,
+            notices: Arc::default(),
+            api: None,
         }
         .save(name, folder, *compress)
         .await
@@ -219,11 +279,9 @@ pub async fn save(config: &ServerConfig, name: &str, version: &str) -> Result<Sn
 
 async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapshot, Error> {
     let SnapshotConfig { folder, compress, .. } = &config.snapshots;
-    let request = Request { name: name.to_owned(), folder: folder.clone(), compress: *compress };
+    let request = Request::Save { name: name.to_owned(), folder: folder.clone(), compress: *compress };
     let ask = async {
-        let mut stream = UnixStream::connect(socket).await?;
-        stream.write_all(&serde_json::to_vec(&request)?).await?;
-        stream.shutdown().await?;
+        let stream = send(socket, &request).await?;
         let mut text = Vec::new();
         stream.take(LARGEST).read_to_end(&mut text).await?;
         Ok(serde_json::from_slice(&text)?)
@@ -232,6 +290,22 @@ async fn ask(socket: &Path, config: &ServerConfig, name: &str) -> Result<Snapsho
     match answer {
         Answer::Saved(path) => Ok(Snapshot::open(&path)?),
         Answer::Refused(why) => Err(Error::Refused(why)),
+    }
+}
+
+async fn send(socket: &Path, request: &Request) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(&serde_json::to_vec(request)?).await?;
+    stream.shutdown().await?;
+    Ok(stream)
+}
+
+/// Tells the server that runs on the data directory, if one does, that snapshots have come or gone. If none hears it, the next start sees.
+async fn tell(config: &ServerConfig, failure: Option<SnapshotRecord>) {
+    let socket = Paths::new(&config.data_dir, Paths::RUN).snapshot_socket();
+    let request = Request::Changed(failure.map(Box::new));
+    if let Ok(Err(error)) = timeout(PATIENCE, send(&socket, &request)).await {
+        debug!(%error, socket = %socket.display(), "No server was told of the snapshots.");
     }
 }
 
@@ -279,10 +353,15 @@ pub(crate) fn take_authorities(found: Option<&Found>, server: &Path) -> Result<(
 /// # Errors
 /// [`Error::Bucket`], [`Error::BucketSecret`]: the snapshot is on the disk alone.
 pub async fn upload(config: &ServerConfig, snapshot: &Snapshot) -> Result<Option<String>, Error> {
-    match SnapshotBucket::of(config).await? {
-        Some(bucket) => bucket.upload(snapshot).await.map(Some),
-        None => Ok(None),
-    }
+    let Some(s3) = &config.snapshots.s3 else { return Ok(None) };
+    let uploaded = async {
+        let bucket = SnapshotBucket::open(s3, &Paths::new(&config.data_dir, Paths::RUN)).await?;
+        bucket.upload(snapshot).await
+    };
+    let uploaded = uploaded.await;
+    let failure = uploaded.as_ref().err().map(|error| SnapshotRecord::not_uploaded(snapshot, s3, error.to_string()));
+    tell(config, failure).await;
+    uploaded.map(Some)
 }
 
 /// Fetches a snapshot from the bucket of a server into its folder; returns its path.
@@ -305,6 +384,12 @@ pub fn folder(config: &ServerConfig) -> SnapshotFolder {
 /// # Errors
 /// [`Error::Snapshot`], [`Error::Bucket`]; [`Error::Node`] if the node's name cannot be told.
 pub async fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
+    let pruned = prune_files(config, name).await;
+    tell(config, None).await;
+    pruned
+}
+
+async fn prune_files(config: &ServerConfig, name: &str) -> Result<Vec<String>, Error> {
     let node = Host::name(config)?;
     let mut pruned = folder(config).prune(name, &node, config.snapshots.retention)?;
     if let Some(bucket) = SnapshotBucket::of(config).await? {
@@ -318,6 +403,12 @@ pub async fn prune(config: &ServerConfig, name: &str) -> Result<Vec<String>, Err
 /// # Errors
 /// The first one that could not be deleted, or is nowhere; those before it are gone.
 pub async fn delete(config: &ServerConfig, names: &[String]) -> Result<(), Error> {
+    let deleted = delete_files(config, names).await;
+    tell(config, None).await;
+    deleted
+}
+
+async fn delete_files(config: &ServerConfig, names: &[String]) -> Result<(), Error> {
     let Some(bucket) = SnapshotBucket::of(config).await? else { return Ok(folder(config).delete(names)?) };
     for name in names {
         match folder(config).delete(std::slice::from_ref(name)) {

@@ -199,10 +199,9 @@ pub(super) const SECTIONS: &[Section] = &[
             text("etcd-snapshot-dir", "DIR", "Where snapshots go").server().synonym("snapshot-dir"),
             text("etcd-snapshot-name", "NAME", "Name of snapshots").server().synonym("snapshot-name"),
             switch("etcd-snapshot-compress", "Compress snapshots").server().synonym("snapshot-compress"),
-            text("etcd-snapshot-reconcile-interval", "TIME", "How often to list snapshots")
+            text("etcd-snapshot-reconcile-interval", "TIME", "How often to compare ETCDSnapshotFile objects with the snapshots that there are")
                 .default("10m")
-                .server()
-                .accepted("snapshots are listed as they are in their folder"),
+                .server(),
             switch("etcd-expose-metrics", "Show the embedded etcd's metrics at the node's address too, on port 2381").server(),
             switch("etcd-s3", "Keep snapshots in S3, too").server(),
             text("etcd-s3-endpoint", "HOST", "Who serves S3, as HOST or HOST:PORT").default("s3.amazonaws.com").server(),

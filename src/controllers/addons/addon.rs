@@ -22,8 +22,9 @@ const SERVER: &str = "addon.k3s.io/authoritative";
 const LONGEST_NOTE: usize = 1000;
 
 /// The definitions of k3s' own kinds: they are there before any manifest that has one of them, whoever looks after its objects.
-pub(super) const DEFINITIONS: [&str; 3] = [
+pub(super) const DEFINITIONS: [&str; 4] = [
     include_str!("../../../manifests/crds/addons.yaml"),
+    include_str!("../../../manifests/crds/etcdsnapshotfiles.yaml"),
     include_str!("../../../manifests/crds/helmcharts.yaml"),
     include_str!("../../../manifests/crds/helmchartconfigs.yaml"),
 ];

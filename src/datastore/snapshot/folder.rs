@@ -124,8 +124,14 @@ impl SnapshotFolder {
 
 /// Whether a snapshot of this name is one of many: only a time follows the prefix, `<name>-<node>-`.
 pub fn is_scheduled(name: &str, prefix: &str) -> bool {
-    let time = name.strip_prefix(prefix).map(|rest| rest.strip_suffix(COMPRESSED).unwrap_or(rest));
-    time.is_some_and(|time| !time.is_empty() && time.bytes().all(|byte| byte.is_ascii_digit()))
+    scheduled_at(name, prefix).is_some()
+}
+
+/// The time in the name of one of many, in seconds of Unix time.
+pub fn scheduled_at(name: &str, prefix: &str) -> Option<u64> {
+    let rest = name.strip_prefix(prefix)?;
+    let time = rest.strip_suffix(COMPRESSED).unwrap_or(rest);
+    time.bytes().all(|byte| byte.is_ascii_digit()).then(|| time.parse().ok()).flatten()
 }
 
 fn is_whole(listed: &Listed) -> bool {

@@ -1,5 +1,6 @@
 //! What a snapshot says of itself, and the checksum that closes its file.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ const TAIL: u64 = 8;
 const CHECKSUM: u64 = SHA256_OUTPUT_LEN as u64;
 /// More than any label has.
 const LARGEST_LABEL: u64 = 64 << 10;
+/// As much as may be noted in it, in bytes of JSON.
+pub(super) const LARGEST_METADATA: usize = 32 << 10;
 
 /// What a snapshot says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +46,9 @@ pub struct Label {
     pub version: String,
     /// What k3s tells tokens apart by: the first twelve digits of the SHA-256 of the password that opens it.
     pub token_hash: String,
+    /// What users wanted to be noted beside it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What can go on from a snapshot.
@@ -172,6 +178,7 @@ pub(super) mod tests {
             format: 1,
             version: "v1.36.3+k3s1".to_owned(),
             token_hash: "1ec1c26b50d5".to_owned(),
+            metadata: BTreeMap::new(),
         }
     }
 

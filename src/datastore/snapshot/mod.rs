@@ -24,7 +24,7 @@ mod save;
 
 pub use error::SnapshotError;
 pub use etcd::{is_of_etcd, save_etcd};
-pub use folder::{Listed, SnapshotFolder, is_scheduled};
+pub use folder::{Listed, SnapshotFolder, is_scheduled, scheduled_at};
 pub use label::{Label, Snapshot, SnapshotStore};
 pub(crate) use restore::finish_interrupted;
 pub use restore::{Restored, Staged, is_lost};

@@ -262,7 +262,7 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeMap, time::Duration};
 
     use tempfile::TempDir;
     use tokio::task::JoinSet;
@@ -298,6 +298,7 @@ mod tests {
                 compress,
                 version: "v1.36.3+k3s1".to_owned(),
                 token_hash: "1ec1c26b50d5".to_owned(),
+                metadata: BTreeMap::new(),
             }
         }
 

@@ -1,5 +1,6 @@
 //! Taking a snapshot of a store that is in use.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -8,10 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::statvfs::statvfs;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::SnapshotError;
 use super::folder::{COMPRESSED, SnapshotFolder};
-use super::label::{self, Label, Snapshot, SnapshotStore};
+use super::label::{self, LARGEST_METADATA, Label, Snapshot, SnapshotStore};
 use crate::log::sqlite::copy::{self, Contents};
 use crate::revision::Revision;
 
@@ -35,6 +37,8 @@ pub struct Save {
     pub version: String,
     /// Tells which token opens it.
     pub token_hash: String,
+    /// What is noted beside it: at most half of what a label can be, or nothing of it.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// Saves the store in `database` as it is at this moment; writers go on meanwhile. What is not complete does not stay,
@@ -85,12 +89,23 @@ pub(super) fn finish(save: &Save, plain: Part, data: Data) -> Result<Snapshot, S
         format: data.format,
         version: save.version.clone(),
         token_hash: save.token_hash.clone(),
+        metadata: noted(save),
     };
     let mut snapshot = label::close(&part.0, label).map_err(failed())?;
     fs::rename(&part.0, &path).map_err(failed())?;
     File::open(&save.folder).and_then(|folder| folder.sync_all()).map_err(failed())?;
     snapshot.path = path;
     Ok(snapshot)
+}
+
+/// A label that is too long could not be read again.
+fn noted(save: &Save) -> BTreeMap<String, String> {
+    let bytes = serde_json::to_vec(&save.metadata).map_or(usize::MAX, |json| json.len());
+    if bytes <= LARGEST_METADATA {
+        return save.metadata.clone();
+    }
+    warn!(bytes, limit = LARGEST_METADATA, "What is to be noted beside a snapshot is too much, and is left out.");
+    BTreeMap::new()
 }
 
 impl Save {

@@ -367,6 +367,7 @@ mod tests {
             format: 1,
             version: "v1.36.3+k3s1".into(),
             token_hash: "1ec1c26b50d5".into(),
+            metadata: std::collections::BTreeMap::new(),
         };
         let listed =
             |name: &str, label| Listed { name: name.into(), path: Path::new("/s").join(name), bytes: 4500, label };

@@ -1,6 +1,7 @@
 //! This server's member: made ready to start, waited for, and asked.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     time::{Duration, SystemTime},
 };
@@ -316,6 +317,12 @@ impl Membership {
     /// The members that this one knows of.
     pub(super) async fn known_members(&self) -> Vec<Member> {
         self.own.members(Knowledge::Own).await.unwrap_or_default()
+    }
+
+    /// The nodes of all members; `None` while this one does not answer.
+    pub(crate) async fn nodes(&self) -> Option<BTreeSet<String>> {
+        let members = self.own.members(Knowledge::Own).await.ok()?;
+        Some(members.iter().map(|member| node_of(&member.name).to_owned()).collect())
     }
 
     /// What another member says of itself.
