@@ -1,9 +1,9 @@
 //! kine: makes an etcd of a database elsewhere, on a socket that only this server's kube-apiserver and `k3s` itself ask.
 
-use std::{collections::BTreeMap, ffi::OsString};
+use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 
 use k3s_config::datastore::{ClientCertificate, KINE, Sql};
-use k3s_supervise::program::{Probe, Program};
+use k3s_supervise::program::{Probe, Program, Stop};
 
 use crate::{
     Paths, capabilities,
@@ -44,6 +44,8 @@ pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
             working_dir: Some(paths.server()),
             // It opens its socket once the database has answered, and waits by itself for one that goes away: it has no liveness probe.
             readiness: Probe::UnixSocket { path: paths.datastore_socket() },
+            // While it looks for its database it hears no signal (`OpenDB` of its generic driver), and has nothing to finish.
+            stop: Stop { timeout: Duration::from_secs(5), ..Stop::default() },
             cpu_weight: 200,
             oom_score_adj: Some(-500),
             capabilities: capabilities::of_control_plane(),

@@ -85,6 +85,24 @@ enum Engine {
     Nats,
 }
 
+impl Engine {
+    /// Whether its address is a URL; MySQL's is a form of its own, which takes passwords as they are.
+    fn is_url(self) -> bool {
+        match self {
+            Self::Postgres | Self::Nats => true,
+            Self::Mysql => false,
+        }
+    }
+
+    fn example(self) -> &'static str {
+        match self {
+            Self::Postgres => "this is no database's address; write postgres://USER:PASSWORD@HOST:5432/DATABASE",
+            Self::Mysql => "this is no database's address; write mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE",
+            Self::Nats => "this is no server's address; write nats://HOST:4222",
+        }
+    }
+}
+
 /// Limits of kine's connections to its database, in kine's own terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
@@ -314,11 +332,14 @@ impl<'a> TlsFiles<'a> {
     fn sql(&self, engine: Engine, endpoint: &Given, values: &Values) -> Result<Sql, Error> {
         let nowhere = endpoint.text.split_once("://").is_none_or(|(_, rest)| rest.is_empty());
         if nowhere || endpoint.text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(endpoint.invalid(match engine {
-                Engine::Postgres => "this is no database's address; write postgres://USER:PASSWORD@HOST:5432/DATABASE",
-                Engine::Mysql => "this is no database's address; write mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE",
-                Engine::Nats => "this is no server's address; write nats://HOST:4222",
-            }));
+            return Err(endpoint.invalid(engine.example()));
+        }
+        // kine would repeat the whole address, with the password, in its log.
+        if engine.is_url() && !is_url(&endpoint.text) {
+            return Err(endpoint.invalid(format!(
+                "{}, and each letter of user and password that is not of A-Z a-z 0-9 - . _ ~ as % and two hexadecimal digits",
+                engine.example()
+            )));
         }
         Ok(Sql {
             endpoint: Secret::new(&endpoint.text),
@@ -336,6 +357,25 @@ impl<'a> TlsFiles<'a> {
         let (certificate, key) = self.certificate.as_ref().zip(self.key.as_ref())?;
         Some(ClientCertificate { certificate: certificate.1.clone(), key: key.1.clone() })
     }
+}
+
+/// Whether Go's `net/url` takes it, as it is meant: escapes are whole, the user's part has no letters that end it, a port has digits.
+fn is_url(text: &str) -> bool {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let is_escaped = rest.split('%').skip(1).all(|after| {
+        let digits = after.as_bytes();
+        digits.len() >= 2 && digits[..2].iter().all(u8::is_ascii_hexdigit)
+    });
+    let (authority, after) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let is_user = user.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte));
+    let is_host = hosts.rsplit_once(':').is_none_or(|(host, port)| {
+        // Within an address of IPv6 there is no port.
+        (port.ends_with(']') && host.starts_with('[')) || port.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    // A password with such a letter ends the authority.
+    let is_whole = !after.split('?').next().unwrap_or_default().contains('@');
+    is_escaped && is_user && is_host && is_whole
 }
 
 /// `https://HOST:PORT`, several with commas between them.
@@ -418,10 +458,31 @@ mod tests {
     }
 
     #[test]
+    fn addresses_as_users_write_them() {
+        for endpoint in [
+            "postgres://k3s:p%40ss%25@db:5432/k3s?sslmode=disable",
+            "postgresql://k3s@[fd00::1]:5432/k3s",
+            "postgres://[fd00::1]/k3s",
+            "postgres://k3s@db1:5432,db2:5432/k3s?target_session_attrs=read-write",
+            "mysql://k3s:p%ss^@tcp(db:3306)/k3s",
+            "nats://user:pass@db:4222?bucket=k3s",
+            "nats://db1:4222,db2:4222",
+            "nats://?dontListen=true",
+        ] {
+            let args = format!("--datastore-endpoint={endpoint}");
+            assert!(matches!(datastore(&[&args]), Ok(Datastore::Sql(_))), "{endpoint}");
+        }
+    }
+
+    #[test]
     fn what_will_not_do_is_refused_without_telling_a_password() {
         let etcd = "--datastore-endpoint=https://db:2379";
         let sql = "--datastore-endpoint=mysql://k3s:hunter2@tcp(db:3306)/k3s";
-        let table: [(&[&str], &str); 16] = [
+        let table: [(&[&str], &str); 20] = [
+            (&["--datastore-endpoint=postgres://k3s:hunter2%x@db:5432/k3s"], "as % and two hexadecimal digits"),
+            (&["--datastore-endpoint=postgres://k3s:/hunter2@db:5432/k3s"], "as % and two hexadecimal digits"),
+            (&["--datastore-endpoint=postgres://k3s:hunter2^@db:5432/k3s"], "as % and two hexadecimal digits"),
+            (&["--datastore-endpoint=nats://k3s:hunter2%@db:4222"], "as % and two hexadecimal digits"),
             (&["--datastore-endpoint=mysql://"], "write mysql://USER:PASSWORD@tcp(HOST:3306)/DATABASE"),
             (&["--datastore-endpoint=nats://a b"], "write nats://HOST:4222"),
             (&[sql, "--datastore-connection-max-lifetime=soon"], "write 30m or 1h"),

@@ -98,8 +98,16 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`] when the store cannot be read, [`ClientError::Unreachable`].
     pub async fn get(&self, key: &str) -> Result<Option<Stored>, ClientError> {
-        let found = self.range(KeyRange::One(Key::copy_from_slice(key.as_bytes()))).await?;
-        Ok(found.into_iter().next())
+        Ok(self.get_at(key).await?.1)
+    }
+
+    /// As [`Client::get`], with the revision that the store has reached.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when the store cannot be read, [`ClientError::Unreachable`].
+    pub async fn get_at(&self, key: &str) -> Result<(Revision, Option<Stored>), ClientError> {
+        let (revision, found) = self.range(KeyRange::One(Key::copy_from_slice(key.as_bytes()))).await?;
+        Ok((revision, found.into_iter().next()))
     }
 
     /// All keys that begin with `prefix`, in their order.
@@ -107,7 +115,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`] when the store cannot be read, [`ClientError::Unreachable`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<Stored>, ClientError> {
-        self.range(KeyRange::prefixed(prefix.as_bytes())).await
+        Ok(self.range(KeyRange::prefixed(prefix.as_bytes())).await?.1)
     }
 
     /// Writes a key that is not there yet.
@@ -142,7 +150,7 @@ impl Client {
         deleted.map(drop).ok_or_else(|| ClientError::Changed(key.to_owned()))
     }
 
-    async fn range(&self, keys: KeyRange) -> Result<Vec<Stored>, ClientError> {
+    async fn range(&self, keys: KeyRange) -> Result<(Revision, Vec<Stored>), ClientError> {
         match &self.backing {
             Backing::Embedded(own) => own.range(keys).await,
             Backing::Remote(remote) => remote.range(keys).await,
@@ -160,11 +168,11 @@ impl Client {
 }
 
 impl Embedded {
-    async fn range(&self, keys: KeyRange) -> Result<Vec<Stored>, ClientError> {
+    async fn range(&self, keys: KeyRange) -> Result<(Revision, Vec<Stored>), ClientError> {
         let page = self.0.range(&Range::newest(keys)).await?;
         let stored =
             page.kvs.into_iter().map(|kv| Stored { key: kv.key, value: kv.value, modified: kv.entry.modified });
-        Ok(stored.collect())
+        Ok((page.revision, stored.collect()))
     }
 
     async fn change(&self, key: Key, guard: Guard, change: Change) -> Result<Option<Revision>, ClientError> {
@@ -211,7 +219,8 @@ mod tests {
         assert_eq!(client.create("/a/1", "two").await, Err(ClientError::Exists("/a/1".into())));
         let second = client.update("/a/1", "two", first).await.unwrap();
         assert_eq!(client.update("/a/1", "three", first).await, Err(ClientError::Changed("/a/1".into())));
-        client.create("/b", "other").await.unwrap();
+        let third = client.create("/b", "other").await.unwrap();
+        assert_eq!(client.get_at("/nowhere").await, Ok((third, None)));
 
         let stored = Stored { key: "/a/1".into(), value: "two".into(), modified: second };
         assert_eq!(client.get("/a/1").await, Ok(Some(stored.clone())));

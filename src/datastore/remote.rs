@@ -124,8 +124,8 @@ impl Remote {
         ClientTls::load(self.0.ca_file.as_deref(), client)
     }
 
-    /// The keys of a range.
-    pub(crate) async fn range(&self, keys: KeyRange) -> Result<Vec<Stored>, ClientError> {
+    /// The keys of a range, and the revision that the store has reached.
+    pub(crate) async fn range(&self, keys: KeyRange) -> Result<(Revision, Vec<Stored>), ClientError> {
         let (key, range_end) = match keys {
             KeyRange::One(key) => (key, Bytes::new()),
             KeyRange::Between { start, end } => (start, end),
@@ -135,7 +135,8 @@ impl Remote {
         let reply: RangeResponse = self.ask("/etcdserverpb.KV/Range", request).await?;
         let stored =
             |kv: messages::KeyValue| Stored { key: kv.key, value: kv.value, modified: Revision(kv.mod_revision) };
-        Ok(reply.kvs.into_iter().map(stored).collect())
+        let revision = reply.header.map_or(Revision::ZERO, |header| Revision(header.revision));
+        Ok((revision, reply.kvs.into_iter().map(stored).collect()))
     }
 
     /// The revision of the change; `None` if the guard did not hold.

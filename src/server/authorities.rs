@@ -89,7 +89,7 @@ mod tests {
 
         /// What a start does up to the first program.
         async fn start(&self, store: &ClusterStore) -> (ServerPki, ServerToken) {
-            let Adopted { found, token } = bootstrap::adopt(&self.config, &self.paths, store).await.unwrap();
+            let Adopted { found, token } = bootstrap::adopt(&self.config, &self.paths, store, None).await.unwrap();
             let host = Host { name: "edge".into(), ips: vec![[192, 0, 2, 1].into()], hostname: "edge".into() };
             let certificates = Certificates::new(&self.config, &self.paths, &host).unwrap();
             let pki = certificates.ensure(SystemTime::now()).unwrap();

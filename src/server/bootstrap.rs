@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::{
     Error,
+    agreement::SharedSettings,
     bootstrap_data::{self, Found, Precedence},
     certificates::Certificates,
     cluster_store::ClusterStore,
@@ -42,9 +43,14 @@ pub(crate) struct Adopted {
 }
 
 /// Writes what the datastore knows of the cluster and this disk does not: a server is made anew from the datastore and the token.
-/// A token that does not fit is refused here, before anything is written. Where other servers may set up the cluster of a new datastore
+/// A token that does not fit and settings that are not the cluster's are refused here, before anything is written. Where other servers may set up the cluster of a new datastore
 /// too, it is settled which one does.
-pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, store: &ClusterStore) -> Result<Adopted, Error> {
+pub(crate) async fn adopt(
+    config: &ServerConfig,
+    paths: &Paths,
+    store: &ClusterStore,
+    shared: Option<&SharedSettings<'_>>,
+) -> Result<Adopted, Error> {
     let (server, client) = (paths.server(), store.client());
     let password = match &config.token {
         Some(given) => Some(Password::new(given.expose())),
@@ -61,6 +67,9 @@ pub(crate) async fn adopt(config: &ServerConfig, paths: &Paths, store: &ClusterS
     let token = password.map_or_else(Password::random, Ok)?;
     if found.is_none() && config.datastore.is_shared() {
         found = bootstrap_data::acquire_init_lock(&client, &token).await?;
+    }
+    if let Some(shared) = shared {
+        shared.check().await?;
     }
     if let Some(found) = &found {
         bootstrap_data::reconcile(&found.data, &server, Precedence::Undecided)?;

@@ -20,6 +20,9 @@ const CIPHER_SUITES: [&str; 6] = [
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305",
 ];
 
+/// The field with the version of Kubernetes, which k3s' servers do not have.
+pub(crate) const VERSION: &str = "KubernetesVersion";
+
 /// The document: what all servers of a cluster agree on, how this one is reached, and what it runs. `advertised` is where the API is published, `ipsec_psk` what is in `cred/ipsec.psk`, where there is one.
 fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_psk: &str) -> Value {
     let network = &config.network;
@@ -112,10 +115,12 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
 }
 
 /// The [`document`] of this server, which has the files at `paths`.
-pub(crate) fn published(config: &ServerConfig, paths: &Paths, host: &Host) -> Result<Value, Error> {
+pub(crate) fn published(config: &ServerConfig, paths: &Paths, host: &Host, version: &str) -> Result<Value, Error> {
     let ipsec_psk = k3s_files::read(&paths.cred("ipsec.psk"))?.unwrap_or_default();
     let ipsec_psk = String::from_utf8_lossy(&ipsec_psk);
-    Ok(document(config, &host.name, host.advertised(config.published_at()), ipsec_psk.trim()))
+    let mut document = document(config, &host.name, host.advertised(config.published_at()), ipsec_psk.trim());
+    document[VERSION] = version.into();
+    Ok(document)
 }
 
 fn ranges(nets: &[IpNet]) -> Vec<IpNetDocument> {

@@ -4,7 +4,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use k3s_components::{Components, Launch, Paths, etcd, kine};
 use k3s_config::{
-    datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd},
+    datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd, KINE},
     embedded_etcd::EmbeddedEtcd,
     server::ServerConfig,
 };
@@ -23,10 +23,11 @@ use crate::{
     etcd::{Membership, Starting},
     host::Host,
     snapshots::SnapshotSource,
+    store_health::StoreProblem,
 };
 
 /// How long to wait before a store that does not answer is asked again: at first, and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
 
 /// The store of a server.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) supervisor: &'a Supervisor,
     /// Says what is missing meanwhile; opened by whoever has its credentials too.
     pub(crate) gate: &'a Gate,
+    /// Kubernetes'.
+    pub(crate) version: &'a str,
 }
 
 impl ClusterStore {
@@ -74,7 +77,7 @@ impl ClusterStore {
             }
         };
         let client = Client::remote(&servers)?;
-        let answered = shutdown.run_until_cancelled(answers(&client, gate)).await;
+        let answered = shutdown.run_until_cancelled(answers(&client, gate, || supervisor.last_error(KINE))).await;
         Ok(answered.map(|()| Self::Asked(client)))
     }
 
@@ -101,6 +104,14 @@ impl ClusterStore {
         match self {
             Self::Member(member) => Some(member),
             Self::Embedded(_) | Self::Asked(_) => None,
+        }
+    }
+
+    /// A client of the store, where others run it.
+    pub(crate) fn elsewhere(&self) -> Option<&Client> {
+        match self {
+            Self::Asked(client) => Some(client),
+            Self::Embedded(_) | Self::Member(_) => None,
         }
     }
 
@@ -146,9 +157,9 @@ impl ClusterStore {
 
 /// Starts this server's member, and waits until it has a vote and a leader.
 async fn start_member(config: &EmbeddedEtcd, opening: &Opening<'_>) -> Result<Membership, Error> {
-    let Opening { paths, host, certificates, components, supervisor, gate, .. } = *opening;
+    let Opening { config: server, paths, host, certificates, components, supervisor, gate, version } = *opening;
     let starting =
-        Starting { etcd: config, config: opening.config, paths, host, certificates, components, supervisor, gate };
+        Starting { etcd: config, config: server, paths, host, certificates, components, supervisor, gate, version };
     let membership = starting.prepare().await?;
     let launch = etcd(config, membership.member(), paths, components);
     launch.install_files()?;
@@ -168,19 +179,28 @@ fn remote(etcd: &Etcd) -> RemoteOptions {
     }
 }
 
-/// Waits for the first answer, whatever it is: a refusal is for whoever asks in earnest.
-async fn answers(client: &Client, gate: &Gate) {
+/// Waits for the first answer. A refusal that is about what was asked is for whoever asks in earnest. `last_error` is what the child that
+/// serves the store says is wrong.
+async fn answers(client: &Client, gate: &Gate, last_error: impl Fn() -> Option<String>) {
     let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
-    let mut told = false;
-    while let Err(ClientError::Unreachable(why)) = client.get(PREFIX).await {
-        if !told {
-            warn!(why, "The datastore does not answer yet; waiting for it.");
-            told = true;
+    let mut told = None;
+    loop {
+        let problem = match client.get(PREFIX).await {
+            Ok(_) => break,
+            Err(ClientError::Unreachable(why)) => StoreProblem::unanswered(&why, last_error()),
+            Err(error) => match StoreProblem::of(&error.to_string()) {
+                problem if problem.is_of_the_store() => problem,
+                _ => break,
+            },
+        };
+        gate.waiting(problem.to_string());
+        if !told.as_ref().is_some_and(|told| problem.is_like(told)) {
+            warn!(%problem, "The datastore does not answer yet; waiting for it.");
+            told = Some(problem);
         }
-        gate.waiting(format!("no answer yet: {why}"));
         backoff.wait().await;
     }
-    if told {
+    if told.is_some() {
         info!("The datastore answers.");
     }
 }

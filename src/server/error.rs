@@ -8,7 +8,7 @@ use k3s_s3::S3Error;
 use k3s_supervise::GraphError;
 use sysexits::ExitCode;
 
-use crate::{BootstrapError, EncryptionError, EtcdError};
+use crate::{BootstrapError, EncryptionError, EtcdError, agreement::Disagreement};
 
 /// A server that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,9 @@ pub enum Error {
     /// The datastore's bootstrap data and this server do not fit together.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// This server is not to join its cluster.
+    #[error(transparent)]
+    Disagreement(#[from] Disagreement),
     /// Encryption of Secrets cannot be set up.
     #[error("encryption of Secrets cannot be set up: {0}")]
     Encryption(#[from] EncryptionError),
@@ -187,6 +190,7 @@ impl Error {
             | Self::Pki(_)
             | Self::Identity(_)
             | Self::Bootstrap(_)
+            | Self::Disagreement(_)
             | Self::Certificate { .. }
             | Self::Node(_) => ExitCode::Config,
             Self::Etcd(error) => error.exit_code(),

@@ -1,6 +1,7 @@
 //! The server: datastore, control plane, the front on 6443 and, unless told otherwise, a node.
 
 mod admin_client;
+mod agreement;
 mod authorities;
 mod bootstrap;
 mod bootstrap_data;
@@ -25,11 +26,13 @@ mod serving_names;
 mod snapshot_bucket;
 mod snapshot_files;
 pub mod snapshots;
+mod store_health;
 #[cfg(test)]
 mod testing;
 mod token;
 
 pub use admin_client::{AdminClient, AdminClientSender};
+pub use agreement::Disagreement;
 pub use bootstrap_data::BootstrapError;
 pub use encryption::EncryptionError;
 pub use error::Error;

@@ -8,7 +8,7 @@ use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::{ControlPlaneConfig, Role, addons::Addon, resources::Profile, server::ServerConfig};
+use k3s_config::{ControlPlaneConfig, Role, addons::Addon, datastore::KINE, resources::Profile, server::ServerConfig};
 use k3s_controllers::ClusterView;
 use k3s_daemon::{ConfigSource, Daemon, Reloads, STOP, SettledProfile};
 use k3s_datastore::{BoundEndpoint, ClientError};
@@ -28,6 +28,7 @@ use tracing::{error, info};
 use crate::{
     BootstrapError, Error, NodeDialer,
     admin_client::{AdminClient, AdminClientSender},
+    agreement::SharedSettings,
     bootstrap::{self, Adopted, Credentials},
     bootstrap_data,
     certificates::{Certificates, FrontTls},
@@ -42,6 +43,7 @@ use crate::{
     routes::{Cluster, Reserved, Routes},
     snapshot_files::SnapshotNotices,
     snapshots::Snapshots,
+    store_health,
     token::ServerToken,
 };
 
@@ -133,9 +135,10 @@ async fn credentials(
     paths: &Paths,
     certificates: &Certificates,
     store: &ClusterStore,
+    shared: Option<&SharedSettings<'_>>,
 ) -> Result<Credentials, Error> {
     loop {
-        let Adopted { found, token } = bootstrap::adopt(config, paths, store).await?;
+        let Adopted { found, token } = bootstrap::adopt(config, paths, store, shared).await?;
         let credentials = bootstrap::credentials(config, paths, certificates, &token)?;
         let setup = match (&found, config.datastore.is_shared()) {
             (None, _) => Setup::NewCluster,
@@ -189,6 +192,7 @@ impl Server {
             components: &package.components,
             supervisor,
             gate: &gate,
+            version: package.version,
         };
         let open = ClusterStore::open(opening, shutdown);
         let tls = bootstrap::tls_policy(&config.args.kube_apiserver);
@@ -199,7 +203,13 @@ impl Server {
         };
         let Some(store) = opened else { return Ok(None) };
         let prepared = async {
-            let Credentials { pki, token } = credentials(&config, &paths, &certificates, &store).await?;
+            let settings = cluster_document::published(&config, &paths, &host, package.version)?;
+            let shared = store.elsewhere().map(|client| SharedSettings::new(client, &host.name, &settings));
+            let Credentials { pki, token } =
+                credentials(&config, &paths, &certificates, &store, shared.as_ref()).await?;
+            if let Some(shared) = &shared {
+                shared.publish().await?;
+            }
             let pki = Arc::new(pki);
             let shown = certificates.front_tls(&pki, SystemTime::now())?;
             let renewal = Renewal::new(certificates, &shown, &pki, &paths, supervisor, config.egress_mode)?;
@@ -228,7 +238,7 @@ impl Server {
                 encryption: encryption.clone(),
                 dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
                 etcd: store.member().cloned(),
-                config: cluster_document::published(&config, &paths, &host)?,
+                config: cluster_document::published(&config, &paths, &host, package.version)?,
             });
             let metrics = config.supervisor_metrics.then(|| {
                 let mut registry = Registry::default();
@@ -347,6 +357,7 @@ impl Server {
                     Box::pin(self.control(client, &view, shutdown)),
                     Box::pin(self.renew(&addresses, shutdown)),
                     Box::pin(self.watch_member(shutdown)),
+                    Box::pin(self.watch_store(shutdown)),
                 );
                 view.close().await;
                 Ok(())
@@ -400,6 +411,17 @@ impl Server {
         let Some(member) = self.store.member() else { return };
         let task = self.supervisor.task("etcd-member");
         task.run(shutdown, |line| member.clone().watch(self.supervisor.clone(), line)).await;
+    }
+
+    /// Tells how a store elsewhere does.
+    async fn watch_store(&self, shutdown: &CancellationToken) {
+        let Some(client) = self.store.elsewhere() else { return };
+        let task = self.supervisor.task("datastore");
+        task.run(shutdown, |line| {
+            let (supervisor, kine) = (self.supervisor.clone(), self.supervisor.clone());
+            store_health::watch(client.clone(), supervisor, line, move || kine.last_error(KINE))
+        })
+        .await;
     }
 
     /// Keeps certificates fresh, and right for the addresses that the machine has.

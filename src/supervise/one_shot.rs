@@ -53,7 +53,7 @@ async fn run(
     let (read, write) = io::pipe()?;
     let launch = SpawnRequest { program: program.clone().into(), output: write, cgroups };
     let mut process = context.spawner.spawn(launch).await?;
-    let follower = output.follow(read)?;
+    let follower = output.follow(read, drop)?;
     debug!(component = program.name, pid = process.pid(), "Started a program.");
     let exit = select! {
         exit = process.exited() => exit,

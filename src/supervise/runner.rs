@@ -176,9 +176,12 @@ impl Runner {
         let (read, write) = io::pipe()?;
         let launch = SpawnRequest { program: program.clone(), output: write, cgroups };
         let process = self.context.spawner.spawn(launch).await?;
-        let follower = output.follow(read)?;
         let store = self.context.store.clone();
         store.set_started(&program.name, process.pid());
+        let follower = output.follow(read, {
+            let (store, name) = (store.clone(), program.name.clone());
+            move |error| store.set_last_error(&name, error)
+        })?;
         info!(component = program.name, pid = process.pid(), "Started the component.");
         self.child = Some(Child { process, follower });
         Ok(Box::pin(async move { until_answered(&program, &store).await }))

@@ -48,6 +48,8 @@ pub(crate) struct ProgramFacts {
     ready_at: Option<SystemTime>,
     last_exit: Option<LastExit>,
     note: Option<String>,
+    /// What its process has last said is wrong.
+    last_error: Option<String>,
     killed: bool,
 }
 
@@ -95,6 +97,7 @@ impl StatusStore {
             ready_at: None,
             last_exit: None,
             note: None,
+            last_error: None,
             killed: false,
         };
         self.change(|all| all.programs.insert(program.name.clone(), facts).is_none());
@@ -167,6 +170,7 @@ impl StatusStore {
             program.starts += 1;
             program.started_at = Some(SystemTime::now());
             program.ready_at = None;
+            program.last_error = None;
         });
     }
 
@@ -189,6 +193,16 @@ impl StatusStore {
                 true
             }
             _ => false,
+        });
+    }
+
+    /// What a running program says is wrong. Nobody waits for it.
+    pub(crate) fn set_last_error(&self, name: &str, error: String) {
+        self.facts.send_if_modified(|all| {
+            if let Some(program) = all.programs.get_mut(name) {
+                program.last_error = Some(error);
+            }
+            false
         });
     }
 
@@ -267,6 +281,13 @@ impl Facts {
             Some(GateState::Failed { why }) => Some(why),
             _ => None,
         }
+    }
+
+    /// What a program has said is wrong since it was started, or that it ended with.
+    pub(crate) fn last_error(&self, name: &str) -> Option<&str> {
+        let program = self.programs.get(name)?;
+        let exit = program.last_exit.as_ref().and_then(|exit| exit.last_words.as_deref());
+        program.last_error.as_deref().or(exit)
     }
 
     /// The programs that had to be killed since they did not end by themselves.

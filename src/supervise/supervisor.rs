@@ -246,6 +246,12 @@ impl Supervisor {
         self.store().clear(key);
     }
 
+    /// What the program `name` has said is wrong since it was started, or ended with: a program that never becomes ready tells why nowhere
+    /// else.
+    pub fn last_error(&self, name: &str) -> Option<String> {
+        self.store().watch().borrow().last_error(name).map(str::to_owned)
+    }
+
     /// The truth at this moment; memory is looked up now.
     pub async fn status(&self) -> Status {
         let mut status = self.store().watch().borrow().status(&self.inner.context.cgroups.to_string());

@@ -24,6 +24,11 @@ pub(crate) struct Args {
     /// What to test.
     #[arg(long, value_enum, default_value_t = Datastore::K3s)]
     against: Datastore,
+    /// The database behind kine, in which {name} is another name for each test:
+    /// 'postgres://USER:PASSWORD@127.0.0.1:5432/{name}?sslmode=disable', 'mysql://USER:PASSWORD@tcp(127.0.0.1:3306)/{name}'.
+    /// The user has to be one that creates databases; many connections come at once.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     /// Only the tests whose names match this regular expression.
     #[arg(default_value = EVERY)]
     tests: String,
@@ -42,7 +47,12 @@ pub(crate) enum Datastore {
 
 /// Runs both suites and fails if a test does.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let counts = against(args.against, &args.tests)?;
+    let mut command = args.against.command()?;
+    if let Some(endpoint) = &args.endpoint {
+        ensure!(matches!(args.against, Datastore::Kine), "--endpoint is kine's: add --against kine");
+        command = with_endpoint(endpoint, command);
+    }
+    let counts = against(&command, &args.tests)?;
     println!("{counts}");
     ensure!(counts.failed == 0, "{} of Kubernetes' storage tests failed", counts.failed);
     Ok(())
@@ -50,12 +60,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Runs every test against `datastore`.
 pub(crate) fn run_all(datastore: Datastore) -> Result<Counts> {
-    against(datastore, EVERY)
+    against(&datastore.command()?, EVERY)
 }
 
-fn against(datastore: Datastore, tests: &str) -> Result<Counts> {
+fn against(command: &[String], tests: &str) -> Result<Counts> {
     let folder = Component::named("storage-tests")?.build()?.folder;
-    let command = serde_json::to_string(&datastore.command()?)?;
+    let command = serde_json::to_string(command)?;
     // Side by side: each mostly waits for its own clocks.
     let runs = thread::scope(|scope| {
         let runs = BINARIES.map(|binary| scope.spawn(|| suite(&folder, binary, tests, &command)));
@@ -105,6 +115,13 @@ impl Datastore {
         let program = program.to_str().with_context(|| format!("{} is not UTF-8", program.display()))?;
         Ok([program].iter().chain(arguments).map(|&word| word.to_owned()).collect())
     }
+}
+
+/// kine's command for a database that is named after the test's folder.
+fn with_endpoint(endpoint: &str, command: Vec<String>) -> Vec<String> {
+    let endpoint = endpoint.replace("{name}", "'\"${1##*/}\"'");
+    let script = format!("export KINE_ENDPOINT='{endpoint}'; shift; exec \"$@\"");
+    ["sh", "-c", &script, "sh", "{dir}"].map(str::to_owned).into_iter().chain(command).collect()
 }
 
 /// The program of a component of the same name.

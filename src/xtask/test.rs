@@ -26,8 +26,9 @@ const TOOLS: [(&str, &str, &[&str]); 2] = [
     ("cargo-nextest", "0.9.151", &["--no-default-features", "--features", "default-no-update"]),
     ("cargo-deny", "0.20.2", &[]),
 ];
-/// What scenarios run besides: the database of servers that share one.
-const SCENARIO_PACKAGES: [system_packages::Package; 1] = [("postgresql", Some("psql"))];
+/// What scenarios run besides: the databases of servers that share one, and what asks them.
+const SCENARIO_PACKAGES: [system_packages::Package; 3] =
+    [("postgresql", Some("psql")), ("mariadb-server-core", Some("mariadbd")), ("mariadb-client-core", Some("mariadb"))];
 /// How long each fuzz target runs here: enough for its seeds and for what is easily found.
 const FUZZ_SECONDS: u64 = 5;
 /// The package of the cluster scenarios.
@@ -111,9 +112,10 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
     )?;
     step("the scenarios' packages", || system_packages::ensure_each(&SCENARIO_PACKAGES))?;
     step("cluster scenarios", || {
-        let gofakes3 = Component::named("gofakes3")?.build()?.folder.join("gofakes3");
+        let program = |name: &str| Ok::<_, anyhow::Error>(Component::named(name)?.build()?.folder.join(name));
         let mut scenarios = nextest(&format!("package({SCENARIOS})"));
-        count(scenarios.arg("--no-fail-fast").env("GOFAKES3", gofakes3), counts)
+        scenarios.env("GOFAKES3", program("gofakes3")?).env("NATS_SERVER", program("nats-server")?);
+        count(scenarios.arg("--no-fail-fast"), counts)
     })
 }
 

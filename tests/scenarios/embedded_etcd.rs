@@ -279,6 +279,61 @@ fn a_server_on_sqlite_becomes_the_first_of_several() {
 }
 
 #[test]
+fn a_move_to_etcd_that_is_killed_begins_anew() {
+    const OBJECTS: usize = 400;
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    let flags = "--token=s3cret --disable-agent --disable-scheduler --disable-controller-manager";
+    let db = "/var/lib/rancher/k3s/server/db";
+    let names = || server.kubectl("get configmaps -o name | sort");
+    let killed_at = |path: &str, flags: &str| {
+        let k3s = server.start_k3s(flags);
+        server.succeed(&format!(
+            "until test -e {path}; do sleep 0.01; done; kill -KILL {0}; tail --pid={0} -f /dev/null",
+            k3s.pid
+        ));
+    };
+
+    let before = step("a cluster on SQLite, with many objects", || {
+        server.start_k3s(flags);
+        server.wait_for_log("The Kubernetes API is served.");
+        let object = |n: usize| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: many-{n}}}\ndata: {{value: {}}}\n",
+                "x".repeat(2000)
+            )
+        };
+        server.apply(&(0..OBJECTS).map(object).collect::<Vec<_>>().join("---\n"));
+        let before = names();
+        assert!(before.lines().count() >= OBJECTS, "{before}");
+        server.stop_k3s();
+        before
+    });
+    for (place, meanwhile) in [("etcd-moving/member", "filled"), ("etcd-restoring/member", "made of what it holds")] {
+        step(&format!("killed while etcd is {meanwhile}, the server goes on with SQLite"), || {
+            killed_at(&format!("{db}/{place}"), &format!("--cluster-init {flags}"));
+            server.fail(&format!("ls {FOLDER}"));
+            server.start_k3s(flags);
+            server.wait_until_succeeds("k3s kubectl get configmap many-0", PATIENCE);
+            assert_eq!(names(), before);
+            server.stop_k3s();
+        });
+    }
+    step("killed when etcd has it all, the server goes on with etcd", || {
+        killed_at(FOLDER, &format!("--cluster-init {flags}"));
+        server.start_k3s(&format!("--cluster-init {flags}"));
+        server.wait_until_succeeds("k3s kubectl get configmap many-0", PATIENCE);
+        assert_eq!(names(), before);
+        server.wait_for_status("is one of 1 members with a vote");
+        server.succeed(&format!("ls {db}/state.db.migrated && ! ls {db}/state.db && ! ls -d {FOLDER}-*"));
+        server.kubectl("create configmap after");
+        server.stop_k3s();
+        server.start_k3s(flags);
+        server.wait_until_succeeds("k3s kubectl get configmap after", PATIENCE);
+    });
+}
+
+#[test]
 fn a_cluster_goes_on_from_one_member_or_from_a_snapshot() {
     let network = Network::new();
     let (one, two, fresh) = (Node::boot(&network, "one"), Node::boot(&network, "two"), Node::boot(&network, "fresh"));

@@ -1,5 +1,7 @@
 //! Secrets are encrypted in the datastore, and their keys exchanged while clients write and the server dies.
 
+use std::collections::BTreeSet;
+
 use cluster_tests::{Finished, Network, Node, PATIENCE, step};
 
 use crate::refusal::{DATA_ERROR, last_line};
@@ -85,6 +87,85 @@ fn keys_are_exchanged_while_clients_write_and_the_server_dies() {
         for name in ["old", "new", "many-0", "many-199", "written-0"] {
             assert!(stored(&server, name).starts_with("k8s:enc:aescbc:v1:aescbckey-"), "{name}");
         }
+    });
+}
+
+#[test]
+fn a_server_killed_in_each_stage_loses_no_secret() {
+    const SECRETS: usize = 1000;
+    let network = Network::new();
+    let server = Node::boot(&network, "server");
+    let flags = "--secrets-encryption";
+    let mut k3s = step("a thousand Secrets, and a client that writes more", || {
+        let k3s = server.start_k3s(flags);
+        server.wait_until_succeeds("k3s kubectl get namespace default", PATIENCE);
+        let secret = |n: usize| {
+            format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: many-{n}}}\nstringData: {{value: v-{n}}}\n")
+        };
+        server.write("/tmp/many.yaml", &(0..SECRETS).map(secret).collect::<Vec<_>>().join("---\n"));
+        server.kubectl("create -f /tmp/many.yaml >/dev/null");
+        wait_until_finished(&server);
+        server.write(
+            "/tmp/writer",
+            "i=0; while test ! -e /tmp/enough; do
+               if k3s kubectl --request-timeout=5s create secret generic written-$i --from-literal=value=$i >/dev/null 2>&1; then
+                 echo $i >> /tmp/written
+               fi
+               i=$((i+1))
+             done; touch /tmp/ended",
+        );
+        server.background("exec sh /tmp/writer");
+        k3s
+    });
+    let mut restart = |moment: &str| {
+        server.succeed(&format!("{moment}; kill -KILL {0}; tail --pid={0} -f /dev/null", k3s.pid));
+        k3s = server.start_k3s(flags);
+        server.wait_until_succeeds("k3s kubectl get --raw /readyz", PATIENCE);
+        server.wait_until_succeeds("k3s secrets-encrypt status | grep 'All hashes match'", PATIENCE);
+    };
+    let state = format!("{DATA}/cred/encryption-state.json");
+    let reaches = |stages: &str| format!("until grep -qE '^({stages})-' {state}; do sleep 0.01; done");
+    for verb in ["prepare", "rotate"] {
+        step(&format!("killed while {verb} is asked for, and again when it is done"), || {
+            server.background(&format!("k3s secrets-encrypt {verb}"));
+            restart("sleep 0.2");
+            // It was stored, or it was not.
+            if server.execute(&format!("grep -q ^{verb}- {state}")).code != 0 {
+                server.succeed(&format!("k3s secrets-encrypt {verb}"));
+            }
+            restart(&reaches(verb));
+        });
+    }
+    step("killed while Secrets are written again", || {
+        server.background("k3s secrets-encrypt reencrypt");
+        restart(&reaches("reencrypt_active"));
+        let told = wait_until_finished(&server);
+        assert!(!told.contains(" aescbckey\n"), "the first key is gone: {told}");
+    });
+    step("killed in each stage of rotate-keys", || {
+        server.background("k3s secrets-encrypt rotate-keys");
+        restart(&reaches("rotate_keys|reencrypt_active"));
+        restart(&reaches("reencrypt_active|reencrypt_finished"));
+        wait_until_finished(&server);
+    });
+    step("all of them can be read, with one key", || {
+        server.succeed("touch /tmp/enough");
+        server.wait_until_succeeds("test -e /tmp/ended", PATIENCE);
+        let values = server.kubectl(
+            "get secrets -o go-template='{{range .items}}{{.metadata.name}} {{.data.value | base64decode}}{{\"\\n\"}}{{end}}'",
+        );
+        let values: BTreeSet<&str> = values.lines().collect();
+        let lost =
+            |names: &[String]| names.iter().filter(|line| !values.contains(line.as_str())).cloned().collect::<Vec<_>>();
+        let many: Vec<_> = (0..SECRETS).map(|n| format!("many-{n} v-{n}")).collect();
+        let written: Vec<_> = server.succeed("cat /tmp/written").lines().map(|n| format!("written-{n} {n}")).collect();
+        println!("  {} Secrets were written meanwhile", written.len());
+        assert_eq!((lost(&many), lost(&written)), (Vec::new(), Vec::new()));
+        let keys = server.succeed("k3s secrets-encrypt status | grep -c aescbckey");
+        assert_eq!(keys.trim(), "1");
+        let query = "SELECT DISTINCT CAST(substr(value, 1, 43) AS TEXT) FROM kine WHERE deleted = 0 AND id IN (SELECT MAX(id) FROM kine WHERE name LIKE '/registry/secrets/default/%' GROUP BY name)";
+        let written_by = server.succeed(&format!("sqlite3 -readonly {DATA}/db/state.db \"{query}\""));
+        assert_eq!(written_by.lines().count(), 1, "{written_by}");
     });
 }
 

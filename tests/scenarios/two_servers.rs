@@ -39,7 +39,10 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
 
     step("a server waits for its datastore, and says so", || {
         one.start_k3s(&format!("{flags} --tls-san=register.example"));
-        one.wait_until_succeeds("k3s status | grep 'waiting for datastore (no answer yet: http://'", PATIENCE);
+        one.wait_until_succeeds(
+            "k3s status | grep 'waiting for datastore (nobody answers at its address: .*http://'",
+            PATIENCE,
+        );
         assert_eq!(one.succeed("grep -c 'The datastore does not answer yet' /var/log/k3s.log").trim(), "1");
     });
     step("both start on the empty datastore at once, and one makes the authorities", || {
@@ -74,6 +77,18 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
     step("another token is refused, and nothing is written", || {
         let refused = store.fail(&format!("timeout 60 k3s server {} --token=other", on(&store)));
         assert!(refused.contains("encrypted with different token"), "{refused}");
+        store.fail("ls /var/lib/rancher/k3s/server/tls/server-ca.crt");
+    });
+    step("other settings are refused, each by its name, and nothing is written", || {
+        let settings = "--cluster-cidr=10.52.0.0/16 --cluster-domain=other.local --disable-helm-controller";
+        let refused = store.execute(&format!("timeout 60 k3s server {flags} {settings}"));
+        for told in [
+            "--cluster-cidr is 10.52.0.0/16 here and 10.42.0.0/16 there",
+            "--cluster-domain is other.local here and cluster.local there",
+            "--disable-helm-controller is true here and false there",
+        ] {
+            crate::refusal::refused(&refused, crate::refusal::CONFIGURATION, told);
+        }
         store.fail("ls /var/lib/rancher/k3s/server/tls/server-ca.crt");
     });
     step("the API is published at both servers", || wait_for_endpoints(&two, &[&one, &two]));

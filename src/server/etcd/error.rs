@@ -9,8 +9,6 @@ use k3s_files::FileError;
 use k3s_supervisor_api::RequestError;
 use sysexits::ExitCode;
 
-use super::agreement::Difference;
-
 /// Why this server is no member of its cluster's etcd.
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdError {
@@ -56,12 +54,6 @@ pub enum EtcdError {
         /// Its own words.
         why: String,
     },
-    /// Servers have to agree.
-    #[error(
-        "this server is configured otherwise than its cluster: {}; give it the cluster's settings",
-        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    )]
-    Differs(Vec<Difference>),
     /// A cluster on SQLite was run here, and this server is to join another one.
     #[error(
         "{} holds the state of a cluster of its own: leave --server out and give --cluster-init to move it to etcd, or choose another \
@@ -151,7 +143,6 @@ impl EtcdError {
             | Self::NoToken
             | Self::Token(_)
             | Self::NoEtcd { .. }
-            | Self::Differs(_)
             | Self::ResetBefore { .. }
             | Self::Sqlite { .. } => ExitCode::Config,
             Self::NoMember { .. } => ExitCode::NoInput,

@@ -23,12 +23,11 @@ use tokio::net::TcpStream;
 use tracing::info;
 
 use super::{
-    agreement,
     error::EtcdError,
     membership::{cluster_at, is_of_node},
 };
 use crate::{
-    Error,
+    Error, agreement,
     bootstrap_data::{self, Precedence},
     certificates::Certificates,
     cluster_document,
@@ -48,6 +47,8 @@ pub(super) struct Join<'a> {
     pub(super) paths: &'a Paths,
     pub(super) host: &'a Host,
     pub(super) certificates: &'a Certificates,
+    /// Kubernetes'.
+    pub(super) version: &'a str,
     /// Its member's name.
     pub(super) name: &'a str,
     /// Where its member will be reached.
@@ -117,11 +118,8 @@ impl Join<'_> {
             path: paths::CONFIG,
             why: error.to_string(),
         })?;
-        let here = cluster_document::published(self.config, self.paths, self.host)?;
-        match agreement::differences(&here, &there) {
-            differences if differences.is_empty() => Ok(()),
-            differences => Err(EtcdError::Differs(differences).into()),
-        }
+        let here = cluster_document::published(self.config, self.paths, self.host, self.version)?;
+        Ok(agreement::compare(&here, &there)?)
     }
 
     /// Has the members add this one, unless an earlier attempt has.

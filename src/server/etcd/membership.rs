@@ -48,6 +48,8 @@ pub(crate) struct Starting<'a> {
     pub(crate) supervisor: &'a Supervisor,
     /// Says what is waited for.
     pub(crate) gate: &'a Gate,
+    /// Kubernetes'.
+    pub(crate) version: &'a str,
 }
 
 /// This server's member of the cluster's etcd.
@@ -111,6 +113,7 @@ impl Starting<'_> {
                     paths: self.paths,
                     host: self.host,
                     certificates: self.certificates,
+                    version: self.version,
                     name: &member.name,
                     peer_url: member.peer_url(),
                 };

@@ -10,7 +10,6 @@
 //! ```
 //! Files, names and rules are k3s' (`pkg/etcd`), so that either program can go on from the other's folder.
 
-mod agreement;
 mod disk;
 mod error;
 mod folder;

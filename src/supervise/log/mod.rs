@@ -110,11 +110,16 @@ impl Output {
         received
     }
 
-    /// Passes on what a process writes into the other end of `pipe`.
-    pub(crate) fn follow(&self, pipe: PipeReader) -> io::Result<Follower> {
+    /// Passes on what a process writes into the other end of `pipe`, and tells `on_error` of its errors as they come.
+    pub(crate) fn follow(
+        &self,
+        pipe: PipeReader,
+        on_error: impl Fn(String) + Send + Sync + 'static,
+    ) -> io::Result<Follower> {
         let pipe = pipe::Receiver::from_owned_fd(OwnedFd::from(pipe))?;
         let exited = CancellationToken::new();
-        let reading = Reading { pipe, lines: Lines::default(), words: LastWords::default(), sinks: self.sinks.clone() };
+        let (words, sinks) = (LastWords::default(), self.sinks.clone());
+        let reading = Reading { pipe, lines: Lines::default(), words, sinks, on_error: Box::new(on_error) };
         Ok(Follower { task: tokio::spawn(reading.run(exited.clone())), exited })
     }
 
@@ -153,6 +158,7 @@ struct Reading {
     lines: Lines,
     words: LastWords,
     sinks: Vec<Sink>,
+    on_error: Box<dyn Fn(String) + Send + Sync>,
 }
 
 impl Reading {
@@ -175,7 +181,7 @@ impl Reading {
         let mut batch = Batch::new(&self.sinks);
         self.lines.finish(|line| batch.push(line, &self.sinks, &mut self.words));
         batch.send(&mut self.sinks);
-        self.words.into_line()
+        self.words.line()
     }
 
     /// How much there was; `None` at the end.
@@ -186,6 +192,11 @@ impl Reading {
             Ok(length) => {
                 let mut batch = Batch::new(&self.sinks);
                 self.lines.push(&buffer[..length], |line| batch.push(line, &self.sinks, &mut self.words));
+                if batch.has_error
+                    && let Some(words) = self.words.line()
+                {
+                    (self.on_error)(words);
+                }
                 batch.send(&mut self.sinks);
                 Some(length)
             }
@@ -198,16 +209,18 @@ impl Reading {
 struct Batch {
     texts: Vec<Vec<u8>>,
     lines: u64,
+    has_error: bool,
 }
 
 impl Batch {
     fn new(sinks: &[Sink]) -> Self {
-        Self { texts: vec![Vec::new(); sinks.len()], lines: 0 }
+        Self { texts: vec![Vec::new(); sinks.len()], lines: 0, has_error: false }
     }
 
     fn push(&mut self, line: &[u8], sinks: &[Sink], words: &mut LastWords) {
         let priority = Priority::of(line);
         words.scan(line, priority);
+        self.has_error |= priority <= Priority::Error;
         self.lines += 1;
         for (sink, text) in sinks.iter().zip(&mut self.texts) {
             sink.format.write(priority, line, text);
@@ -286,7 +299,7 @@ impl LastWords {
         self.line.extend_from_slice(&line[..line.len().min(room)]);
     }
 
-    fn into_line(self) -> Option<String> {
+    fn line(&self) -> Option<String> {
         (!self.line.is_empty()).then(|| String::from_utf8_lossy(&self.line).trim().to_owned())
     }
 }

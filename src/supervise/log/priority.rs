@@ -12,14 +12,15 @@ pub(super) enum Priority {
 }
 
 impl Priority {
-    /// klog's header (`E1121 11:47:16…`: Kubernetes), logfmt's `level=error` (containerd) and JSON's `"level":"error"` (etcd, CoreDNS),
-    /// and the ways a Go program dies. Everything else is information.
+    /// klog's header (`E1121 11:47:16…`: Kubernetes), logfmt's `level=error` (containerd), JSON's `"level":"error"` (etcd, CoreDNS) and
+    /// `"severity":"error"` (kine), and the ways a Go program dies. Everything else is information.
     pub(super) fn of(line: &[u8]) -> Self {
         // The level stands near the start, and messages may quote others.
         let head = &line[..line.len().min(256)];
         Self::of_klog(head)
             .or_else(|| Self::of_field(head, b"level="))
             .or_else(|| Self::of_field(head, b"\"level\":"))
+            .or_else(|| Self::of_severity(line))
             .or_else(|| Self::of_crash(head))
             .unwrap_or(Self::Info)
     }
@@ -36,6 +37,12 @@ impl Priority {
             b'F' => Some(Self::Critical),
             _ => None,
         }
+    }
+
+    /// kine's fields come by their names: after the message there are only this one and the time. A quote in the message has a `\\`.
+    fn of_severity(line: &[u8]) -> Option<Self> {
+        let tail = &line[line.len().saturating_sub(128)..];
+        if line.starts_with(b"{") { Self::of_field(tail, b"\"severity\":") } else { None }
     }
 
     fn of_field(head: &[u8], key: &[u8]) -> Option<Self> {
@@ -68,7 +75,12 @@ mod tests {
 
     #[test]
     fn each_component_has_its_way() {
-        let cases: [(&str, Priority); 14] = [
+        let long = format!(
+            "{{\"message\":\"{} \\\"severity\\\":\\\"info\\\"\",\"severity\":\"error\",\"time\":\"2026\"}}",
+            "x".repeat(500)
+        );
+        let cases: [(&str, Priority); 15] = [
+            (&long, Priority::Error),
             ("I1121 11:47:16.123456   12345 server.go:150] \"Version info\"", Priority::Info),
             ("W1121 11:47:16.123456       1 logging.go:55] level=error is quoted", Priority::Warning),
             ("E1121 11:47:16.123456       1 run.go:72] \"command failed\"", Priority::Error),

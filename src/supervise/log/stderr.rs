@@ -34,7 +34,7 @@ mod tests {
         let queue = output.add(format);
         let (out, mut seen) = tokio::io::duplex(1 << 20);
         let pump = tokio::spawn(pump_to(out, queue));
-        let follower = output.follow(read).unwrap();
+        let follower = output.follow(read, drop).unwrap();
         let program = std::sync::Arc::new(Program::example("etcd", script));
         let launch = crate::spawn::SpawnRequest { program, output: write, cgroups: Vec::new() };
         let mut process = crate::spawn::Spawner::start().unwrap().spawn(launch).await.unwrap();

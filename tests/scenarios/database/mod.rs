@@ -1,0 +1,249 @@
+//! Servers on one database, each through a kine of its own: a store that is a child fails and is restarted alone, and what is wrong with
+//! the database is in the status.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    time::{Duration, Instant},
+};
+
+use cluster_tests::{Network, Node, PATIENCE, Process, step};
+
+use engine::{Engine, PASSWORD};
+
+mod engine;
+
+#[test]
+fn servers_share_postgresql() {
+    servers_share(Engine::Postgres);
+}
+
+#[test]
+fn servers_share_mariadb() {
+    servers_share(Engine::MariaDb);
+}
+
+#[test]
+fn servers_share_nats() {
+    if env::var_os("NATS_SERVER").is_none() {
+        return println!("NATS_SERVER names no server of NATS.");
+    }
+    servers_share(Engine::Nats);
+}
+
+#[test]
+fn what_is_wrong_with_postgresql_is_told() {
+    what_is_wrong_is_told(Engine::Postgres);
+}
+
+#[test]
+fn what_is_wrong_with_mariadb_is_told() {
+    what_is_wrong_is_told(Engine::MariaDb);
+}
+
+/// Writes one ConfigMap after another through this server, and notes those that the API has acknowledged.
+fn start_writer(server: &Node) {
+    server.write(
+        "/tmp/writer",
+        "n=0
+         while test ! -e /tmp/enough; do
+           n=$((n + 1))
+           k3s kubectl --request-timeout=5s create configmap written-$n >/dev/null 2>&1 && echo configmap/written-$n >> /tmp/acknowledged
+         done
+         touch /tmp/wrote",
+    );
+    server.background("exec sh /tmp/writer");
+    server.wait_until_succeeds("test -s /tmp/acknowledged", PATIENCE);
+}
+
+/// Ends the writer; everything that was acknowledged to it is there.
+fn stop_writer(server: &Node) {
+    server.succeed("touch /tmp/enough");
+    server.wait_until_succeeds("test -e /tmp/wrote", PATIENCE);
+    server.succeed("k3s kubectl get configmaps -o name | sort > /tmp/stored && sort /tmp/acknowledged > /tmp/expected");
+    let lost = server.succeed("comm -23 /tmp/expected /tmp/stored");
+    assert!(lost.is_empty(), "acknowledged and lost:\n{lost}");
+    println!("  {} acknowledged writes are there", server.succeed("wc -l < /tmp/expected").trim());
+}
+
+/// Waits until a write through `server` succeeds, and tells how long that took.
+fn wait_for_write(server: &Node, name: &str, what: &str) {
+    let began = Instant::now();
+    server.wait_until_succeeds(&format!("k3s kubectl --request-timeout=5s create configmap {name}"), PATIENCE);
+    println!("  {:.1} s to the first write after {what}", began.elapsed().as_secs_f64());
+}
+
+/// Whether all but kine run as they did, and what loses its lease when nothing can be written for ten seconds.
+fn others_live(before: &BTreeMap<String, Process>, after: &BTreeMap<String, Process>) -> bool {
+    let leases = ["kube-controller-manager", "kube-scheduler"];
+    before
+        .iter()
+        .filter(|(name, _)| *name != "kine" && !leases.contains(&name.as_str()))
+        .all(|(name, process)| after.get(name) == Some(process))
+}
+
+fn servers_share(engine: Engine) {
+    let network = Network::new();
+    let mut database = Node::boot(&network, "database");
+    let (mut one, mut two) = (Node::boot(&network, "one"), Node::boot(&network, "two"));
+    let mut agent = Node::boot(&network, "agent");
+    engine.install(&database);
+    for server in [&one, &two] {
+        let config = format!("datastore-endpoint: {}\ntoken: s3cret\n", engine.endpoint(&database));
+        server.write("/etc/rancher/k3s/config.yaml", &config);
+    }
+    step("a server waits for its database, and says so", || {
+        one.start_k3s("");
+        one.wait_for_status("waiting for datastore (nobody answers at its address");
+        engine.start(&database);
+        engine.create_database(&database);
+        one.wait_until_ready();
+        one.wait_until_component_ready("kine");
+    });
+    step("the password is on no command line, in no log and in no status", || {
+        for command in [
+            "cat /proc/[0-9]*/cmdline | tr '\\0' ' '",
+            "cat /var/log/k3s.log",
+            "k3s status -o json",
+            "k3s kubectl get nodes -o yaml",
+        ] {
+            assert!(!one.succeed(command).contains(PASSWORD), "`{command}` tells the password");
+        }
+    });
+    step("another server and an agent join", || {
+        one.kubectl("create configmap stored --from-literal=key=value");
+        two.start_k3s("--disable-agent");
+        two.wait_until_succeeds("k3s kubectl get configmap stored", PATIENCE);
+        agent.give_demo_image();
+        agent.start_k3s_agent(&one, "");
+        two.wait_until_node_ready("agent");
+    });
+    step("what is written through one server is read through the other at once", || {
+        for n in 0..10 {
+            for (writer, reader) in [(&one, &two), (&two, &one)] {
+                let name = format!("from-{}-{n}", writer.name());
+                writer.kubectl(&format!("create configmap {name}"));
+                reader.kubectl(&format!("get configmap {name}"));
+            }
+        }
+        one.kubectl("run pod --image=docker.io/k3s-rs/demo:0.1.0 --image-pull-policy=Never --overrides='{\"spec\":{\"nodeName\":\"agent\"}}'");
+        two.kubectl("wait --for=condition=Ready pod/pod --timeout=120s");
+    });
+    let before = one.components();
+    step("kine dies and is restarted alone", || {
+        one.kill(before["kine"]);
+        let after = one.wait_for_components(|running| running.get("kine").is_some_and(|new| *new != before["kine"]));
+        assert!(others_live(&before, &after), "{before:?} became {after:?}");
+        wait_for_write(&one, "after-kine", "kine was killed");
+    });
+    step("the database is killed while clients write, and comes back", || {
+        start_writer(&one);
+        engine.kill(&database);
+        one.wait_until_succeeds("! k3s kubectl --request-timeout=5s create configmap unheard", PATIENCE);
+        // A client of NATS keeps what it is to ask until there is a server again.
+        let problem = if engine == Engine::Nats { "it does not answer" } else { "nobody answers at its address" };
+        one.wait_for_status(&format!("The datastore is not as it should be: {problem}"));
+        engine.start(&database);
+        wait_for_write(&one, "after-database", "the database was started again");
+        wait_for_write(&two, "after-database-too", "that");
+        stop_writer(&one);
+        let after = one.components();
+        assert!(others_live(&before, &after), "{before:?} became {after:?}");
+        one.wait_until_succeeds("! k3s status | grep -F 'not as it should be'", PATIENCE);
+    });
+    step("a server is killed: the other one and the agent go on", || {
+        start_writer(&two);
+        one.crash();
+        wait_for_write(&two, "without-one", "the other server was killed");
+        two.wait_until_node_ready("agent");
+        stop_writer(&two);
+        one.start();
+        one.start_k3s("");
+        one.wait_until_succeeds("k3s kubectl get configmap without-one", PATIENCE);
+        one.wait_until_ready();
+    });
+    step("all of them are switched off at once, and on again", || {
+        for node in [&mut one, &mut two, &mut agent, &mut database] {
+            node.crash();
+            node.start();
+        }
+        one.start_k3s("");
+        two.start_k3s("--disable-agent");
+        agent.restart_k3s_agent("");
+        engine.start(&database);
+        wait_for_write(&one, "after-all", "all were started again");
+        two.wait_until_succeeds("k3s kubectl get configmap stored after-all", PATIENCE);
+        two.wait_until_node_ready("agent");
+    });
+    step("both stop gracefully", || {
+        two.stop_k3s();
+        one.stop_k3s();
+        let log = one.succeed("cat /var/log/k3s.log");
+        assert!(log.trim_end().ends_with("Stopped."), "{log}");
+    });
+}
+
+fn what_is_wrong_is_told(engine: Engine) {
+    let network = Network::new();
+    let (database, server) = (Node::boot(&network, "database"), Node::boot(&network, "server"));
+    engine.limit_disk(&database, 300);
+    engine.install(&database);
+    engine.start(&database);
+    let config = format!("datastore-endpoint: {}\ntoken: s3cret\n", engine.endpoint(&database));
+    server.write("/etc/rancher/k3s/config.yaml", &config);
+    let waits = |problem: &str| server.wait_for_status(&format!("waiting for datastore ({problem}"));
+    let warns = |problem: &str| server.wait_for_status(&format!("The datastore is not as it should be: {problem}"));
+    let recovers = |name: &str, what: &str| {
+        wait_for_write(&server, name, what);
+        server.wait_until_succeeds("! k3s status | grep -F 'not as it should be'", PATIENCE);
+    };
+
+    step("another password", || {
+        engine.set_password(&database, "another");
+        server.start_k3s("--disable-agent");
+        waits("it refuses the user or the password of --datastore-endpoint");
+        engine.set_password(&database, PASSWORD);
+    });
+    step("no database", || {
+        // MariaDB tells users without rights nothing else.
+        waits(match engine {
+            Engine::MariaDb => "the user of --datastore-endpoint lacks rights",
+            _ => "it has no database of the name in --datastore-endpoint",
+        });
+        engine.create_database(&database);
+        server.wait_until_succeeds("k3s kubectl get namespace default", PATIENCE);
+    });
+    let before = server.components();
+    step("read-only", || {
+        engine.set_read_only(&database, true);
+        warns("it can be read and not written");
+        server.kubectl("get namespace default");
+        engine.set_read_only(&database, false);
+        recovers("after-read-only", "it could be written again");
+    });
+    step("stopped", || {
+        engine.signal(&database, "STOP");
+        warns("it does not answer");
+        engine.signal(&database, "CONT");
+        recovers("after-stopped", "it went on");
+    });
+    step("full", || {
+        engine.fill_disk(&database);
+        let large = "head -c 400000 /dev/zero | tr '\\0' x > /tmp/large; for n in 1 2 3 4 5 6 7 8 9; do k3s kubectl create configmap large-$RANDOM-$n-$(date +%s) --from-file=/tmp/large || exit 0; done; exit 1";
+        server.wait_until_succeeds(large, Duration::from_secs(120));
+        warns("it has no space left");
+        engine.free_disk(&database);
+        recovers("after-full", "there was room again");
+    });
+    step("nothing but what has a lease was restarted", || {
+        let after = server.components();
+        assert!(others_live(&before, &after) && after["kine"] == before["kine"], "{before:?} became {after:?}");
+    });
+    step("the database is away, and the server stops in time", || {
+        engine.kill(&database);
+        warns("nobody answers at its address");
+        let began = Instant::now();
+        server.stop_k3s();
+        println!("  stopped after {:.1} s", began.elapsed().as_secs_f64());
+    });
+}
