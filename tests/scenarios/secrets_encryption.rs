@@ -104,7 +104,7 @@ fn a_server_killed_in_each_stage_loses_no_secret() {
         };
         server.write("/tmp/many.yaml", &(0..SECRETS).map(secret).collect::<Vec<_>>().join("---\n"));
         server.kubectl("create -f /tmp/many.yaml >/dev/null");
-        wait_until_finished(&server);
+        server.wait_until_succeeds("k3s secrets-encrypt status | grep 'All hashes match'", PATIENCE);
         server.write(
             "/tmp/writer",
             "i=0; while test ! -e /tmp/enough; do

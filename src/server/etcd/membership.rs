@@ -97,6 +97,7 @@ impl Starting<'_> {
             if !folder.has_member() {
                 self.moving().run(&sqlite, &folder).await?;
             }
+            moving::clear(&folder)?;
             moving::retire(&sqlite)?;
         }
         folder.create().map_err(EtcdError::from)?;

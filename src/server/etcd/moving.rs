@@ -27,7 +27,7 @@ use super::{
     error::EtcdError,
     folder::EtcdFolder,
     membership::{Membership, measure},
-    restore::{LEAP, RESTORING, SNAPSHOT, clear, restore},
+    restore::{LEAP, RESTORING, SNAPSHOT, clear as remove, restore},
 };
 use crate::{
     Error,
@@ -69,8 +69,7 @@ impl Moving<'_> {
         self.certificates.ensure(SystemTime::now())?;
         let (moving, restoring) = (EtcdFolder::new(folder.beside(MOVING)), EtcdFolder::new(folder.beside(RESTORING)));
         let saved = folder.beside(SNAPSHOT);
-        let clear = || clear(moving.path(), &saved).and_then(|()| clear(restoring.path(), &saved));
-        clear()?;
+        clear(folder)?;
         let moved = self.make(sqlite, &moving, &restoring, &saved).await;
         let moved = match moved {
             Ok(Transferred { keys, revision }) => {
@@ -84,7 +83,7 @@ impl Moving<'_> {
             }
             Err(error) => Err(error),
         };
-        clear()?;
+        clear(folder)?;
         moved
     }
 
@@ -147,6 +146,15 @@ async fn save(membership: &Membership, saved: &Path) -> io::Result<()> {
     let mut file = File::create(saved).await?;
     membership.own.snapshot(async |blob| file.write_all(&blob).await).await.map_err(io::Error::other)?;
     file.flush().await
+}
+
+/// Removes what a move into `folder` has left beside it, also one that was killed when all was in place.
+///
+/// # Errors
+/// [`EtcdError::File`].
+pub(super) fn clear(folder: &EtcdFolder) -> Result<(), EtcdError> {
+    let saved = folder.beside(SNAPSHOT);
+    [MOVING, RESTORING].into_iter().try_for_each(|place| remove(&folder.beside(place), &saved))
 }
 
 /// Puts SQLite's file out of the way of whoever looks for the cluster's state, under k3s' name for it. What a power cut left undone is
