@@ -36,6 +36,22 @@ impl Hierarchy {
         Ok(Self::parse(&fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?))
     }
 
+    /// Holds a cgroup of this hierarchy to so many bytes, without swap, if it counts memory.
+    fn limit_memory(&self, cgroup: &Path, bytes: u64) -> Result<()> {
+        // Swap counts on its own in v2, and together with memory in v1, where the kernel may be built without counting it.
+        let limits = match self.version {
+            Version::V1 => [("memory.limit_in_bytes", bytes), ("memory.memsw.limit_in_bytes", bytes)],
+            Version::V2 => [("memory.max", bytes), ("memory.swap.max", 0)],
+        };
+        for (file, limit) in limits {
+            let path = cgroup.join(file);
+            if path.exists() {
+                fs::write(&path, limit.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn parse(mountinfo: &str) -> Vec<Self> {
         mountinfo.lines().filter_map(Self::parse_line).collect()
     }
@@ -74,8 +90,9 @@ impl Cgroup {
         Ok(Self { name: name.to_owned(), hierarchies: Hierarchy::mounted()? })
     }
 
-    /// Makes its folders and moves the calling process there: into its root, so that a cgroup namespace made next begins at it.
-    pub(crate) fn create_and_join(&self) -> Result<()> {
+    /// Makes its folders and moves the calling process there: into its root, so that a cgroup namespace made next begins at it. All of it
+    /// together may have `memory` bytes.
+    pub(crate) fn create_and_join(&self, memory: Option<u64>) -> Result<()> {
         for hierarchy in &self.hierarchies {
             let parent = hierarchy.mount_point.join(PARENT);
             let root = parent.join(&self.name);
@@ -87,6 +104,9 @@ impl Cgroup {
                 enable_controllers(&parent);
             }
             create(&root)?;
+            if let Some(bytes) = memory {
+                hierarchy.limit_memory(&root, bytes)?;
+            }
             join(&root)?;
         }
         Ok(())

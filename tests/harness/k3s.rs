@@ -96,6 +96,13 @@ impl Node {
         );
     }
 
+    /// Has the kernel forget what it holds of the programs' files: who reads them next has them counted as its own memory. What another node
+    /// runs stays.
+    #[track_caller]
+    pub fn forget_programs(&self) {
+        self.succeed("find /opt/k3s -type f -exec dd if={} iflag=nocache count=0 status=none \\;");
+    }
+
     /// Runs `k3s kubectl`, which has to succeed.
     #[track_caller]
     pub fn kubectl(&self, args: &str) -> String {

@@ -26,6 +26,8 @@ pub(crate) struct Blueprint {
     pub(crate) host_name: String,
     /// The name of its root below the common parent of each cgroup hierarchy.
     pub(crate) cgroup: String,
+    /// How many bytes of memory it may have, the pages of its files among them; `None` for any.
+    pub(crate) memory: Option<u64>,
     /// The folder that keeps `/etc`, `/var` and the like when the machine is switched off.
     pub(crate) disk: PathBuf,
     /// Folders of the real machine that are seen inside, read-only: from, to.

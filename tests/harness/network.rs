@@ -58,6 +58,7 @@ impl Network {
         let router = Machine::boot(&Blueprint {
             host_name: "router".into(),
             cgroup: run.cgroup_of("router"),
+            memory: None,
             disk: run.disk_of("router"),
             shares: Vec::new(),
             mirror: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80))),

@@ -83,6 +83,18 @@ impl Node {
     /// Boots the node `name` with an empty disk. The name is its host name and the name of its port on the switch: 15 characters at most.
     #[track_caller]
     pub fn boot(network: &Network, name: &str) -> Self {
+        Self::boot_as(network, name, None)
+    }
+
+    /// As [`Node::boot`], on a machine with so many bytes of memory and no swap. What it reads of the programs counts, once nobody else has it in
+    /// memory: see [`Node::forget_programs`].
+    #[track_caller]
+    pub fn boot_with_memory(network: &Network, name: &str, memory: u64) -> Self {
+        Self::boot_as(network, name, Some(memory))
+    }
+
+    #[track_caller]
+    fn boot_as(network: &Network, name: &str, memory: Option<u64>) -> Self {
         let run = network.run();
         let shares = [("dist", "/opt/k3s"), ("dist-test", "/opt/k3s-test")]
             .map(|(from, to)| (crate::target().join(from), PathBuf::from(to)))
@@ -92,6 +104,7 @@ impl Node {
         let blueprint = Blueprint {
             host_name: name.to_owned(),
             cgroup: run.cgroup_of(name),
+            memory,
             disk: run.disk_of(name),
             shares,
             mirror: None,

@@ -38,9 +38,9 @@ pub fn node_init(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
 
 /// Carries a machine from its cgroups to their removal. Says init's process id on standard output once the machine is up.
 fn boot(blueprint: &str) -> Result<u8> {
-    let Blueprint { cgroup, .. } = serde_json::from_str(blueprint)?;
+    let Blueprint { cgroup, memory, .. } = serde_json::from_str(blueprint)?;
     let cgroup = Cgroup::new(&cgroup)?;
-    cgroup.create_and_join()?;
+    cgroup.create_and_join(memory)?;
     let held = hold(blueprint, &cgroup);
     cgroup.leave()?;
     cgroup.remove()?;

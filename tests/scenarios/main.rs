@@ -34,6 +34,7 @@ mod service_lb;
 mod shared_shim;
 mod single_node;
 mod slow_readers;
+mod small_machine;
 mod snapshot;
 mod snapshots_in_s3;
 mod stop;
