@@ -8,13 +8,16 @@ use std::{
 
 use k3s_files::{FileError, failed};
 
-use crate::FirstBoot;
+use crate::{Assessment, BootEntry, FirstBoot, Version};
 
 /// Bytes of a first-boot file.
 const LONGEST: u64 = 1 << 20;
 
+/// What a kernel ends in while it is written.
+const UNFINISHED: &str = "new";
+
 /// Its files that are meant for people.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Esp(PathBuf);
 
 impl Esp {
@@ -51,6 +54,74 @@ impl Esp {
             .and_then(|()| fs::remove_file(&path))
             .and_then(|()| sync(&self.0))
             .map_err(failed("erase", &path))
+    }
+
+    /// The kernels that the boot loader finds here.
+    ///
+    /// # Errors
+    /// The partition cannot be read.
+    pub fn entries(&self) -> Result<Vec<BootEntry>, FileError> {
+        let folder = self.kernels();
+        let names = || -> io::Result<Vec<_>> { fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name())).collect() };
+        let names = names().map_err(failed("read", &folder))?;
+        Ok(names.iter().filter_map(|name| BootEntry::parse(name.to_str()?)).collect())
+    }
+
+    /// Has the kernel of `entry` stand as `assessment`.
+    ///
+    /// # Errors
+    /// The partition is not writable, or the kernel is not there any more.
+    pub fn assess(&self, entry: &BootEntry, assessment: Assessment) -> Result<(), FileError> {
+        let from = self.kernels().join(entry.file_name());
+        let to = self.kernels().join(BootEntry { assessment, ..entry.clone() }.file_name());
+        fs::rename(&from, to).and_then(|()| sync(&self.kernels())).map_err(failed("rename", &from))
+    }
+
+    /// Removes each kernel of ours but that of `version`, and what an update has left.
+    ///
+    /// # Errors
+    /// The partition is not writable.
+    pub(crate) fn remove_kernels_except(&self, version: &Version) -> Result<(), FileError> {
+        let folder = self.kernels();
+        let removed = || {
+            for file in fs::read_dir(&folder)? {
+                let file = file?;
+                let name = file.file_name();
+                let other = name.to_str().and_then(BootEntry::parse).is_some_and(|entry| entry.version != *version);
+                if other || Path::new(&name).extension().is_some_and(|extension| extension == UNFINISHED) {
+                    fs::remove_file(file.path())?;
+                }
+            }
+            sync(&folder)
+        };
+        removed().map_err(failed("clear", &folder))
+    }
+
+    /// A file for the kernel of `entry`, which the boot loader does not see yet.
+    ///
+    /// # Errors
+    /// The partition is not writable.
+    pub(crate) fn create_kernel(&self, entry: &BootEntry) -> Result<File, FileError> {
+        let path = self.unfinished(entry);
+        File::create(&path).map_err(failed("create", &path))
+    }
+
+    /// Shows the boot loader the kernel of `entry`, which was written and flushed.
+    ///
+    /// # Errors
+    /// The partition is not writable.
+    pub(crate) fn publish_kernel(&self, entry: &BootEntry) -> Result<(), FileError> {
+        let (from, to) = (self.unfinished(entry), self.kernels().join(entry.file_name()));
+        fs::rename(&from, &to).and_then(|()| sync(&self.kernels())).map_err(failed("rename", &from))
+    }
+
+    fn unfinished(&self, entry: &BootEntry) -> PathBuf {
+        self.kernels().join(format!("k3s_{}.{UNFINISHED}", entry.version))
+    }
+
+    /// Where the boot loader looks for them.
+    fn kernels(&self) -> PathBuf {
+        self.0.join("EFI/Linux")
     }
 
     /// Writes what there is to say, unless it stands there already.

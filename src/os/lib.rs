@@ -3,14 +3,34 @@
 //! ```text
 //! first-boot.yaml on the ESP ──parse──▶ FirstBoot ──check──▶ files on the data partition ──▶ networkd, k3s
 //!                            ◀── status.txt: taken, or the sentence that says what is wrong
+//!
+//! update ──▶ the free slot, and a kernel with three tries ──▶ Trial ──▶ good, or the other slot again
 //! ```
 
+mod boot_entry;
 mod config_section;
 mod esp;
 mod first_boot;
 mod machine;
+mod manifest;
 mod network;
+mod outcome;
+mod slots;
+mod status;
+mod trial;
+mod update;
+mod update_set;
+mod version;
 
+pub use boot_entry::{Assessment, BootEntry, TRIES};
 pub use esp::Esp;
 pub use first_boot::{FirstBoot, Wrong};
 pub use machine::{Configured, Error, Machine};
+pub use manifest::{Content, FORMAT, Manifest, ManifestError, Part, UpdateKey};
+pub use outcome::Outcome;
+pub use slots::{Partition, Slot, SlotPartitions, Slots, SlotsError};
+pub use status::{SlotStatus, SystemStatus};
+pub use trial::{Trial, Verdict};
+pub use update::{Installed, UpdateError};
+pub use update_set::{MANIFEST, SIGNATURE, SetError, UpdateSet};
+pub use version::{NotAVersion, Version};

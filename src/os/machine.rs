@@ -15,10 +15,15 @@ use std::{
 use k3s_config::{Environment, Role};
 use k3s_files::{FileError, PRIVATE};
 
-use crate::{Esp, FirstBoot, Wrong, config_section::ConfigSection, network::Interface};
+use crate::{
+    Assessment, BootEntry, Esp, FirstBoot, NotAVersion, SlotsError, TRIES, Version, Wrong,
+    config_section::ConfigSection, network::Interface, outcome::Outcome,
+};
 
 /// What IMAGE_ID of os-release(5) is in our images.
 const IMAGE_ID: &str = "k3s";
+/// There while the node is cordoned for a restart.
+const CORDONED: &str = "cordoned";
 
 /// The places of a machine.
 #[derive(Debug)]
@@ -50,6 +55,15 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The disk is not that of an edge image.
+    #[error(transparent)]
+    Slots(#[from] SlotsError),
+    /// There is nothing else to start.
+    #[error("there is no version of before: the other slot is empty or bad")]
+    NoWayBack,
+    /// The image says no version of itself that could be ordered.
+    #[error("IMAGE_VERSION in /usr/lib/os-release: {0}")]
+    Version(#[from] NotAVersion),
 }
 
 impl Machine {
@@ -79,6 +93,83 @@ impl Machine {
             (_, Err(error)) => Err(error),
             (said, Ok(configured)) => said.map(|()| configured).map_err(Error::File),
         }
+    }
+
+    /// Which version runs.
+    ///
+    /// # Errors
+    /// This is no edge machine.
+    pub fn version(&self) -> Result<Version, Error> {
+        self.require_edge_image()?;
+        Ok(self.release("IMAGE_VERSION")?.unwrap_or_default().parse()?)
+    }
+
+    /// How the running version stands.
+    ///
+    /// # Errors
+    /// This is no edge machine, or its ESP cannot be read.
+    pub fn assessment(&self) -> Result<Assessment, Error> {
+        // Without a kernel of it there is nothing to be counted.
+        Ok(self.running_entry()?.map_or(Assessment::Good, |entry| entry.assessment))
+    }
+
+    /// Keeps that the running version has shown that it is good. The boot loader learns it from systemd-bless-boot.
+    ///
+    /// # Errors
+    /// This is no edge machine, or the data partition is not writable.
+    pub fn accept(&self) -> Result<(), Error> {
+        Ok(Outcome::good(&self.version()?).write(self)?)
+    }
+
+    /// Has the running version, which is on trial, not be started again while there is another one.
+    ///
+    /// # Errors
+    /// This is no edge machine, or the ESP is not writable.
+    pub fn give_up(&self, reason: &str) -> Result<(), Error> {
+        if let Some(entry) = self.running_entry()?
+            && let Assessment::OnTrial { done, .. } = entry.assessment
+        {
+            self.esp.assess(&entry, Assessment::Bad { done })?;
+        }
+        // Why is worth less than that.
+        Ok(Outcome::failed(&self.version()?, reason).write(self)?)
+    }
+
+    /// Has the next start be of the version of before, which is tried again as a new one is. The running one is not started again while there is
+    /// that one.
+    ///
+    /// # Errors
+    /// There is no version of before, or none that could be started, or the ESP is not writable.
+    pub fn roll_back(&self) -> Result<Version, Error> {
+        let running = self.version()?;
+        let entries = self.esp.entries()?;
+        let other = entries.iter().filter(|entry| entry.version != running).max_by_key(|entry| &entry.version);
+        let other = other.filter(|entry| !entry.assessment.is_bad()).ok_or(Error::NoWayBack)?;
+        self.esp.assess(other, Assessment::OnTrial { left: TRIES, done: 0 })?;
+        if let Some(entry) = entries.iter().find(|entry| entry.version == running) {
+            self.esp.assess(entry, Assessment::Bad { done: entry.assessment.done() })?;
+        }
+        Outcome::failed(&running, format!("rolled back to {}", other.version)).write(self)?;
+        Ok(other.version.clone())
+    }
+
+    /// Whether its node was cordoned for a restart, and is to take pods again.
+    pub fn is_cordoned(&self) -> bool {
+        self.own(CORDONED).exists()
+    }
+
+    /// Keeps that it was, or no longer is.
+    ///
+    /// # Errors
+    /// The data partition is full or not writable.
+    pub fn set_cordoned(&self, cordoned: bool) -> Result<(), FileError> {
+        let path = self.own(CORDONED);
+        if cordoned { k3s_files::write(&path, b"", 0o644) } else { k3s_files::remove(&path) }.map(|_| ())
+    }
+
+    pub(crate) fn running_entry(&self) -> Result<Option<BootEntry>, Error> {
+        let version = self.version()?;
+        Ok(self.esp.entries()?.into_iter().find(|entry| entry.version == version))
     }
 
     /// The name that the first-boot file gave, or the one that was made of the machine's identity.
@@ -167,22 +258,42 @@ impl Machine {
         Ok(())
     }
 
-    fn role(&self) -> Option<Role> {
+    /// What the first-boot file made of it.
+    pub fn role(&self) -> Option<Role> {
         Role::ALL.into_iter().find(|role| self.own(role_file(*role)).exists())
     }
 
-    fn own(&self, name: impl AsRef<Path>) -> PathBuf {
+    /// A file of the machine's own, on the data partition.
+    pub(crate) fn own(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root.join("var/lib/k3s-os").join(name)
     }
 
+    /// Where everything of it is below.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its ESP.
+    pub(crate) fn esp(&self) -> &Esp {
+        &self.esp
+    }
+
     fn require_edge_image(&self) -> Result<(), Error> {
+        match self.release("IMAGE_ID")?.as_deref() {
+            Some(IMAGE_ID) => Ok(()),
+            _ => Err(Error::OtherSystem),
+        }
+    }
+
+    /// What os-release(5) says of the running system.
+    fn release(&self, key: &str) -> Result<Option<String>, Error> {
         let path = self.root.join("usr/lib/os-release");
         let release = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             release => release.map_err(k3s_files::failed("read", &path))?,
         };
-        let is_ours = |line: &str| line.strip_prefix("IMAGE_ID=").is_some_and(|id| id.trim_matches('"') == IMAGE_ID);
-        if release.lines().any(is_ours) { Ok(()) } else { Err(Error::OtherSystem) }
+        let value = |line: &str| Some(line.strip_prefix(key)?.strip_prefix('=')?.trim_matches('"').to_owned());
+        Ok(release.lines().find_map(value))
     }
 }
 
@@ -371,5 +482,54 @@ mod tests {
         host.write("efi/first-boot.yaml", FILE);
         assert!(matches!(host.configure(), Err(Error::OtherSystem)));
         assert_eq!(host.read("efi/first-boot.yaml").as_deref(), Some(FILE));
+    }
+
+    fn kernels(host: &Host) -> Vec<String> {
+        let names = fs::read_dir(host.path("efi/EFI/Linux")).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Version 2 runs, with these kernels.
+    fn with_kernels(names: &[&str]) -> (Host, Machine) {
+        let host = Host::new();
+        host.write("usr/lib/os-release", "IMAGE_ID=k3s\nIMAGE_VERSION=\"2\"\n");
+        for name in names {
+            host.write(&format!("efi/EFI/Linux/{name}"), "kernel");
+        }
+        let machine = Machine::at(host.0.path());
+        (host, machine)
+    }
+
+    #[test]
+    fn a_version_that_is_given_up_is_not_started_again() {
+        let (host, machine) = with_kernels(&["k3s_1.efi", "k3s_2+1-2.efi"]);
+        assert_eq!(machine.assessment().unwrap(), Assessment::OnTrial { left: 1, done: 2 });
+        machine.give_up("k3s does not run").unwrap();
+        assert_eq!(kernels(&host), ["k3s_1.efi", "k3s_2+0-2.efi"]);
+        let outcome = Outcome::read(&machine).unwrap().unwrap();
+        assert_eq!(outcome.to_string(), "2 was given up: k3s does not run");
+    }
+
+    #[test]
+    fn a_good_version_is_not_given_up() {
+        let (host, machine) = with_kernels(&["k3s_1.efi", "k3s_2.efi"]);
+        machine.give_up("k3s does not run").unwrap();
+        assert_eq!(kernels(&host), ["k3s_1.efi", "k3s_2.efi"]);
+        machine.accept().unwrap();
+        assert_eq!(Outcome::read(&machine).unwrap().unwrap().to_string(), "2 is good");
+    }
+
+    #[test]
+    fn a_way_back_is_tried_as_a_new_version_is() {
+        let (host, machine) = with_kernels(&["k3s_1.efi", "k3s_2.efi"]);
+        assert_eq!(machine.roll_back().unwrap().as_str(), "1");
+        assert_eq!(kernels(&host), ["k3s_1+3.efi", "k3s_2+0-0.efi"]);
+        for names in [&["k3s_2.efi"][..], &["k3s_1+0-3.efi", "k3s_2.efi"]] {
+            let (host, machine) = with_kernels(names);
+            assert!(matches!(machine.roll_back(), Err(Error::NoWayBack)), "{names:?}");
+            assert_eq!(kernels(&host), names, "nothing has changed");
+        }
     }
 }

@@ -33,7 +33,8 @@ pub(crate) fn of_folder(folder: &Path) -> Result<BTreeMap<PathBuf, String>> {
     folder::files(folder)?.into_iter().map(|file| Ok((file.clone(), of_entry(&folder.join(file))?))).collect()
 }
 
-fn of_entry(path: &Path) -> Result<String> {
+/// Of one file, or of a symbolic link as its target.
+pub(crate) fn of_entry(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     if path.is_symlink() {
         hash.update(fs::read_link(path)?.as_os_str().as_encoded_bytes());

@@ -4,6 +4,7 @@
 //! second disk, or, by firmware, the edge image that `cargo xtask edge-image` made. `tests/vm/driver` commands it: a Python program whose
 //! machines have the verbs of the NixOS test driver, so that the same script runs on NixOS.
 
+mod edge;
 mod image;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    edge_image, nix,
+    nix,
     process::succeed,
     system_packages::{self, Package},
     workspace,
@@ -40,6 +41,8 @@ const FIRMWARE: &str = "/usr/share/OVMF";
 const EXTENSIONS: &str = "extensions.py";
 /// What tests of the edge image are called.
 const EDGE: &str = "edge_";
+/// And those that need more versions of it.
+const EDGE_UPDATES: [&str; 2] = ["edge_update", "edge_power"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -62,7 +65,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tests = if args.tests.is_empty() { all()? } else { named(&args.tests)? };
     let needs_extensions = tests.iter().any(|test| test.ends_with(EXTENSIONS));
     let (of_edge, others): (Vec<_>, Vec<_>) = tests.iter().partition(|test| is_of_edge(test));
-    let edge = if of_edge.is_empty() { None } else { Some(edge_image::make(edge_image::KERNEL, None, None)?) };
+    let edge =
+        if of_edge.is_empty() { None } else { Some(edge::make(of_edge.iter().any(|test| takes_updates(test)))?) };
     let besides = if needs_extensions { Besides::Extensions } else { Besides::Archives };
     let image = if others.is_empty() { None } else { Some(Image::make(&cache, besides)?) };
     if args.image {
@@ -84,10 +88,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         if let Some(edge) = &edge {
             driver.arg("--edge").arg(edge).args(["--firmware", FIRMWARE]);
+            driver.arg("--updates").arg(edge::updates());
         }
         succeed(driver.arg("--state").arg(&state).arg(&test)).with_context(|| format!("The test {name} failed"))?;
     }
     Ok(())
+}
+
+fn takes_updates(test: &Path) -> bool {
+    let name = test.file_name().unwrap_or_default().to_string_lossy();
+    EDGE_UPDATES.iter().any(|begin| name.starts_with(begin))
 }
 
 fn is_of_edge(test: &Path) -> bool {

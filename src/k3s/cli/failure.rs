@@ -6,6 +6,8 @@ use sysexits::ExitCode as Sysexit;
 
 /// The command line was wrong.
 pub(crate) const USAGE: Sysexit = Sysexit::Usage;
+/// What was given is not what it should be.
+pub(crate) const DATA_ERROR: Sysexit = Sysexit::DataErr;
 /// What was named is not there.
 pub(crate) const NO_INPUT: Sysexit = Sysexit::NoInput;
 /// A service or program that is needed is not there.
@@ -20,6 +22,8 @@ pub(crate) const NO_PERMISSION: Sysexit = Sysexit::NoPerm;
 pub(crate) const CANNOT_CREATE: Sysexit = Sysexit::CantCreat;
 /// Reading or writing failed.
 pub(crate) const IO_ERROR: Sysexit = Sysexit::IoErr;
+/// Later it may be possible.
+pub(crate) const TEMPORARY: Sysexit = Sysexit::TempFail;
 /// A configuration file does not say what it has to.
 pub(crate) const CONFIGURATION: Sysexit = Sysexit::Config;
 

@@ -155,7 +155,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Verb::SecretsEncrypt(verb) => secrets_encrypt::run(verb, globals),
         Verb::Certificate(verb) => certificate::run(verb, globals),
         Verb::Node(verb) => node::run(verb, globals),
-        Verb::Os(verb) => os::run(&verb),
+        Verb::Os(verb) => os::run(verb, globals),
         Verb::CheckConfig(PassedOn { args }) => check_config::run(args, globals),
         Verb::Completion(options) => completion::run(&options),
         Verb::Datastore(verb) => datastore::run(verb),

@@ -36,19 +36,16 @@ pub(super) fn make(tools: &Tools, slot: &Slot, version: &str, work: &Path) -> Re
 
     let definitions = work.join("repart.d");
     fs::create_dir(&definitions)?;
-    let [root_uuid, verity_uuid] = slot.uuids();
-    let filled = |uuid: &str, file: &Path| {
+    let filled = |file: &Path| {
         let name = file.file_name().expect("it is a file of the folder of work").display();
-        format!("Label={NAME}_{version}\nUUID={uuid}\nCopyBlocks={PLACE}/{name}\n")
+        format!("CopyBlocks={PLACE}/{name}\n")
     };
-    // What systemd-sysupdate may fill is called _empty.
-    let empty = || "Label=_empty\n".to_owned();
     for (name, more) in [
         ("10-esp.conf", "CopyFiles=/esp:/\n".to_owned()),
-        ("20-root-a.conf", filled(&root_uuid, &slot.root)),
-        ("21-verity-a.conf", filled(&verity_uuid, &slot.verity)),
-        ("30-root-b.conf", empty()),
-        ("31-verity-b.conf", empty()),
+        ("20-root-a.conf", filled(&slot.root)),
+        ("21-verity-a.conf", filled(&slot.verity)),
+        ("30-root-b.conf", String::new()),
+        ("31-verity-b.conf", String::new()),
     ] {
         let shared = workspace::root().join("images/edge/repart.d").join(name);
         let text = fs::read_to_string(&shared).with_context(|| format!("Cannot read {}", shared.display()))?;

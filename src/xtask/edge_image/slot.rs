@@ -20,8 +20,6 @@ pub(super) struct Slot {
     pub(super) root: PathBuf,
     pub(super) verity: PathBuf,
     pub(super) kernel: PathBuf,
-    /// 64 hexadecimal digits. Its halves are the UUIDs of the two partitions, by which the initrd finds them.
-    hash: String,
 }
 
 impl Slot {
@@ -30,36 +28,37 @@ impl Slot {
             ["root.raw", "verity.raw", "efi"].map(|ending| format!("{NAME}_{version}.{ending}"));
         let at = |file: &str| format!("{PLACE}/{file}");
 
-        let identity = uuid(&derived("root", version));
+        let root_uuid = uuid(&derived("root", version));
         let (to, from) = (at(&root), at(tree.name));
         tools.run(
             work,
-            &[&["mkfs.erofs", "--quiet", "-T0", "-U", &identity], &COMPRESSION[..], &[&to, &from]].concat(),
+            &[&["mkfs.erofs", "--quiet", "-T0", "-U", &root_uuid], &COMPRESSION[..], &[&to, &from]].concat(),
         )?;
 
         let salt = format!("--salt={}", derived("salt", version));
-        let identity = format!("--uuid={}", uuid(&derived("verity", version)));
+        let verity_uuid = uuid(&derived("verity", version));
+        let identity = format!("--uuid={verity_uuid}");
         let hash_file = format!("--root-hash-file={}", at("roothash"));
         tools.run(work, &["veritysetup", "format", &salt, &identity, &hash_file, &at(&root), &at(&verity)])?;
         let hash = fs::read_to_string(work.join("roothash")).context("veritysetup wrote no hash")?.trim().to_owned();
         ensure!(hash.len() == 64 && hash.is_ascii(), "veritysetup wrote {hash:?}, which is no SHA-256");
 
         let own = fs::read_to_string(workspace::root().join("images/edge/cmdline"))?;
-        let command_line = format!("--cmdline=roothash={hash} root=/dev/mapper/root {}", own.trim());
+        // By what is in the partitions: the initrd's udev links them so.
+        let command_line = format!(
+            "--cmdline=roothash={hash} systemd.verity_root_data=/dev/slot/{root_uuid} systemd.verity_root_hash=/dev/slot/{verity_uuid} \
+             root=/dev/mapper/root {}",
+            own.trim()
+        );
         let [linux, initrd] = ["linux", "initrd"].map(|file| format!("--{file}={}", at(file)));
         let release = format!("--os-release=@{}/usr/lib/os-release", at(tree.name));
         let (uname, output) = (format!("--uname={}", tree.kernel), format!("--output={}", at(&kernel)));
         tools.run(work, &["ukify", "build", &linux, &initrd, &release, &uname, &command_line, &output])?;
-        Ok(Self { root: work.join(root), verity: work.join(verity), kernel: work.join(kernel), hash })
+        Ok(Self { root: work.join(root), verity: work.join(verity), kernel: work.join(kernel) })
     }
 
     pub(super) fn files(&self) -> [&Path; 3] {
         [&self.root, &self.verity, &self.kernel]
-    }
-
-    /// Of the root's partition and of the hashes'.
-    pub(super) fn uuids(&self) -> [String; 2] {
-        [uuid(&self.hash[..32]), uuid(&self.hash[32..])]
     }
 }
 

@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use k3s_os::{UpdateKey, Version};
 
 use crate::{component::Scratch, debian, digest, folder, process::succeed, workspace};
 
@@ -51,6 +52,7 @@ const EMPTIED: [&str; 4] = ["var", "boot", "run", "tmp"];
 
 /// A finished tree, with `linux` and `initrd` beside it in the folder of work.
 pub(super) struct Tree {
+    path: PathBuf,
     /// Its name there.
     pub(super) name: &'static str,
     /// The release of its kernel.
@@ -106,10 +108,7 @@ fn customize(packages: &Path, tree: &Path) -> Result<()> {
 impl Tree {
     /// A copy of `base` with the package and the version, in the folder of work.
     pub(super) fn finish(base: &Path, dist: &Path, version: &str, work: &Path) -> Result<Self> {
-        ensure!(
-            !version.is_empty() && version.chars().all(|char| char.is_ascii_alphanumeric() || ".-~^".contains(char)),
-            "{version:?} is no version: use letters, digits, and any of .-~^"
-        );
+        version.parse::<Version>()?;
         let name = "tree";
         let tree = work.join(name);
         succeed(Command::new("cp").arg("-a").arg(base).arg(&tree))?;
@@ -133,7 +132,18 @@ impl Tree {
         writeln!(text, "IMAGE_ID={NAME}\nIMAGE_VERSION={version}")?;
         fs::write(&release, text)?;
         let kernel = fs::read_dir(tree.join("usr/lib/modules"))?.next().context("The tree has no kernel modules")??;
-        Ok(Self { name, kernel: kernel.file_name().to_string_lossy().into_owned() })
+        Ok(Self { path: tree, name, kernel: kernel.file_name().to_string_lossy().into_owned() })
+    }
+
+    /// Puts what is in `folder` below `/usr`.
+    pub(super) fn add(&self, folder: &Path) -> Result<()> {
+        folder::copy(folder, &self.path.join("usr"))
+    }
+
+    /// Has machines take the updates of this key.
+    pub(super) fn add_update_key(&self, public: &Path) -> Result<()> {
+        fs::copy(public, self.path.join(&UpdateKey::PATH[1..]))?;
+        Ok(())
     }
 }
 

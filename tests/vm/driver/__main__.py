@@ -125,6 +125,7 @@ def main():
     parser.add_argument("--image", type=pathlib.Path, help="folder with root.ext4, vmlinuz and initrd")
     parser.add_argument("--dist", type=pathlib.Path)
     parser.add_argument("--edge", type=pathlib.Path, help="disk of an edge machine")
+    parser.add_argument("--updates", type=pathlib.Path, help="folder with sets k3s_VERSION.update")
     parser.add_argument("--firmware", type=pathlib.Path)
     parser.add_argument("--state", type=pathlib.Path, required=True)
     parser.add_argument("test", type=pathlib.Path)
@@ -132,7 +133,8 @@ def main():
     nodes, script, name = load(given.test)
     boots = {
         "kernel": lambda _: KernelBoot(given.image / "root.ext4", given.dist, given.image / "vmlinuz", given.image / "initrd"),
-        "disk": lambda node: DiskBoot(given.edge, given.firmware, node.esp),
+        "disk": lambda node: DiskBoot(given.edge, given.firmware, node.esp,
+                                      [given.updates / f"k3s_{version}.update" for version in node.updates]),
     }
     driver = Driver(boots, given.state, nodes)
     try:

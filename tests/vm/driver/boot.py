@@ -46,6 +46,8 @@ class DiskBoot:
     firmware: pathlib.Path
     # Texts by their place on the ESP.
     esp: dict
+    # Sets for updates, each on a disk of its own: /dev/disk/by-id/virtio-NAME.
+    updates: list
     size: int = 6 << 30
 
     # As firmware does it: a version that does not start is followed by the other one.
@@ -64,6 +66,9 @@ class DiskBoot:
             "-drive", f"if=pflash,format=raw,file={variables}",
             # What the guest has flushed is on the disk after a power cut, and nothing else has to be.
             "-drive", f"if=none,id=root,file={disk},format=raw,cache=writeback", "-device", "virtio-blk-pci,drive=root",
+            *(text for number, update in enumerate(self.updates) for text in (
+                "-drive", f"if=none,id=update{number},file={update},format=raw,readonly=on",
+                "-device", f"virtio-blk-pci,drive=update{number},serial={update.name}")),
             "-smbios", f"type=11,value=io.systemd.stub.kernel-cmdline-extra={PATIENT}",
         ]
 

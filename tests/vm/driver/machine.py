@@ -97,6 +97,24 @@ class Machine:
         self.shutdown()
         self.start()
 
+    def wait_for_restart(self, boot, timeout=PATIENCE):
+        """Waits until the guest, whose `boot_id` was `boot`, has restarted by itself and takes commands."""
+        began = time.monotonic()
+
+        def restarted(_):
+            try:
+                status, out, _ = self.qemu.run("cat /proc/sys/kernel/random/boot_id", 20, patience=10)
+            except TimeoutError:
+                # Asked while it was down.
+                return False
+            return status == 0 and out.strip() not in ("", boot)
+
+        retry(restarted, timeout)
+        self.log(f"{self.name}: restarted and answers after {time.monotonic() - began:.1f} s")
+
+    def boot_id(self):
+        return self.succeed("cat /proc/sys/kernel/random/boot_id").strip()
+
     # Commands.
 
     def execute(self, command, check_return=True, check_output=True, timeout=PATIENCE):

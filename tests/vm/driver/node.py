@@ -44,6 +44,10 @@ class Node:
     boot: str = "kernel"
     # Of an edge machine: files of its ESP by name, put there before it is first powered on.
     esp: dict = dataclasses.field(default_factory=dict)
+    # The versions that it may be updated to.
+    updates: list = dataclasses.field(default_factory=list)
+    # How a new version is judged: flags of `k3s os good`.
+    trial: str = "--hold=10s"
 
     @classmethod
     def parse(cls, name, given, number):
@@ -88,7 +92,11 @@ class Node:
         }
 
     def emulation(self):
-        return {f"systemd.unit-dropin.{unit}~emulation": f"[Service]\nWatchdogSec={self.watchdog}\n" for unit in UNITS.values()}
+        patience = {f"systemd.unit-dropin.{unit}~emulation": f"[Service]\nWatchdogSec={self.watchdog}\n" for unit in UNITS.values()}
+        if self.boot != "disk":
+            return patience
+        return patience | {
+            "systemd.unit-dropin.k3s-os-good.service~test": f"[Service]\nExecStart=\nExecStart=/usr/bin/k3s os good {self.trial}\n"}
 
     def hosts(self, names):
         yield "127.0.0.1", "localhost"

@@ -107,19 +107,20 @@ class Qemu:
         self.process.wait(timeout)
         self.process = None
 
-    def run(self, script, timeout):
-        """(status, stdout, stderr) of a script in the guest, which may take `timeout` seconds; 124 if it takes longer."""
+    def run(self, script, timeout, patience=120):
+        """(status, stdout, stderr) of a script in the guest, which may take `timeout` seconds; 124 if it takes longer. A guest that says
+        nothing for `patience` seconds more is stuck."""
         self._connect()
         request = f"{os.getpid()}-{next(self._ids)}"
         line = f"\n{request} {timeout:g} {base64.b64encode(script.encode()).decode()}\n"
         self._link.sendall(line.encode())
-        # The guest ends it by itself; a guest that says nothing is stuck.
-        patience = time.monotonic() + timeout + 120
+        # The guest ends it by itself.
+        end = time.monotonic() + timeout + patience
         with self._answered:
             while request not in self._answers:
                 if not self.runs or not self._reader.is_alive():
                     raise MachineEnded(self.name)
-                if time.monotonic() > patience:
+                if time.monotonic() > end:
                     raise TimeoutError(f"{self.name} does not answer")
                 self._answered.wait(0.5)
             return self._answers.pop(request)

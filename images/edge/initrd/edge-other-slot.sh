@@ -1,0 +1,27 @@
+# A version whose starts are counted is followed by the other one by itself. One that was good is not: if its root cannot be mounted any more,
+# it gets no tries while there is another one.
+set -eu
+
+# What fails later would fail in the other version, too.
+[ ! -e /sysroot/usr/lib/os-release ] || exit 0
+# UTF-16, behind four bytes of attributes.
+selected=$(tail -c +5 /sys/firmware/efi/efivars/LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f | tr -d '\0')
+
+set -- /dev/slot/*
+disk=$(basename "$(dirname "$(readlink -f "/sys/class/block/$(basename "$(readlink -f "$1")")")")")
+for partition in "/sys/class/block/$disk/$disk"*; do
+    if grep -qx PARTNAME=esp "$partition/uevent"; then esp=/dev/$(basename "$partition"); fi
+done
+mkdir -p /run/k3s-os/efi
+mount -t vfat "$esp" /run/k3s-os/efi
+cd /run/k3s-os/efi/EFI/Linux
+if [ -e "$selected" ]; then
+    for other in k3s_*.efi; do
+        case $other in "$selected" | *+0*) continue ;; esac
+        echo "edge: the root of $selected cannot be mounted: $other is started from here on"
+        mv "$selected" "${selected%.efi}+0-1.efi"
+        break
+    done
+fi
+cd /
+umount /run/k3s-os/efi
