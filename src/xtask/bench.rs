@@ -17,6 +17,7 @@ mod idle;
 mod load;
 mod markdown;
 mod memory;
+mod scale;
 mod start;
 mod store;
 mod tunnel;
@@ -58,6 +59,8 @@ enum What {
     Idle(idle::Args),
     /// What each program of an idle node holds, and what each lever of a resource profile makes of that.
     Memory(memory::Args),
+    /// What nodes and pods cost a server, by nodes that are nowhere.
+    Scale(scale::Args),
     /// What manifests cost the server, and a namespace that goes with all that is in it.
     Addons(addons::Args),
     /// `cargo xtask reproducible --all`.
@@ -76,6 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Tunnel(args) => tunnel::run(args),
         What::Idle(args) => idle::run(args),
         What::Memory(args) => memory::run(args),
+        What::Scale(args) => scale::run(args),
         What::Addons(args) => addons::run(args),
         What::Reproducible => reproducible::run(&reproducible::Args { all: true, ..Default::default() }),
     }

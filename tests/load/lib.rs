@@ -1,10 +1,11 @@
-//! What the client programs of the benches have in common: `datastore-load` asks a store, `api-load` a Kubernetes API, and
-//! `attack` does it harm.
+//! What the client programs of the benches have in common: `datastore-load` asks a store, `api-load` a Kubernetes API, `fake-nodes` are
+//! nodes to one, and `attack` does it harm.
 //!
-//! The first two say `ready` once they were answered. From then on a line on standard input is a phase, such as
+//! All but the last say `ready` once they were answered. From then on a line on standard input is a phase, such as
 //! `get --clients 32 --operations 4000`, and what came of it is a line of JSON on standard output. They end with standard input.
 
 mod client;
+mod connection;
 mod outcome;
 mod values;
 
@@ -15,6 +16,7 @@ use clap::{Parser, Subcommand};
 use tokio::task::JoinSet;
 
 pub use client::{Client, Endpoint};
+pub use connection::Connection;
 pub use outcome::{Log, Outcome};
 pub use values::Values;
 

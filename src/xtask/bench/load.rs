@@ -21,6 +21,8 @@ pub(super) enum Program {
     Datastore,
     /// A Kubernetes API.
     Api,
+    /// A Kubernetes API, as nodes do.
+    Nodes,
     /// A Kubernetes API, which it harms as long as it runs.
     Attack,
 }
@@ -52,6 +54,7 @@ impl Program {
         match self {
             Self::Datastore => "datastore-load",
             Self::Api => "api-load",
+            Self::Nodes => "fake-nodes",
             Self::Attack => "attack",
         }
     }
@@ -72,7 +75,7 @@ impl Load {
                 command.args(["--idle", "0"]).arg(path);
                 command
             }
-            Program::Datastore | Program::Api => Command::new(path),
+            Program::Datastore | Program::Api | Program::Nodes => Command::new(path),
         };
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         // What the thread starts is on the thread's network.

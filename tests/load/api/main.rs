@@ -1,6 +1,5 @@
 //! The client of the API benches: requests to a Kubernetes API as its clients make them, over HTTP/2 with a client certificate.
 
-mod connection;
 mod objects;
 mod phase;
 mod watch;

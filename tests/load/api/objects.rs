@@ -2,11 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use http::Method;
-use load::{Client, Log, Outcome, Values};
+use load::{Client, Connection, Log, Outcome, Values};
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-use crate::connection::Connection;
 
 /// Where they are.
 pub(crate) const LIST: &str = "/api/v1/namespaces/default/configmaps";

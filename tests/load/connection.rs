@@ -5,32 +5,44 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
-use load::Client;
+
+use crate::Client;
 
 /// An HTTP/2 connection of its own. Its clones share it.
 #[derive(Clone)]
-pub(crate) struct Connection {
+pub struct Connection {
     client: Client,
     sender: SendRequest<Full<Bytes>>,
 }
 
 impl Connection {
-    pub(crate) async fn open(client: &Client) -> Result<Self> {
+    /// A new one.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn open(client: &Client) -> Result<Self> {
         Ok(Self { client: client.clone(), sender: client.http2().await? })
     }
 
     /// The whole answer of a request that has to succeed.
-    pub(crate) async fn ask(&mut self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes> {
+    ///
+    /// # Errors
+    /// As [`Self::send`], or the answer breaks off.
+    pub async fn ask(&mut self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes> {
         Ok(self.send(method, path, body).await?.collect().await?.to_bytes())
     }
 
-    /// The answer as it comes.
-    pub(crate) async fn send(&mut self, method: Method, path: &str, body: Vec<u8>) -> Result<Incoming> {
+    /// The answer as it comes. A `PATCH` is a merge of JSON.
+    ///
+    /// # Errors
+    /// The connection ends, or the answer is none of success.
+    pub async fn send(&mut self, method: Method, path: &str, body: Vec<u8>) -> Result<Incoming> {
+        let content = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
         let request = Request::builder()
             .method(&method)
             .uri(self.client.url(path))
             .header(header::ACCEPT, "application/json")
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, content)
             .body(Full::from(body))?;
         self.sender.ready().await?;
         let (head, body) = self.sender.send_request(request).await?.into_parts();
