@@ -3,10 +3,7 @@
 //! S3 is gofakes3, where `GOFAKES3` names it (`cargo xtask components gofakes3` builds it). It looks at no signature and has no TLS: those
 //! have their tests in `src/s3`.
 
-use std::{
-    env, fs, thread,
-    time::{Duration, Instant},
-};
+use std::{env, fs, time::Instant};
 
 use cluster_tests::{Job, Network, Node, PATIENCE, step};
 
@@ -150,7 +147,7 @@ fn wait_until_told(server: &Node, prefix: &str, expected: &[(&str, bool)]) {
             return;
         }
         assert!(Instant::now() < deadline, "{rows:?} instead of {expected:?}");
-        thread::sleep(Duration::from_millis(500));
+        server.execute("sleep 0.5");
     }
 }
 
