@@ -91,6 +91,18 @@ fn two_servers_share_a_datastore_and_one_outlives_the_other() {
         }
         store.fail("ls /var/lib/rancher/k3s/server/tls/server-ca.crt");
     });
+    step("authorities of another cluster are refused, each file by its name, and left as they are", || {
+        let authority = "sha256sum /var/lib/rancher/k3s/server/tls/server-ca.key";
+        let own_cluster = store.start_k3s(&format!("--disable-agent --token={TOKEN}"));
+        store.wait_for_log("The Kubernetes API is served.");
+        store.succeed(&format!("kill -TERM {0}; tail --pid={0} -f /dev/null", own_cluster.pid));
+        let own = store.succeed(authority);
+        let refused = store.execute(&format!("timeout 60 k3s server --disable-agent {flags}"));
+        for told in ["/server/tls/server-ca.key", "/server/tls/client-ca.crt", "newer than datastore"] {
+            crate::refusal::refused(&refused, crate::refusal::CONFIGURATION, told);
+        }
+        assert_eq!(store.succeed(authority), own);
+    });
     step("the API is published at both servers", || wait_for_endpoints(&two, &[&one, &two]));
     step("a bootstrap token is made, listed and deleted", || {
         let token = one.succeed("k3s token create --description=lab --ttl=1h");
