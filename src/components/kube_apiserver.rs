@@ -97,7 +97,7 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
         }
         Reached::Servers(etcd) => set_etcd(&mut flags, etcd),
         // Its own member alone, as in k3s: what a member cannot do, none of them can, or the member is being mended.
-        Reached::Member => set_etcd(&mut flags, &own_member(paths)),
+        Reached::Loopback => set_etcd(&mut flags, &own_member(paths)),
     }
     if let Datastore::Sqlite { .. } = config.datastore {
         gates.push(APISERVER_IDENTITY_OFF);

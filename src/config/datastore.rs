@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    embedded_etcd::{self, EmbeddedEtcd},
+    embedded_etcd::{self, EmbeddedEtcd, JoinedServer},
     environment::Environment,
     error::Error,
     grammar::is_dns_subdomain,
@@ -22,6 +22,8 @@ pub const KINE: &str = "kine";
 pub const ETCD: &str = "etcd";
 /// The program that makes a member's data of a snapshot.
 pub const ETCDUTL: &str = "etcdutl";
+/// Why files for TLS with an external store are refused.
+const NOT_EXTERNAL: &str = "it is for an external datastore, which --datastore-endpoint does not name; leave it out";
 
 /// Which store holds the cluster's state. Whoever need not know which one it is asks [which of our children serves it](Self::programs),
 /// [whether servers share it](Self::is_shared), [how kube-apiserver reaches it](Self::reached) and
@@ -39,6 +41,8 @@ pub enum Datastore {
     Etcd(Etcd),
     /// etcd with a member on each server, which runs it.
     EmbeddedEtcd(EmbeddedEtcd),
+    /// The etcd of other servers' members: this one runs none (`--disable-etcd`).
+    OtherMembers(JoinedServer),
 }
 
 /// How kube-apiserver reaches a store.
@@ -48,8 +52,8 @@ pub enum Reached<'a> {
     Socket,
     /// At its servers.
     Servers(&'a Etcd),
-    /// At the member of this server alone, on loopback.
-    Member,
+    /// At etcd's port on loopback: a member, or the way to those of other servers.
+    Loopback,
 }
 
 /// What a server's own disk has of a store.
@@ -154,7 +158,7 @@ impl Datastore {
     /// The child of ours that serves it, and what that needs beside; none where this process or somebody else serves it.
     pub fn programs(&self) -> &'static [&'static str] {
         match self {
-            Self::Sqlite { .. } | Self::Etcd(_) => &[],
+            Self::Sqlite { .. } | Self::Etcd(_) | Self::OtherMembers(_) => &[],
             Self::Sql(_) => &[KINE],
             Self::EmbeddedEtcd(_) => &[ETCD, ETCDUTL],
         }
@@ -165,7 +169,7 @@ impl Datastore {
         match self {
             Self::Sqlite { .. } | Self::Sql(_) => Reached::Socket,
             Self::Etcd(etcd) => Reached::Servers(etcd),
-            Self::EmbeddedEtcd(_) => Reached::Member,
+            Self::EmbeddedEtcd(_) | Self::OtherMembers(_) => Reached::Loopback,
         }
     }
 
@@ -174,7 +178,7 @@ impl Datastore {
         match self {
             Self::Sqlite { path } => Some(OnDisk::Database(path)),
             Self::EmbeddedEtcd(etcd) => Some(OnDisk::Member(etcd)),
-            Self::Sql(_) | Self::Etcd(_) => None,
+            Self::Sql(_) | Self::Etcd(_) | Self::OtherMembers(_) => None,
         }
     }
 
@@ -182,13 +186,20 @@ impl Datastore {
     pub fn is_shared(&self) -> bool {
         match self {
             Self::Sqlite { .. } => false,
-            Self::Sql(_) | Self::Etcd(_) | Self::EmbeddedEtcd(_) => true,
+            Self::Sql(_) | Self::Etcd(_) | Self::EmbeddedEtcd(_) | Self::OtherMembers(_) => true,
         }
     }
 
     /// kine runs in the server's directory, so a relative path starts there. No error tells the endpoint: it may hold a password.
     pub(crate) fn from_values(values: &Values, data_dir: &Path, environment: &Environment) -> Result<Self, Error> {
         let files = TlsFiles::from_values(values, environment)?;
+        if let Some(joined) = embedded_etcd::of_others(values, data_dir, environment)? {
+            files.refuse(NOT_EXTERNAL)?;
+            refuse_snapshots(values, "the servers that run etcd take and restore its snapshots; leave it out")?;
+            embedded_etcd::refuse_flags(values)?;
+            Pool::refuse(values)?;
+            return Ok(Self::OtherMembers(joined));
+        }
         let etcd = EmbeddedEtcd::from_values(values, data_dir, environment)?;
         let datastore = match (etcd, values.given("datastore-endpoint")) {
             (Some(etcd), None) => Self::EmbeddedEtcd(etcd),
@@ -214,39 +225,40 @@ impl Datastore {
             }
         };
         match &datastore {
-            Self::Sqlite { .. } | Self::EmbeddedEtcd(_) => {
-                files.refuse(
-                    "it is for an external datastore, which --datastore-endpoint does not name; leave it out",
-                )?;
-            }
-            Self::Sql(_) | Self::Etcd(_) => {
-                let local = ["snapshot-schedule-cron", "cluster-reset", "etcd-s3"]
-                    .into_iter()
-                    .find_map(|name| values.given(name));
-                if let Some(given) = local.filter(|given| given.text != "false") {
-                    return Err(given.invalid(
-                        "snapshots of an external datastore are taken and restored where it runs; leave it out",
-                    ));
-                }
-            }
+            Self::Sqlite { .. } | Self::EmbeddedEtcd(_) | Self::OtherMembers(_) => files.refuse(NOT_EXTERNAL)?,
+            Self::Sql(_) | Self::Etcd(_) => refuse_snapshots(
+                values,
+                "snapshots of an external datastore are taken and restored where it runs; leave it out",
+            )?,
         }
         if !matches!(datastore, Self::EmbeddedEtcd(_)) {
             embedded_etcd::refuse_flags(values)?;
         }
-        if !matches!(datastore, Self::Sql(_))
-            && let Some(given) = Pool::FLAGS.into_iter().find_map(|name| values.given(name))
-        {
-            return Err(given.invalid(
-                "it is for kine's connections to a database, which --datastore-endpoint does not name; leave it out",
-            ));
+        if !matches!(datastore, Self::Sql(_)) {
+            Pool::refuse(values)?;
         }
         Ok(datastore)
     }
 }
 
+fn refuse_snapshots(values: &Values, problem: &str) -> Result<(), Error> {
+    let flags = ["snapshot-schedule-cron", "cluster-reset", "etcd-s3"];
+    let given = flags.into_iter().find_map(|name| values.given(name)).filter(|given| given.text != "false");
+    given.map_or(Ok(()), |given| Err(given.invalid(problem)))
+}
+
 impl Pool {
     const FLAGS: [&'static str; 3] =
         ["datastore-max-idle-connections", "datastore-max-open-connections", "datastore-connection-max-lifetime"];
+
+    fn refuse(values: &Values) -> Result<(), Error> {
+        let given = Self::FLAGS.into_iter().find_map(|name| values.given(name));
+        given.map_or(Ok(()), |given| {
+            Err(given.invalid(
+                "it is for kine's connections to a database, which --datastore-endpoint does not name; leave it out",
+            ))
+        })
+    }
 
     /// kine's defaults where nothing is given.
     fn from_values(values: &Values) -> Result<Self, Error> {

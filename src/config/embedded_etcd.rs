@@ -70,11 +70,7 @@ impl EmbeddedEtcd {
         if !values.is_on("cluster-init") && server.is_none() && !dir.join("member/wal").is_dir() {
             return Ok(None);
         }
-        let token = token::find(values, "token", "token-file", environment)?;
-        let join = |server: &Given| {
-            let token = token.as_ref().map(token::joining).transpose()?;
-            Ok::<_, Error>(JoinedServer { url: server.parse(str::parse)?, token })
-        };
+        let join = server.map(|server| JoinedServer::from_values(server, values, environment)).transpose()?;
         let args = values.component_args("etcd-arg")?;
         if let Some(name) = RESERVED.iter().find(|name| args.value_of(name).is_some())
             && let Some(given) = values.given("etcd-arg")
@@ -83,7 +79,7 @@ impl EmbeddedEtcd {
             return Err(given.invalid(format!("{name} is settled between etcd's members and k3s; {instead}")));
         }
         let expose_metrics = values.is_on("etcd-expose-metrics");
-        Ok(Some(Self { dir, join: server.map(join).transpose()?, expose_metrics, args }))
+        Ok(Some(Self { dir, join, expose_metrics, args }))
     }
 
     /// Why there cannot be both this and the store at an `endpoint`.
@@ -99,6 +95,39 @@ impl EmbeddedEtcd {
             )),
         }
     }
+}
+
+impl JoinedServer {
+    fn from_values(server: &Given, values: &Values, environment: &Environment) -> Result<Self, Error> {
+        let token = token::find(values, "token", "token-file", environment)?;
+        let token = token.as_ref().map(token::joining).transpose()?;
+        Ok(Self { url: server.parse(str::parse)?, token })
+    }
+}
+
+/// The server of a cluster whose other servers have the members of etcd (`--disable-etcd`), by which they are found.
+pub(crate) fn of_others(
+    values: &Values,
+    data_dir: &Path,
+    environment: &Environment,
+) -> Result<Option<JoinedServer>, Error> {
+    let Some(disabled) = values.given("disable-etcd").filter(|given| given.text == "true") else { return Ok(None) };
+    let asked = |name| values.given(name).filter(|given: &&Given| given.text != "false");
+    if let Some(other) = ["cluster-init", "datastore-endpoint"].into_iter().find_map(asked) {
+        return Err(other
+            .invalid("a server with --disable-etcd uses the etcd of the cluster's other servers; keep one of them"));
+    }
+    let Some(server) = values.given("server") else {
+        return Err(disabled.invalid("it needs a server that runs etcd; give --server=https://HOST:6443 of one too"));
+    };
+    let dir = data_dir.join("server/db/etcd");
+    if dir.join("member/wal").is_dir() {
+        return Err(disabled.invalid(format!(
+            "this server is a member of its cluster's etcd, whose data is in {}; delete its node, and move that folder away",
+            dir.display()
+        )));
+    }
+    JoinedServer::from_values(server, values, environment).map(Some)
 }
 
 /// Refuses what only an embedded etcd could heed.
@@ -133,6 +162,29 @@ mod tests {
         let joined = second.join.expect("a server to join");
         assert_eq!(joined.url.to_string(), "https://10.0.0.1:6443");
         assert_eq!(joined.token.as_ref().map(Secret::expose), Some("K10::server:pw"));
+    }
+
+    #[test]
+    fn a_server_without_etcd_names_one_that_has_it() {
+        let host = Host::new();
+        let (config, _) =
+            host.server(&["--disable-etcd", "--server=https://10.0.0.1:6443", "--token=pw"]).expect("it is valid");
+        let Datastore::OtherMembers(joined) = &config.datastore else { panic!("{:?}", config.datastore) };
+        assert_eq!(joined.url.to_string(), "https://10.0.0.1:6443");
+        assert!(config.datastore.is_shared() && config.datastore.on_disk().is_none());
+        for (args, expected) in [
+            (&[][..], "--disable-etcd: it needs a server that runs etcd"),
+            (&["--cluster-init"], "--cluster-init: a server with --disable-etcd uses the etcd"),
+            (&["--server=https://h:6443", "--etcd-arg=a=b"], "--etcd-arg: it is for the embedded etcd"),
+            (&["--server=https://h:6443", "--etcd-s3"], "--etcd-s3: the servers that run etcd take"),
+        ] {
+            let error = host.server(&[&["--disable-etcd"], args].concat()).expect_err("it is refused").to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let member = Host::new().file("server/db/etcd/member/wal/0.wal", "");
+        let args = ["--data-dir=.", "--disable-etcd", "--server=https://h:6443"];
+        let error = member.server(&args).expect_err("it has a member").to_string();
+        assert!(error.contains("is a member of its cluster's etcd"), "{error}");
     }
 
     #[test]

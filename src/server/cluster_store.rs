@@ -5,7 +5,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use k3s_components::{Components, Launch, Paths, etcd, kine};
 use k3s_config::{
     datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd, KINE},
-    embedded_etcd::EmbeddedEtcd,
+    embedded_etcd::{EmbeddedEtcd, JoinedServer},
     server::ServerConfig,
 };
 use k3s_datastore::{
@@ -20,7 +20,7 @@ use crate::{
     Error,
     bootstrap_data::PREFIX,
     certificates::Certificates,
-    etcd::{Membership, Starting},
+    etcd::{Join, Membership, OtherMembers, Starting},
     host::Host,
     snapshots::SnapshotSource,
     store_health::StoreProblem,
@@ -38,6 +38,8 @@ pub(crate) enum ClusterStore {
     Asked(Client),
     /// In this server's member of the cluster's own etcd: kube-apiserver asks that.
     Member(Arc<Membership>),
+    /// In other servers' members of it: kube-apiserver asks them by the same port.
+    OtherMembers(OtherMembers),
 }
 
 /// What a store is opened with.
@@ -75,6 +77,7 @@ impl ClusterStore {
                 let member = shutdown.run_until_cancelled(Box::pin(start_member(etcd, &opening))).await;
                 return Ok(member.transpose()?.map(|member| Self::Member(Arc::new(member))));
             }
+            DatastoreConfig::OtherMembers(server) => return reach_others(server, &opening, shutdown).await,
         };
         let client = Client::remote(&servers)?;
         let answered = shutdown.run_until_cancelled(answers(&client, gate, || supervisor.last_error(KINE))).await;
@@ -87,6 +90,7 @@ impl ClusterStore {
             Self::Embedded(datastore) => datastore.client(),
             Self::Asked(client) => client.clone(),
             Self::Member(member) => member.client(),
+            Self::OtherMembers(others) => others.client(),
         }
     }
 
@@ -95,7 +99,7 @@ impl ClusterStore {
         match self {
             Self::Embedded(datastore) => SnapshotSource::Sqlite(datastore),
             Self::Member(member) => SnapshotSource::Etcd(member),
-            Self::Asked(_) => SnapshotSource::Elsewhere,
+            Self::Asked(_) | Self::OtherMembers(_) => SnapshotSource::Elsewhere,
         }
     }
 
@@ -103,7 +107,7 @@ impl ClusterStore {
     pub(crate) fn member(&self) -> Option<&Arc<Membership>> {
         match self {
             Self::Member(member) => Some(member),
-            Self::Embedded(_) | Self::Asked(_) => None,
+            Self::Embedded(_) | Self::Asked(_) | Self::OtherMembers(_) => None,
         }
     }
 
@@ -111,7 +115,7 @@ impl ClusterStore {
     pub(crate) fn elsewhere(&self) -> Option<&Client> {
         match self {
             Self::Asked(client) => Some(client),
-            Self::Embedded(_) | Self::Member(_) => None,
+            Self::Embedded(_) | Self::Member(_) | Self::OtherMembers(_) => None,
         }
     }
 
@@ -119,7 +123,7 @@ impl ClusterStore {
     pub(crate) async fn bind(&self, paths: &Paths) -> Result<Option<BoundEndpoint>, Error> {
         match self {
             Self::Embedded(_) => Ok(Some(Endpoint::Unix(paths.datastore_socket()).bind(&Access::default()).await?)),
-            Self::Asked(_) | Self::Member(_) => Ok(None),
+            Self::Asked(_) | Self::Member(_) | Self::OtherMembers(_) => Ok(None),
         }
     }
 
@@ -133,8 +137,10 @@ impl ClusterStore {
 
     /// Counts in `registry` what the database does.
     pub(crate) fn register_metrics(&self, registry: &mut Registry) {
-        if let Self::Embedded(datastore) = self {
-            datastore.register_metrics(registry);
+        match self {
+            Self::Embedded(datastore) => datastore.register_metrics(registry),
+            Self::OtherMembers(others) => others.register_metrics(registry),
+            Self::Asked(_) | Self::Member(_) => {}
         }
     }
 
@@ -142,14 +148,18 @@ impl ClusterStore {
     pub(crate) async fn stopped(&self) -> Error {
         match self {
             Self::Embedded(datastore) => Error::Datastore(datastore.stopped().await),
-            Self::Asked(_) | Self::Member(_) => pending().await,
+            Self::Asked(_) | Self::Member(_) | Self::OtherMembers(_) => pending().await,
         }
     }
 
-    /// Closes the database.
+    /// Closes the database, or the way to it.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         match self {
             Self::Embedded(datastore) => Ok(datastore.close().await?),
+            Self::OtherMembers(others) => {
+                others.close().await;
+                Ok(())
+            }
             Self::Asked(_) | Self::Member(_) => Ok(()),
         }
     }
@@ -166,6 +176,22 @@ async fn start_member(config: &EmbeddedEtcd, opening: &Opening<'_>) -> Result<Me
     supervisor.start([launch.program])?;
     membership.until_it_votes(gate).await?;
     Ok(membership)
+}
+
+/// Opens the way to other servers' members, and waits until one answers. `None` if `shutdown` came first.
+async fn reach_others(
+    server: &JoinedServer,
+    opening: &Opening<'_>,
+    shutdown: &CancellationToken,
+) -> Result<Option<ClusterStore>, Error> {
+    let Opening { config, paths, host, certificates, version, gate, .. } = *opening;
+    let reached = OtherMembers::reach(Join { server, config, paths, host, certificates, version, gate });
+    let Some(others) = shutdown.run_until_cancelled(Box::pin(reached)).await.transpose()? else { return Ok(None) };
+    if shutdown.run_until_cancelled(answers(&others.client(), gate, || None)).await.is_none() {
+        others.close().await;
+        return Ok(None);
+    }
+    Ok(Some(ClusterStore::OtherMembers(others)))
 }
 
 fn remote(etcd: &Etcd) -> RemoteOptions {

@@ -84,9 +84,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// Snapshots are for the embedded datastore.
+    /// Snapshots are of what a server itself holds.
     #[error(
-        "the cluster's state is kept by an external datastore (--datastore-endpoint): take and restore its snapshots where it runs"
+        "the cluster's state is not on this server, but kept by an external datastore (--datastore-endpoint) or by servers with etcd: take and restore its snapshots there"
     )]
     KeptElsewhere,
     /// There is nothing to take a snapshot of.

@@ -46,6 +46,7 @@ pub(crate) async fn check_content(config: &Datastore, client: &Client, paths: &P
     let place = match config.on_disk() {
         Some(OnDisk::Database(path)) => path.display().to_string(),
         Some(OnDisk::Member(etcd)) => etcd.dir.display().to_string(),
+        None if matches!(config, Datastore::OtherMembers(_)) => "of the servers with etcd".to_owned(),
         None => "--datastore-endpoint".to_owned(),
     };
     Err(lost(place, paths))

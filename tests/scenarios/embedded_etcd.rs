@@ -202,6 +202,48 @@ fn three_servers_outlive_one_of_them() {
 }
 
 #[test]
+fn a_server_without_etcd_uses_that_of_the_others() {
+    let network = Network::new();
+    let (one, two) = (Node::boot(&network, "one"), Node::boot(&network, "two"));
+    let (plain, agent) = (Node::boot(&network, "plain"), Node::boot(&network, "agent"));
+    let flags = "--token=s3cret --disable-agent";
+    let join = |server: &Node| format!("{flags} --server=https://{}:6443", server.address());
+
+    step("it joins the servers that have etcd, and runs none", || {
+        one.start_k3s(&format!("--cluster-init {flags}"));
+        one.wait_for_log("The Kubernetes API is served.");
+        let refused = plain.fail(&format!("timeout 60 k3s server --disable-etcd {flags}"));
+        assert!(refused.contains("--disable-etcd: it needs a server that runs etcd"), "{refused}");
+        plain.start_k3s(&format!("--disable-etcd {}", join(&one)));
+        plain.wait_for_log("The Kubernetes API is served.");
+        assert!(!plain.components().contains_key("etcd"), "{:?}", plain.components());
+        plain.fail(&format!("ls {FOLDER}"));
+        wait_for_voters(&one, &[&one]);
+    });
+    step("what is written through one is read through the other", || {
+        plain.kubectl("create configmap stored --from-literal=key=value");
+        assert_eq!(one.kubectl("get configmap stored -o jsonpath={.data.key}"), "value");
+        let digest = "sha256sum < /var/lib/rancher/k3s/server/tls/server-ca.crt";
+        assert_eq!(one.succeed(digest), plain.succeed(digest));
+    });
+    step("an agent joins by way of it", || {
+        agent.start_k3s_agent(&plain, "");
+        one.wait_until_node_ready("agent");
+    });
+    step("it learns of another member", || {
+        two.start_k3s(&join(&one));
+        wait_for_voters(&one, &[&one, &two]);
+        plain.wait_for_log(&format!("{}:2379", two.address()));
+    });
+    step("it comes up again by what it knows, out of reach of the server that it joined by", || {
+        plain.stop_k3s();
+        plain.block(&one);
+        plain.start_k3s(&format!("--disable-etcd {}", join(&one)));
+        plain.wait_until_succeeds("k3s kubectl get configmap stored", PATIENCE);
+    });
+}
+
+#[test]
 fn a_server_on_sqlite_becomes_the_first_of_several() {
     let network = Network::new();
     let (one, two, agent) = (Node::boot(&network, "one"), Node::boot(&network, "two"), Node::boot(&network, "agent"));

@@ -242,9 +242,7 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("disable-apiserver", "Run no kube-apiserver")
                 .server()
                 .unserved(refusal("a server without kube-apiserver", LEAVE_OUT)),
-            switch("disable-etcd", "Run no etcd")
-                .server()
-                .unserved(refusal("a server that has its etcd elsewhere", LEAVE_OUT)),
+            switch("disable-etcd", "Run no etcd: use that of the cluster's other servers, which --server names one of").server(),
             text("helm-job-image", "IMAGE", "Image of Helm jobs")
                 .server()
                 .accepted("Helm runs in the server itself and needs no image"),

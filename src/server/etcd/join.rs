@@ -17,10 +17,11 @@ use k3s_components::Paths;
 use k3s_config::{agent::ServerUrl, embedded_etcd::JoinedServer, secret::Secret, server::ServerConfig};
 use k3s_datastore::Member;
 use k3s_identity::{Password, Token};
+use k3s_supervise::{Backoff, Gate};
 use k3s_supervisor_api::{BootstrapData, Client, MembersDocument, RequestError, basic, paths};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     error::EtcdError,
@@ -36,31 +37,65 @@ use crate::{
 
 /// How long a server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Between attempts: at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// The accounts that servers and agents log in as.
 const SERVER: &str = "server";
 const NODE: &str = "node";
 
 /// A server that joins.
-pub(super) struct Join<'a> {
-    pub(super) server: &'a JoinedServer,
-    pub(super) config: &'a ServerConfig,
-    pub(super) paths: &'a Paths,
-    pub(super) host: &'a Host,
-    pub(super) certificates: &'a Certificates,
+pub(crate) struct Join<'a> {
+    pub(crate) server: &'a JoinedServer,
+    pub(crate) config: &'a ServerConfig,
+    pub(crate) paths: &'a Paths,
+    pub(crate) host: &'a Host,
+    pub(crate) certificates: &'a Certificates,
     /// Kubernetes'.
-    pub(super) version: &'a str,
-    /// Its member's name.
+    pub(crate) version: &'a str,
+    /// Says what is waited for.
+    pub(crate) gate: &'a Gate,
+}
+
+/// The member of a server that joins.
+pub(super) struct NewMember<'a> {
     pub(super) name: &'a str,
-    /// Where its member will be reached.
+    /// Where it will be reached.
     pub(super) peer_url: String,
 }
 
 impl Join<'_> {
-    /// Becomes one more member, which has still to be started; returns all of the others that have been.
-    ///
-    /// # Errors
-    /// Those of which [`EtcdError::is_passing`] tells may go by themselves.
-    pub(super) async fn run(&self) -> Result<Vec<Member>, Error> {
+    /// Becomes one more member, which has still to be started; returns all of the others that have been. Tries until it succeeds, or
+    /// until trying cannot help.
+    pub(super) async fn run(&self, member: &NewMember<'_>) -> Result<Vec<Member>, Error> {
+        self.until_done(async || Ok(self.add(self.once().await?, member).await?)).await
+    }
+
+    /// Gets all that a server needs, and becomes no member; returns those that there are. Tries as long.
+    pub(super) async fn members(&self) -> Result<Vec<Member>, Error> {
+        self.until_done(async || self.once().await).await
+    }
+
+    async fn until_done<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+        let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
+        let mut told = None;
+        loop {
+            match attempt().await {
+                Err(Error::Etcd(error)) if error.is_passing() => {
+                    let why = error.to_string();
+                    self.gate.waiting(format!("joining the cluster's etcd: {why}"));
+                    if told.as_ref() != Some(&why) {
+                        warn!(server = %self.server.url, why, "This server cannot join the cluster's etcd yet; trying again.");
+                        told = Some(why);
+                    }
+                    backoff.wait().await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Agrees with the server, and gets the cluster's authorities and the members of its etcd.
+    async fn once(&self) -> Result<Vec<Member>, Error> {
         let (token, password) = self.token()?;
         let (url, told) = (&self.server.url, Once::new());
         let shown = async |tls| Api { url, tls }.get(paths::CACERTS, None).await;
@@ -87,7 +122,7 @@ impl Join<'_> {
             client_urls: member.client_urls,
             is_learner: member.is_learner,
         });
-        Ok(self.add(members.collect()).await?)
+        Ok(members.collect())
     }
 
     /// The whole token, and the password in it.
@@ -123,12 +158,12 @@ impl Join<'_> {
     }
 
     /// Has the members add this one, unless an earlier attempt has.
-    async fn add(&self, members: Vec<Member>) -> Result<Vec<Member>, EtcdError> {
-        let is_own_address = |member: &Member| member.peer_urls.contains(&self.peer_url);
-        let is_ours = |member: &Member| member.name == self.name || member.name.is_empty() && is_own_address(member);
+    async fn add(&self, members: Vec<Member>, new: &NewMember<'_>) -> Result<Vec<Member>, EtcdError> {
+        let is_own_address = |member: &Member| member.peer_urls.contains(&new.peer_url);
+        let is_ours = |member: &Member| member.name == new.name || member.name.is_empty() && is_own_address(member);
         let is_in_the_way = |member: &&Member| {
             !member.name.is_empty()
-                && member.name != self.name
+                && member.name != new.name
                 && (is_of_node(member, &self.host.name) || is_own_address(member))
         };
         if let Some(member) = members.iter().find(is_in_the_way) {
@@ -142,8 +177,8 @@ impl Join<'_> {
                 path: paths::DB_INFO,
                 why: "it names no member that can be reached".to_owned(),
             })?;
-            cluster.add_learner(&self.peer_url).await?;
-            info!(member = self.name, url = self.peer_url, "Joined the cluster's etcd as a member that learns.");
+            cluster.add_learner(&new.peer_url).await?;
+            info!(member = new.name, url = new.peer_url, "Joined the cluster's etcd as a member that learns.");
         }
         Ok(members.into_iter().filter(|member| !is_ours(member) && !member.name.is_empty()).collect())
     }

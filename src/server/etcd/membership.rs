@@ -9,12 +9,15 @@ use std::{
 use futures_util::future::join_all;
 use http::Uri;
 use k3s_components::{CLIENT_PORT, Components, EtcdMember, EtcdStart, Paths};
-use k3s_config::{embedded_etcd::EmbeddedEtcd, server::ServerConfig};
+use k3s_config::{
+    embedded_etcd::{EmbeddedEtcd, JoinedServer},
+    server::ServerConfig,
+};
 use k3s_datastore::{
     Client, EtcdCluster, Knowledge, Member, MemberStatus, RemoteOptions, RemoteServer,
     snapshot::{Save, Snapshot, SnapshotError, save_etcd},
 };
-use k3s_supervise::{Backoff, Gate, Supervisor};
+use k3s_supervise::{Gate, Supervisor};
 use k3s_supervisor_api::{MemberDocument, MembersDocument};
 use tokio::{
     sync::{Mutex, Notify},
@@ -27,15 +30,13 @@ use super::{
     disk::DiskSpeed,
     error::EtcdError,
     folder::{EtcdFolder, node_of},
-    join::Join,
+    join::{Join, NewMember},
     moving::{self, Moving},
 };
 use crate::{Error, certificates::Certificates, host::Host};
 
 /// How often a member that starts is looked at.
 const POLL: Duration = Duration::from_millis(500);
-/// Between attempts to join: at first, and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 /// What a member is made of.
 pub(crate) struct Starting<'a> {
@@ -108,17 +109,8 @@ impl Starting<'_> {
             EtcdMember { name, address: self.host.ips[0], start: EtcdStart::New, timeouts: disk.timeouts() };
         match &self.etcd.join {
             Some(server) if !folder.has_member() => {
-                let join = Join {
-                    server,
-                    config: self.config,
-                    paths: self.paths,
-                    host: self.host,
-                    certificates: self.certificates,
-                    version: self.version,
-                    name: &member.name,
-                    peer_url: member.peer_url(),
-                };
-                let members = self.join(&join).await?;
+                let new = NewMember { name: &member.name, peer_url: member.peer_url() };
+                let members = self.join(server).run(&new).await?;
                 let clients = members.iter().flat_map(|member| member.client_urls.clone()).collect::<Vec<_>>();
                 folder.set_peers(&clients).map_err(EtcdError::from)?;
                 let reached_at = |member: Member| Some((member.name, member.peer_urls.into_iter().next()?));
@@ -147,29 +139,14 @@ impl Starting<'_> {
         Ok(())
     }
 
+    fn join<'a>(&'a self, server: &'a JoinedServer) -> Join<'a> {
+        let Self { config, paths, host, certificates, version, gate, .. } = *self;
+        Join { server, config, paths, host, certificates, version, gate }
+    }
+
     fn moving(&self) -> Moving<'_> {
         let Self { etcd, paths, host, certificates, components, supervisor, gate, .. } = *self;
         Moving { etcd, paths, host, certificates, components, supervisor, gate }
-    }
-
-    /// Tries until it succeeds, or until trying cannot help.
-    async fn join(&self, join: &Join<'_>) -> Result<Vec<Member>, Error> {
-        let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
-        let mut told = None;
-        loop {
-            match join.run().await {
-                Err(Error::Etcd(error)) if error.is_passing() => {
-                    let why = error.to_string();
-                    self.gate.waiting(format!("joining the cluster's etcd: {why}"));
-                    if told.as_ref() != Some(&why) {
-                        warn!(server = %join.server.url, why, "This server cannot join the cluster's etcd yet; trying again.");
-                        told = Some(why);
-                    }
-                    backoff.wait().await;
-                }
-                joined => return joined,
-            }
-        }
     }
 }
 
@@ -197,8 +174,7 @@ impl Membership {
         disk: DiskSpeed,
         paths: Paths,
     ) -> Result<Self, EtcdError> {
-        let own = RemoteServer::Tcp { tls: true, host: "127.0.0.1".to_owned(), port: CLIENT_PORT };
-        let options = options(&paths, vec![own]);
+        let options = on_loopback(&paths);
         Ok(Self {
             own: EtcdCluster::new(&options)?,
             client: Client::remote(&options)?,
@@ -368,6 +344,11 @@ pub(super) fn is_of_node(member: &Member, node: &str) -> bool {
     node_of(&member.name) == node
 }
 
+/// etcd as this host's programs ask it: a member, or the way to those of other servers.
+pub(super) fn on_loopback(paths: &Paths) -> RemoteOptions {
+    options(paths, vec![RemoteServer::Tcp { tls: true, host: "127.0.0.1".to_owned(), port: CLIENT_PORT }])
+}
+
 fn options(paths: &Paths, servers: Vec<RemoteServer>) -> RemoteOptions {
     let file = |name: &str| paths.tls("etcd").join(name);
     RemoteOptions {
@@ -377,7 +358,8 @@ fn options(paths: &Paths, servers: Vec<RemoteServer>) -> RemoteOptions {
     }
 }
 
-fn server(url: &str) -> Option<RemoteServer> {
+/// Where a member is, by its URL.
+pub(super) fn server(url: &str) -> Option<RemoteServer> {
     let uri: Uri = url.parse().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
     Some(RemoteServer::Tcp { tls: uri.scheme_str() == Some("https"), host, port: uri.port_u16()? })

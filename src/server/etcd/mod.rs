@@ -8,6 +8,8 @@
 //!   ▲                                                                               │ its node is deleted, or it is told to go
 //!   └── joins again, its old data set aside ◄── tombstone: removed ◄─────────────────┘
 //! ```
+//! A server with `--disable-etcd` has none and asks those of others (`others.rs`).
+//!
 //! Files, names and rules are k3s' (`pkg/etcd`), so that either program can go on from the other's folder.
 
 mod disk;
@@ -18,12 +20,15 @@ mod learners;
 mod membership;
 mod moving;
 mod nodes;
+mod others;
 mod reset;
 mod restore;
 mod watch;
 
 pub use error::EtcdError;
 pub(crate) use folder::EtcdFolder;
+pub(crate) use join::Join;
 pub(crate) use membership::{Membership, Starting};
 pub(crate) use nodes::EtcdNodes;
+pub(crate) use others::OtherMembers;
 pub use reset::{Reset, reset};
