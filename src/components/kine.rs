@@ -18,6 +18,9 @@ pub(crate) const SOCKET: &str = "unix://kine.sock";
 /// Where kine takes the database's address from, so that its password is on no command line.
 const ENDPOINT: &str = "KINE_ENDPOINT";
 
+/// Where its log quotes a write that failed, values and all (`pkg/server/kv.go`).
+const FAILED_WRITES: [&str; 2] = ["error in txn ", "error in put "];
+
 /// kine for the database `sql`, with k3s' own schema.
 pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
     let mut flags = Flags::default();
@@ -49,6 +52,7 @@ pub fn kine(sql: &Sql, paths: &Paths, found: &Components) -> Launch {
             cpu_weight: 200,
             oom_score_adj: Some(-500),
             capabilities: capabilities::of_control_plane(),
+            quotes_after: &FAILED_WRITES,
             ..Program::new(KINE, found.path(KINE))
         },
     }

@@ -39,6 +39,8 @@ pub struct Program {
     pub descendants: Descendants,
     /// Also kept in this file, for components whose users expect one (containerd's `containerd.log`).
     pub log_file: Option<PathBuf>,
+    /// Words in its log after which it quotes the data that it stores. What it quotes is left out: secrets are among it.
+    pub quotes_after: &'static [&'static str],
 }
 
 /// A question to a running child whose answer is yes or no.
@@ -138,6 +140,7 @@ impl Program {
             capabilities: Capabilities::default(),
             descendants: Descendants::End,
             log_file: None,
+            quotes_after: &[],
         }
     }
 

@@ -11,6 +11,7 @@ mod file;
 mod journald;
 mod lines;
 mod priority;
+mod quotes;
 mod stderr;
 
 use std::{
@@ -27,6 +28,7 @@ use tracing::warn;
 use crate::program::Program;
 use lines::Lines;
 use priority::Priority;
+use quotes::{Piece, Quotes};
 
 /// Chunks, each what one read gave: half a MiB at most.
 const QUEUE: usize = 64;
@@ -65,6 +67,7 @@ impl Target {
 pub(crate) struct Output {
     sinks: Vec<Sink>,
     pumps: Vec<JoinHandle<()>>,
+    quotes_after: &'static [&'static str],
 }
 
 #[derive(Debug, Clone)]
@@ -86,7 +89,7 @@ enum Format {
 
 impl Output {
     pub(crate) fn new(program: &Program, target: &Target) -> Self {
-        let mut output = Self { sinks: Vec::new(), pumps: Vec::new() };
+        let mut output = Self { sinks: Vec::new(), pumps: Vec::new(), quotes_after: program.quotes_after };
         match target {
             Target::Journal { socket } => {
                 let queue = output.add(Format::Journal);
@@ -118,8 +121,14 @@ impl Output {
     ) -> io::Result<Follower> {
         let pipe = pipe::Receiver::from_owned_fd(OwnedFd::from(pipe))?;
         let exited = CancellationToken::new();
-        let (words, sinks) = (LastWords::default(), self.sinks.clone());
-        let reading = Reading { pipe, lines: Lines::default(), words, sinks, on_error: Box::new(on_error) };
+        let reading = Reading {
+            pipe,
+            lines: Lines::default(),
+            quotes: Quotes::after(self.quotes_after),
+            words: LastWords::default(),
+            sinks: self.sinks.clone(),
+            on_error: Box::new(on_error),
+        };
         Ok(Follower { task: tokio::spawn(reading.run(exited.clone())), exited })
     }
 
@@ -156,6 +165,7 @@ impl Follower {
 struct Reading {
     pipe: pipe::Receiver,
     lines: Lines,
+    quotes: Quotes,
     words: LastWords,
     sinks: Vec<Sink>,
     on_error: Box<dyn Fn(String) + Send + Sync>,
@@ -179,7 +189,7 @@ impl Reading {
             }
         }
         let mut batch = Batch::new(&self.sinks);
-        self.lines.finish(|line| batch.push(line, &self.sinks, &mut self.words));
+        self.lines.finish(|line, piece| batch.push(line, piece, &mut self.quotes, &self.sinks, &mut self.words));
         batch.send(&mut self.sinks);
         self.words.line()
     }
@@ -191,7 +201,9 @@ impl Reading {
             Ok(0) => None,
             Ok(length) => {
                 let mut batch = Batch::new(&self.sinks);
-                self.lines.push(&buffer[..length], |line| batch.push(line, &self.sinks, &mut self.words));
+                self.lines.push(&buffer[..length], |line, piece| {
+                    batch.push(line, piece, &mut self.quotes, &self.sinks, &mut self.words);
+                });
                 if batch.has_error
                     && let Some(words) = self.words.line()
                 {
@@ -217,13 +229,14 @@ impl Batch {
         Self { texts: vec![Vec::new(); sinks.len()], lines: 0, has_error: false }
     }
 
-    fn push(&mut self, line: &[u8], sinks: &[Sink], words: &mut LastWords) {
-        let priority = Priority::of(line);
-        words.scan(line, priority);
+    fn push(&mut self, line: &[u8], piece: Piece, quotes: &mut Quotes, sinks: &[Sink], words: &mut LastWords) {
+        let Some(line) = quotes.leave_out(line, piece) else { return };
+        let priority = Priority::of(&line);
+        words.scan(&line, priority);
         self.has_error |= priority <= Priority::Error;
         self.lines += 1;
         for (sink, text) in sinks.iter().zip(&mut self.texts) {
-            sink.format.write(priority, line, text);
+            sink.format.write(priority, &line, text);
         }
     }
 

@@ -30,7 +30,7 @@ mod tests {
     /// What `script` writes, as it comes out, and its last words.
     async fn run(script: &str, format: Format) -> (String, Option<String>) {
         let (read, write) = std::io::pipe().unwrap();
-        let mut output = Output { sinks: Vec::new(), pumps: Vec::new() };
+        let mut output = Output { sinks: Vec::new(), pumps: Vec::new(), quotes_after: &[] };
         let queue = output.add(format);
         let (out, mut seen) = tokio::io::duplex(1 << 20);
         let pump = tokio::spawn(pump_to(out, queue));
@@ -78,7 +78,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_slow_reader_misses_is_counted() {
-        let mut output = Output { sinks: Vec::new(), pumps: Vec::new() };
+        let mut output = Output { sinks: Vec::new(), pumps: Vec::new(), quotes_after: &[] };
         let mut queue = output.add(Format::Plain);
         let sink = &mut output.sinks[0];
         for _ in 0..QUEUE + 3 {

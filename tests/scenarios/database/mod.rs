@@ -218,6 +218,10 @@ fn what_is_wrong_is_told(engine: Engine) {
         engine.set_read_only(&database, true);
         warns("it can be read and not written");
         server.kubectl("get namespace default");
+        server.fail("k3s kubectl --request-timeout=5s create secret generic hidden --from-literal=word=neversaid");
+        let log = server.succeed("cat /var/log/k3s.log");
+        assert!(log.contains("what it quotes is left out"), "kine does not say what failed:\n{log}");
+        assert!(!log.contains("neversaid"), "the log tells a Secret");
         engine.set_read_only(&database, false);
         recovers("after-read-only", "it could be written again");
     });
