@@ -233,8 +233,13 @@ fn what_is_wrong_is_told(engine: Engine) {
     });
     step("full", || {
         engine.fill_disk(&database);
-        let large = "head -c 400000 /dev/zero | tr '\\0' x > /tmp/large; for n in 1 2 3 4 5 6 7 8 9; do k3s kubectl create configmap large-$RANDOM-$n-$(date +%s) --from-file=/tmp/large || exit 0; done; exit 1";
-        server.wait_until_succeeds(large, Duration::from_secs(120));
+        // Values that fit into a row: where a larger one does not fit, MariaDB ends itself.
+        let many = "word=$(head -c 3000 /dev/zero | tr '\\0' x)
+            for n in $(seq 1500); do
+                printf -- '---\\n{apiVersion: v1, kind: ConfigMap, metadata: {generateName: many-}, data: {word: %s}}\\n' $word
+            done > /tmp/many.yaml
+            ! k3s kubectl create -f /tmp/many.yaml > /tmp/created";
+        server.wait_until_succeeds(many, Duration::from_secs(120));
         warns("it has no space left");
         engine.free_disk(&database);
         recovers("after-full", "there was room again");
