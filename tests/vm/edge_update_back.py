@@ -17,7 +17,7 @@ import json
 SETS = "/dev/disk/by-id/virtio-k3s_{}.update"
 IS_READY = "kubectl wait --for=condition=Ready node/kiosk-7 --timeout=30s"
 SAME = "cat /etc/machine-id /etc/rancher/node/password; sha256sum /var/lib/rancher/k3s/server/tls/*.crt; " \
-       "kubectl get node kiosk-7 -o jsonpath='{.metadata.uid}'; kubectl get configmap -A -o jsonpath='{.items[*].metadata.uid}'"
+       "kubectl get node kiosk-7 -o jsonpath='{.metadata.uid}'; kubectl get configmap kept -o jsonpath='{.metadata.uid}'"
 
 
 def status():
