@@ -1,17 +1,13 @@
 //! How an agent knows that it talks to its cluster.
 
-use std::{
-    fmt,
-    sync::{Arc, Once},
-};
+use std::{fmt, sync::Once};
 
 use bytes::Bytes;
 use k3s_identity::CaHash;
-use k3s_pki::{AnyServerCertificate, CertificateFiles};
+use k3s_pki::{AnyServerCertificate, CertificateFiles, client_config, system_roots};
 use k3s_supervisor_api::{RequestError, paths};
 use rustls::{
     ClientConfig, RootCertStore,
-    crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tracing::warn;
@@ -84,24 +80,19 @@ impl Trust {
     /// # Errors
     /// The authorities cannot be read, or the identity's key is not its certificate's.
     pub fn tls(&self, identity: Option<Identity>) -> Result<ClientConfig, JoinError> {
-        let mut roots = RootCertStore::empty();
-        match self {
-            Self::System => {
-                // What cannot be read is not trusted: nothing else follows from it.
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
+        let roots = match self {
+            Self::System => system_roots(),
             Self::Authorities(pem) => {
+                let mut roots = RootCertStore::empty();
                 let unusable = |why: String| JoinError::Answer { what: paths::CACERTS, why };
                 for certificate in CertificateDer::pem_slice_iter(pem) {
                     let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
                     roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
                 }
+                roots
             }
-        }
-        let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has suites for TLS 1.2 and 1.3")
-            .with_root_certificates(roots);
+        };
+        let tls = client_config(roots);
         Ok(match identity {
             Some(Identity { chain, key }) => tls.with_client_auth_cert(chain, key).map_err(JoinError::Identity)?,
             None => tls.with_no_client_auth(),

@@ -2,11 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use k3s_pki::CurrentCertificate;
+use k3s_pki::{CurrentCertificate, client_config};
 use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore,
     client::{Resumption, WantsClientCert},
-    crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, pem::PemObject},
 };
 
@@ -47,10 +46,7 @@ impl Upstream {
     }
 
     fn tls(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
-        ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has suites for TLS 1.2 and 1.3")
-            .with_root_certificates(self.server_ca.clone())
+        client_config(self.server_ca.clone())
     }
 }
 

@@ -48,7 +48,7 @@ pub use leaf::{CertificateFiles, Lifetime, Profile, Usage};
 pub use node::NodeCertificate;
 pub use san::{HostName, InvalidHostName, InvalidSan, San};
 pub use server::{Kubeconfigs, ServerPki, ServerRequest};
-pub use server_auth::AnyServerCertificate;
+pub use server_auth::{AnyServerCertificate, client_config, system_roots};
 pub use service::{NoService, Service, set_aside};
 pub use succession::{Unfit, authority_succeeds, service_keys_succeed};
 pub use tls_policy::TlsPolicy;

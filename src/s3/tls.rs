@@ -1,12 +1,9 @@
 //! Whom a bucket's server has to be.
 
-use std::sync::Arc;
-
 use k3s_config::s3::{CaSource, S3Security};
-use k3s_pki::AnyServerCertificate;
+use k3s_pki::{AnyServerCertificate, client_config, system_roots};
 use rustls::{
     ClientConfig, RootCertStore,
-    crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, pem::PemObject as _},
 };
 
@@ -17,21 +14,15 @@ pub(crate) fn config(security: &S3Security) -> Result<Option<ClientConfig>, S3Er
     Ok(match security {
         S3Security::Plain => None,
         S3Security::Unverified => Some(AnyServerCertificate::client_config()),
-        S3Security::Verified(authorities) => {
-            let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-                .with_safe_default_protocol_versions()
-                .expect("the provider has suites for TLS 1.2 and 1.3");
-            Some(builder.with_root_certificates(roots(authorities)?).with_no_client_auth())
-        }
+        S3Security::Verified(authorities) => Some(client_config(roots(authorities)?).with_no_client_auth()),
     })
 }
 
 fn roots(authorities: &[CaSource]) -> Result<RootCertStore, S3Error> {
-    let mut roots = RootCertStore::empty();
     if authorities.is_empty() {
-        // What cannot be read is not trusted: nothing else follows from it.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return Ok(system_roots());
     }
+    let mut roots = RootCertStore::empty();
     for authority in authorities {
         let (pem, place) = match authority {
             CaSource::File(path) => (std::fs::read(path), path.display().to_string()),

@@ -4,7 +4,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -13,13 +12,12 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use k3s_config::agent::ServerUrl;
 use k3s_identity::{CaHash, Token, TokenError, TokenFiles};
-use k3s_pki::Unreadable;
+use k3s_pki::{Unreadable, client_config};
 use k3s_supervisor_api::{
     Client, EncryptionRequest, EncryptionStatus, Replacement, RequestError, TokenRotation, basic, paths,
 };
 use rustls::{
     ClientConfig, RootCertStore,
-    crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
 };
 use sysexits::ExitCode;
@@ -262,9 +260,5 @@ impl ServerAccess {
 fn tls(authority: &[u8]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(authority).flatten());
-    ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider has suites for TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth()
+    client_config(roots).with_no_client_auth()
 }

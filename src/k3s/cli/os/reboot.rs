@@ -37,21 +37,18 @@ impl Reboot {
                 format!("the machine was not restarted: {why}; restart it when it suits, by `systemctl reboot`"),
             )
         };
-        match OwnNode::connect(paths).await.map_err(stays)? {
-            None => {}
-            Some(node) => {
-                // One that was cordoned before stays so.
-                let ours = !node.is_cordoned().await.map_err(stays)?;
-                if ours {
-                    machine.set_cordoned(true).map_err(|error| Failure::from_error(IO_ERROR, &error))?;
-                    node.cordon(true).await.map_err(stays)?;
+        if let Some(node) = OwnNode::connect(paths).await.map_err(stays)? {
+            // One that was cordoned before stays so.
+            let ours = !node.is_cordoned().await.map_err(stays)?;
+            if ours {
+                machine.set_cordoned(true).map_err(|error| Failure::from_error(IO_ERROR, &error))?;
+                node.cordon(true).await.map_err(stays)?;
+            }
+            if let Err(why) = node.drain(self.drain_timeout).await {
+                if ours && node.cordon(false).await.is_ok() {
+                    machine.set_cordoned(false).map_err(|error| Failure::from_error(IO_ERROR, &error))?;
                 }
-                if let Err(why) = node.drain(self.drain_timeout).await {
-                    if ours && node.cordon(false).await.is_ok() {
-                        machine.set_cordoned(false).map_err(|error| Failure::from_error(IO_ERROR, &error))?;
-                    }
-                    return Err(stays(why));
-                }
+                return Err(stays(why));
             }
         }
         line("The node is drained, and the machine restarts.")?;

@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{self, Read},
     str::FromStr,
-    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +12,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider};
+use k3s_pki::{client_config, system_roots};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
@@ -84,7 +83,9 @@ async fn next(mut body: Incoming) -> io::Result<Option<(Bytes, Incoming)>> {
 
 async fn get(first: &Uri) -> Result<Incoming, Failure> {
     let unreachable = |uri: &Uri, why: String| Failure::new(UNAVAILABLE, format!("{uri} cannot be fetched: {why}"));
-    let connector = HttpsConnectorBuilder::new().with_tls_config(tls()).https_or_http().enable_http1().build();
+    // Whom the system trusts. What is fetched is believed by its signature alone; this keeps from others what a machine fetches.
+    let tls = client_config(system_roots()).with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
     let client = Client::builder(TokioExecutor::new()).build::<_, Empty<Bytes>>(connector);
     let mut uri = first.clone();
     for _ in 0..=REDIRECTS {
@@ -119,17 +120,6 @@ fn redirected(from: &Uri, location: &str) -> Result<Uri, String> {
     let mut parts = from.clone().into_parts();
     parts.path_and_query = to.into_parts().path_and_query;
     Uri::from_parts(parts).map_err(|_| wrong())
-}
-
-/// Whom the system trusts. What is fetched is believed by its signature alone; this keeps from others what a machine fetches.
-fn tls() -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider has suites for TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth()
 }
 
 #[cfg(test)]
