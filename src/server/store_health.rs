@@ -126,6 +126,14 @@ impl StoreProblem {
         }
     }
 
+    /// What is wrong where a write came to nothing, and only the child that serves the store has said why, if anybody has.
+    fn unwritten(last_error: Option<String>) -> Self {
+        last_error
+            .map(|words| Self::of(&words))
+            .filter(Self::is_of_the_store)
+            .unwrap_or(Self { kind: Kind::ReadOnly, words: String::new() })
+    }
+
     /// Whether it is the same problem, in other words perhaps.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         discriminant(&self.kind) == discriminant(&other.kind)
@@ -198,8 +206,9 @@ pub(crate) async fn watch(
                 line.set(format!("revision {revision}, answers within {} ms", took.as_millis().max(1)));
                 (took > SLOW).then(|| StoreProblem { kind: Kind::Slow(took), words: String::new() })
             }
-            Err(ClientError::Unreachable(why)) => Some(StoreProblem::unanswered(&why, last_error())),
-            Err(error) => Some(StoreProblem::of(&error.to_string())),
+            Err(CheckError::Unwritten) => Some(StoreProblem::unwritten(last_error())),
+            Err(CheckError::Store(ClientError::Unreachable(why))) => Some(StoreProblem::unanswered(&why, last_error())),
+            Err(CheckError::Store(error)) => Some(StoreProblem::of(&error.to_string())),
         };
         match &problem {
             Some(problem) => {
@@ -232,19 +241,35 @@ struct Answer {
     took: Duration,
 }
 
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error(transparent)]
+    Store(#[from] ClientError),
+    /// kine answers an update that its database refused as if another one had come first.
+    #[error("an update was refused as late, and nobody had made another")]
+    Unwritten,
+}
+
 impl Check {
     /// Reads; and writes where nobody has since the last time, since only that tells a store that takes no writes.
-    async fn ask(&mut self) -> Result<Answer, ClientError> {
+    async fn ask(&mut self) -> Result<Answer, CheckError> {
         let began = Instant::now();
         let (mut revision, stored) = self.client.get_at(WRITE_CHECK).await?;
         if self.seen == Some(revision) {
-            let written = match stored {
+            let before = stored.map(|stored| stored.modified);
+            let written = match before {
                 None => self.client.create(WRITE_CHECK, "").await,
-                Some(stored) => self.client.update(WRITE_CHECK, "", stored.modified).await,
+                Some(modified) => self.client.update(WRITE_CHECK, "", modified).await,
             };
             revision = match written {
-                // Another server did.
-                Err(ClientError::Exists(_) | ClientError::Changed(_)) => revision,
+                Err(ClientError::Exists(_) | ClientError::Changed(_)) => {
+                    let now = self.client.get(WRITE_CHECK).await?.map(|stored| stored.modified);
+                    if now == before {
+                        return Err(CheckError::Unwritten);
+                    }
+                    // Another server did.
+                    revision
+                }
                 written => written?,
             };
         }
@@ -297,6 +322,11 @@ mod tests {
         assert_eq!(of("/run/kine.sock: No such file or directory (os error 2)", refused), Kind::Credentials);
         assert_eq!(of("/run/kine.sock: No such file or directory (os error 2)", None), Kind::Restarting);
         assert_eq!(of("http://10.0.0.1:2379: Connection refused (os error 111)", None), Kind::Away);
+        let unwritten = |last_error: Option<&str>| StoreProblem::unwritten(last_error.map(str::to_owned)).kind;
+        let full = "Insert error for key /k3s.io/write-check: ERROR: could not access status of transaction 0 (SQLSTATE 53100)";
+        assert_eq!(unwritten(Some(full)), Kind::Full);
+        assert_eq!(unwritten(Some("slow SQL")), Kind::ReadOnly);
+        assert_eq!(unwritten(None), Kind::ReadOnly);
         // What it said long ago is not why.
         assert_eq!(of("/run/kine.sock: no answer within 5 s", refused), Kind::Silent);
     }
