@@ -39,8 +39,10 @@ const LIFETIME: Duration = Duration::from_secs(40);
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Between looks, and between renewals.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// For one request; the next look comes soon enough.
+/// For one look; the next one comes soon enough.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For giving the lease back, which a store that is away would have the end wait for.
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
 /// One server among those that may lead.
 #[derive(Debug)]
@@ -50,8 +52,8 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// How long giving the lease back may take.
-    pub const STOPS_WITHIN: Duration = Duration::from_secs(6);
+    /// How long a last look and giving the lease back may take.
+    pub const STOPS_WITHIN: Duration = Duration::from_secs(3);
 
     /// Stands for election until `shutdown`, and tells in `leads` how that stands. It gives the lease back at the end, so that nobody has
     /// to wait for it.
@@ -93,7 +95,7 @@ impl Candidate {
         leads.send_replace(false);
         if let Some(lease) = election.release(Instant::now()) {
             // Without it the next leader waits for the lease to end.
-            let _ = timeout(PATIENCE, leases.replace(NAME, &PostParams::default(), &lease)).await;
+            let _ = timeout(PATIENCE_AT_THE_END, leases.replace(NAME, &PostParams::default(), &lease)).await;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use k3s_datastore::{
 };
 use k3s_supervise::{Backoff, Gate, Supervisor};
 use prometheus_client::registry::Registry;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -28,6 +29,9 @@ use crate::{
 
 /// How long to wait before a store that does not answer is asked again: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
+
+/// What a store needs for an answer, also on a busy machine and a slow disk.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// The store of a server.
 #[derive(Debug)]
@@ -91,6 +95,16 @@ impl ClusterStore {
             Self::Asked(client) => client.clone(),
             Self::Member(member) => member.client(),
             Self::OtherMembers(others) => others.client(),
+        }
+    }
+
+    /// Whether it answers within a moment.
+    pub(crate) async fn answers(&self) -> bool {
+        match timeout(MOMENT, self.client().get(PREFIX)).await {
+            Ok(Ok(_)) => true,
+            Err(_) | Ok(Err(ClientError::Unreachable(_))) => false,
+            // kine says for its database that it is not there.
+            Ok(Err(error)) => !StoreProblem::of(&error.to_string()).is_out_of_reach(),
         }
     }
 

@@ -27,6 +27,7 @@ mod snapshot_bucket;
 mod snapshot_files;
 pub mod snapshots;
 mod store_health;
+mod store_reach;
 #[cfg(test)]
 mod testing;
 mod token;

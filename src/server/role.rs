@@ -2,7 +2,11 @@
 
 mod reload;
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use k3s_agent::NodeRole;
 use k3s_components::{
@@ -44,8 +48,12 @@ use crate::{
     snapshot_files::SnapshotNotices,
     snapshots::Snapshots,
     store_health,
+    store_reach::StoreReach,
     token::ServerToken,
 };
+
+/// How long a program of the control plane may take to end where the datastore does not answer.
+const STOP_WITHOUT_STORE: Duration = Duration::from_secs(2);
 
 /// Runs a server until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///
@@ -99,6 +107,8 @@ struct Server {
     supervisor: Supervisor,
     /// Tells the front that kube-apiserver answers.
     api_ready: watch::Sender<bool>,
+    /// Tells the front whether nodes' tunnels are to end here.
+    takes_nodes: Arc<watch::Sender<bool>>,
     /// Tells this process' own users of the API that they may begin.
     admin_client: AdminClientSender,
     node_passwords: Arc<NodePasswords>,
@@ -227,6 +237,7 @@ impl Server {
             let own_node = bootstrap::own_node(&config, &paths, &host)?;
             let node_passwords = Arc::new(NodePasswords::new(admin_client.clone(), own_node));
             let reserved = Reserved::of(&config, &host, &pki);
+            let (takes_nodes, nodes_taken) = watch::channel(true);
             let routes = Routes::new(Cluster {
                 server_dir: paths.server(),
                 charts: package.charts.clone(),
@@ -237,6 +248,7 @@ impl Server {
                 token: token.clone(),
                 encryption: encryption.clone(),
                 dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
+                takes_nodes: nodes_taken,
                 etcd: store.member().cloned(),
                 config: cluster_document::published(&config, &paths, &host, package.version)?,
             });
@@ -259,10 +271,12 @@ impl Server {
             };
             let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
             let api = (admin_client_sender, admin_client);
-            Ok((token, encryption, api_ready, api, node_passwords, Arc::new(renewal), listeners))
+            let told = (api_ready, Arc::new(takes_nodes));
+            Ok((token, encryption, told, api, node_passwords, Arc::new(renewal), listeners))
         };
         match shutdown.run_until_cancelled(prepared).await {
-            Some(Ok((token, encryption, api_ready, (admin_client, api), node_passwords, renewal, listeners))) => {
+            Some(Ok((token, encryption, told, (admin_client, api), node_passwords, renewal, listeners))) => {
+                let (api_ready, takes_nodes) = told;
                 let server = Self {
                     config,
                     paths,
@@ -273,6 +287,7 @@ impl Server {
                     store,
                     supervisor: supervisor.clone(),
                     api_ready,
+                    takes_nodes,
                     admin_client,
                     node_passwords,
                     egress,
@@ -356,8 +371,8 @@ impl Server {
                 tokio::join!(
                     Box::pin(self.control(client, &view, shutdown)),
                     Box::pin(self.renew(&addresses, shutdown)),
-                    Box::pin(self.watch_member(shutdown)),
-                    Box::pin(self.watch_store(shutdown)),
+                    Box::pin(self.watch_member(&view, shutdown)),
+                    Box::pin(self.watch_store(&view, shutdown)),
                 );
                 view.close().await;
                 Ok(())
@@ -407,21 +422,25 @@ impl Server {
     }
 
     /// Looks after this server's member of etcd, where it is one.
-    async fn watch_member(&self, shutdown: &CancellationToken) {
+    async fn watch_member(&self, view: &ClusterView, shutdown: &CancellationToken) {
         let Some(member) = self.store.member() else { return };
         let task = self.supervisor.task("etcd-member");
-        task.run(shutdown, |line| member.clone().watch(self.supervisor.clone(), line)).await;
+        task.run(shutdown, |line| member.clone().watch(self.supervisor.clone(), line, self.store_reach(view))).await;
     }
 
     /// Tells how a store elsewhere does.
-    async fn watch_store(&self, shutdown: &CancellationToken) {
+    async fn watch_store(&self, view: &ClusterView, shutdown: &CancellationToken) {
         let Some(client) = self.store.elsewhere() else { return };
         let task = self.supervisor.task("datastore");
         task.run(shutdown, |line| {
             let (supervisor, kine) = (self.supervisor.clone(), self.supervisor.clone());
-            store_health::watch(client.clone(), supervisor, line, move || kine.last_error(KINE))
+            store_health::watch(client.clone(), supervisor, line, self.store_reach(view), move || kine.last_error(KINE))
         })
         .await;
+    }
+
+    fn store_reach(&self, view: &ClusterView) -> StoreReach {
+        StoreReach::new(view.api_endpoints(), self.takes_nodes.clone())
     }
 
     /// Keeps certificates fresh, and right for the addresses that the machine has.
@@ -456,9 +475,22 @@ impl Server {
             notifier.extend_timeout(STOP);
         }
         ends.front.cancel();
+        if !self.store.answers().await {
+            self.hasten_stop().await;
+        }
         self.supervisor.stop().await;
         ends.snapshots.cancel();
         ends.datastore.cancel();
+    }
+
+    /// Has the control plane wait for nothing that needs the datastore: requests under way come to nothing.
+    async fn hasten_stop(&self) {
+        info!("The datastore does not answer: what is under way is not waited for.");
+        for Launch { mut program, .. } in self.control_plane(&self.config) {
+            program.stop.timeout = program.stop.timeout.min(STOP_WITHOUT_STORE);
+            // One that was never started has nothing to end.
+            let _ = self.supervisor.amend(program).await;
+        }
     }
 
     /// What the control plane goes by, as `config` wants it.

@@ -13,6 +13,8 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::store_reach::StoreReach;
+
 /// How often it is asked while all is well.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often while something is wrong.
@@ -139,6 +141,11 @@ impl StoreProblem {
         discriminant(&self.kind) == discriminant(&other.kind)
     }
 
+    /// Whether the store is not there for this server, whatever it would say.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        matches!(self.kind, Kind::Away | Kind::Restarting | Kind::Silent)
+    }
+
     /// Whether it is one that goes by itself or by what its administrator does, and not a peculiarity of what was asked.
     pub(crate) fn is_of_the_store(&self) -> bool {
         self.kind != Kind::Other
@@ -196,11 +203,13 @@ pub(crate) async fn watch(
     client: Client,
     supervisor: Supervisor,
     line: StatusLine,
+    mut reach: StoreReach,
     last_error: impl Fn() -> Option<String>,
 ) -> Result<(), TaskError> {
     let mut check = Check { client, seen: None };
     let mut known: Option<StoreProblem> = None;
     loop {
+        let began = Instant::now();
         let problem = match check.ask().await {
             Ok(Answer { revision, took }) => {
                 line.set(format!("revision {revision}, answers within {} ms", took.as_millis().max(1)));
@@ -210,6 +219,7 @@ pub(crate) async fn watch(
             Err(CheckError::Store(ClientError::Unreachable(why))) => Some(StoreProblem::unanswered(&why, last_error())),
             Err(CheckError::Store(error)) => Some(StoreProblem::of(&error.to_string())),
         };
+        reach.saw(!problem.as_ref().is_some_and(StoreProblem::is_out_of_reach), began);
         match &problem {
             Some(problem) => {
                 if !known.as_ref().is_some_and(|known| problem.is_like(known)) {
@@ -310,6 +320,7 @@ mod tests {
         ] {
             let problem = StoreProblem::of(words);
             assert_eq!(problem.kind, kind, "{words}");
+            assert_eq!(problem.is_out_of_reach(), [Kind::Away, Kind::Restarting].contains(&kind), "{words}");
             assert!(!problem.to_string().contains("{\"message"), "{problem}");
         }
     }

@@ -13,9 +13,10 @@ use super::{
     learners::{Learners, Verdict},
     membership::{MemberState, Membership},
 };
+use crate::store_reach::StoreReach;
 
-/// How often it is looked; k3s' interval, too.
-const INTERVAL: Duration = Duration::from_secs(15);
+/// How often it is looked: nodes are sent to another server in time where there is no quorum.
+const INTERVAL: Duration = Duration::from_secs(5);
 /// How often while a member learns: a server waits for its vote.
 const LEARNING: Duration = Duration::from_secs(2);
 /// The key of the warning in the status.
@@ -25,11 +26,18 @@ const DISK: &str = "etcd-disk";
 
 impl Membership {
     /// Looks after the member for as long as it is one.
-    pub(crate) async fn watch(self: Arc<Self>, supervisor: Supervisor, line: StatusLine) -> Result<(), TaskError> {
+    pub(crate) async fn watch(
+        self: Arc<Self>,
+        supervisor: Supervisor,
+        line: StatusLine,
+        mut reach: StoreReach,
+    ) -> Result<(), TaskError> {
         self.tell_of_disk(&supervisor);
         let mut learners = Learners::default();
         loop {
+            let began = Instant::now().into_std();
             let state = self.look().await;
+            reach.saw(matches!(state, MemberState::Votes(_)), began);
             let mut interval = INTERVAL;
             match &state {
                 MemberState::Votes(status) => {

@@ -22,6 +22,10 @@ impl Routes {
         let Connection { peer, tasks, shutdown } = connection;
         let caller = self.admit(&[Group::Nodes], request.headers(), peer).await?;
         let node = caller.node().ok_or_else(|| Status::unauthorized("failed authentication"))?;
+        let mut takes_nodes = self.takes_nodes.clone();
+        if !*takes_nodes.borrow() {
+            return Err(Status::unavailable("the datastore does not answer this server: use another one"));
+        }
         let response = k3s_tunnel::upgrade(request, node).map_err(|error| Status::bad_request(error.to_string()))?;
         let (node, address, dialect) = (node.to_owned(), peer.address, Dialect::of(request.headers()));
         let (tunnels, shutdown, upgraded) = (self.dialer.tunnels.clone(), shutdown.clone(), upgrade::on(request));
@@ -31,9 +35,20 @@ impl Routes {
                 Err(error) => return debug!(%node, %address, %error, "A node was gone before its tunnel was open."),
             };
             info!(%node, %address, "A node opened its tunnel.");
-            match tunnels.serve(&node, dialect, io, &shutdown).await {
-                Ok(()) => {}
-                Err(reason) => info!(%node, %address, %reason, "A node's tunnel has ended."),
+            let end = shutdown.child_token();
+            let served = async {
+                let served = tunnels.serve(&node, dialect, io, &end).await;
+                end.cancel();
+                served
+            };
+            let sent_away = async {
+                if let Some(Ok(_)) = end.run_until_cancelled(takes_nodes.wait_for(|taken| !taken)).await {
+                    info!(%node, %address, "A node is sent to another server.");
+                    end.cancel();
+                }
+            };
+            if let (Err(reason), ()) = tokio::join!(served, sent_away) {
+                info!(%node, %address, %reason, "A node's tunnel has ended.");
             }
         });
         Ok(response.map(|()| empty()))
@@ -166,6 +181,19 @@ mod tests {
         setup.shutdown.cancel();
         assert!(matches!(soon(tunnel).await.unwrap(), Err(SessionError::Closed)));
         soon(setup.front.serving).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_without_its_store_sends_nodes_away() {
+        let setup = Setup::start().await;
+        let tunnel = open_tunnel(&setup, "127.0.0.1:10250".parse().unwrap()).await;
+        setup.takes_nodes.send_replace(false);
+        assert!(matches!(soon(tunnel).await.unwrap(), Err(SessionError::Closed)));
+        let (status, sentence) = ask_tunnel(&setup, Some(&node(&setup)), &WEBSOCKET).await;
+        assert_eq!(status, 503);
+        assert!(sentence.contains("the datastore does not answer this server"), "{sentence}");
+        setup.takes_nodes.send_replace(true);
+        open_tunnel(&setup, "127.0.0.1:10250".parse().unwrap()).await;
     }
 
     /// Directly, and through a tunnel: `kubectl exec` of a program that has ended long before its output was read.

@@ -34,7 +34,7 @@ use k3s_supervisor_api::{
 };
 use kube::Client;
 use serde_json::Value;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::{
@@ -92,6 +92,8 @@ pub struct Cluster {
     pub(crate) encryption: Arc<SecretsEncryption>,
     /// Reaches nodes: for kube-apiserver's CONNECT.
     pub dialer: NodeDialer,
+    /// Whether nodes are to hold tunnels to this server.
+    pub(crate) takes_nodes: watch::Receiver<bool>,
     /// The cluster's own etcd, where it has one: other servers join it.
     pub(crate) etcd: Option<Arc<Membership>>,
     /// `/v1-k3s/config`
@@ -110,6 +112,7 @@ pub struct Routes {
     token: Arc<ServerToken>,
     encryption: Arc<SecretsEncryption>,
     dialer: NodeDialer,
+    takes_nodes: watch::Receiver<bool>,
     etcd: Option<Arc<Membership>>,
     config: Bytes,
 }
@@ -153,6 +156,7 @@ impl Routes {
             token,
             encryption,
             dialer,
+            takes_nodes,
             etcd,
             config,
         } = cluster;
@@ -170,6 +174,7 @@ impl Routes {
             token,
             encryption,
             dialer,
+            takes_nodes,
             etcd,
             config: line(&config),
             server_dir,

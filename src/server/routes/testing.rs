@@ -31,6 +31,7 @@ pub(super) const NODE_PASSWORD: &str = "node-s3cret";
 pub(super) struct Setup {
     pub(super) front: Front,
     pub(super) egress: watch::Sender<Egress>,
+    pub(super) takes_nodes: watch::Sender<bool>,
     /// `<data>/server`
     pub(super) server_dir: tempfile::TempDir,
     pub(super) datastore: Datastore,
@@ -49,6 +50,7 @@ impl Setup {
         let (admin_client_sender, admin_client) = AdminClient::pending();
         let own_node = OwnNode { name: "server".into(), password: Password::new(NODE_PASSWORD), lost: None };
         let (egress, known) = watch::channel(Egress::new(None, "127.0.0.1".parse().unwrap()));
+        let (takes_nodes, nodes_taken) = watch::channel(true);
         let token = Arc::new(ServerToken::new(
             server_dir.path().to_owned(),
             pki.server_ca.bundle().to_vec(),
@@ -78,11 +80,12 @@ impl Setup {
             encryption: Arc::new(SecretsEncryption::new(settings, token.clone())),
             token,
             dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
+            takes_nodes: nodes_taken,
             etcd: None,
             config: json!({"ClusterDomain": "cluster.local"}),
         });
         let front = Front::serve(client_ca, server_ca, Arc::new(routes), Settings::default()).await;
-        Self { front, egress, server_dir, datastore, _core: admin_client_sender }
+        Self { front, egress, takes_nodes, server_dir, datastore, _core: admin_client_sender }
     }
 }
 
