@@ -13,6 +13,7 @@ mod datastore;
 mod figures;
 mod front;
 mod growth;
+mod ha;
 mod idle;
 mod load;
 mod markdown;
@@ -49,6 +50,8 @@ enum What {
     Datastore(datastore::Args),
     /// What the datastore costs as it grows to a million revisions.
     Growth(growth::Args),
+    /// For how long clients cannot write when a server, its store or the network fails, and what a server's store takes.
+    Ha(ha::Args),
     /// What the way through port 6443 costs, beside kube-apiserver asked directly.
     Front(front::Args),
     /// What strangers and misbehaving clients of port 6443 do to everybody else.
@@ -74,6 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Crash(args) => crash::run(args),
         What::Datastore(args) => datastore::run(args),
         What::Growth(args) => growth::run(args),
+        What::Ha(args) => ha::run(args),
         What::Front(args) => front::run(args),
         What::Attacks(args) => attacks::run(args),
         What::Tunnel(args) => tunnel::run(args),

@@ -42,6 +42,10 @@ const PACKAGES: [Package; 15] = [
     ("curl", Some("curl")),
 ];
 
+/// The databases of servers that share one, and what asks them.
+pub(crate) const DATABASES: [Package; 3] =
+    [("postgresql", Some("psql")), ("mariadb-server-core", Some("mariadbd")), ("mariadb-client-core", Some("mariadb"))];
+
 /// Where programs of the system lie that a user's `PATH` may lack.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 

@@ -26,9 +26,6 @@ const TOOLS: [(&str, &str, &[&str]); 2] = [
     ("cargo-nextest", "0.9.151", &["--no-default-features", "--features", "default-no-update"]),
     ("cargo-deny", "0.20.2", &[]),
 ];
-/// What scenarios run besides: the databases of servers that share one, and what asks them.
-const SCENARIO_PACKAGES: [system_packages::Package; 3] =
-    [("postgresql", Some("psql")), ("mariadb-server-core", Some("mariadbd")), ("mariadb-client-core", Some("mariadb"))];
 /// How long each fuzz target runs here: enough for its seeds and for what is easily found.
 const FUZZ_SECONDS: u64 = 5;
 /// The package of the cluster scenarios.
@@ -110,7 +107,7 @@ fn steps(args: &Args, counts: &mut Counts) -> Result<()> {
         || step("reproducible", || reproducible::run(&reproducible::Args::default())),
         || step("Kubernetes' storage tests", || add(storage_tests::run_all(Datastore::K3s)?, counts)),
     )?;
-    step("the scenarios' packages", || system_packages::ensure_each(&SCENARIO_PACKAGES))?;
+    step("the scenarios' packages", || system_packages::ensure_each(&system_packages::DATABASES))?;
     step("cluster scenarios", || {
         let program = |name: &str| Ok::<_, anyhow::Error>(Component::named(name)?.build()?.folder.join(name));
         let mut scenarios = nextest(&format!("package({SCENARIOS})"));

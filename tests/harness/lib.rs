@@ -21,6 +21,8 @@
 use std::path::{Path, PathBuf};
 
 mod cgroup;
+mod cluster;
+mod database;
 mod init;
 mod k3s;
 mod machine;
@@ -30,12 +32,16 @@ mod root;
 mod run;
 mod step;
 mod warden;
+mod writer;
 
+pub use cluster::{Cluster, Store};
+pub use database::Database;
 pub use k3s::{LIGHT, PATIENCE, Process};
 pub use network::Network;
 pub use node::{Finished, Job, Node, Wire};
 pub use step::step;
 pub use warden::node_init;
+pub use writer::Writer;
 
 /// The tree that nodes run.
 pub fn dist() -> PathBuf {

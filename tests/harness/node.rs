@@ -269,9 +269,14 @@ impl Node {
         }
     }
 
+    /// A file below `/var` as the test sees it, also while the node is off and when it was on again.
+    pub(crate) fn path_on_disk(&self, inside: &str) -> PathBuf {
+        self.blueprint.disk.join(inside.trim_start_matches('/'))
+    }
+
     /// The end of `k3s`' output so far, from the disk.
     fn log_tail(&self) -> Option<String> {
-        let log = fs::read(self.blueprint.disk.join(LOG.trim_start_matches('/'))).ok()?;
+        let log = fs::read(self.path_on_disk(LOG)).ok()?;
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
         Some(lines[lines.len().saturating_sub(TAIL)..].join("\n"))

@@ -4,25 +4,6 @@ use std::time::{Duration, Instant};
 
 use cluster_tests::{Network, Node, PATIENCE, step};
 
-/// Leads whoever comes to port 6443 to one of the servers, in turn.
-fn registration(servers: [&Node; 2]) -> String {
-    let [one, two] = servers.map(Node::address);
-    format!(
-        "sysctl -qw net.ipv4.ip_forward=1 && nft -f - <<'END'
-table ip registration {{
-  chain in {{
-    type nat hook prerouting priority dstnat;
-    tcp dport 6443 dnat to numgen inc mod 2 map {{ 0 : {one}, 1 : {two} }}
-  }}
-  chain out {{
-    type nat hook postrouting priority srcnat;
-    tcp dport 6443 masquerade
-  }}
-}}
-END"
-    )
-}
-
 /// What kubelet does, by its own credentials.
 const CALL: &str = "k3s kubectl --kubeconfig=/var/lib/rancher/k3s/agent/kubelet.kubeconfig --request-timeout=2s get node agent -o name";
 
@@ -52,7 +33,7 @@ fn an_agent_goes_to_the_server_that_lives() {
         for server in [&one, &two] {
             server.start_k3s(&flags);
         }
-        fixed.succeed(&registration([&one, &two]));
+        fixed.lead_to(&[&one, &two]);
         agent.write(
             "/etc/rancher/k3s/config.yaml",
             &format!("server: https://{}:6443\ntoken: s3cret\n", fixed.address()),

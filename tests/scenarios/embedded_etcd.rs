@@ -1,8 +1,8 @@
 //! Servers that keep the cluster's state in an etcd of their own.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use cluster_tests::{Network, Node, PATIENCE, Process, step};
+use cluster_tests::{Network, Node, PATIENCE, Process, Writer, step};
 
 const FOLDER: &str = "/var/lib/rancher/k3s/server/db/etcd";
 
@@ -198,6 +198,49 @@ fn three_servers_outlive_one_of_them() {
         wait_for_voters(&one, &[&one, &two, &three]);
         three.wait_until_ready();
         three.succeed("ls -d /var/lib/rancher/k3s/server/db/etcd-backup-*");
+    });
+}
+
+/// Needs `strace`, by which whatever a server or its children make durable takes a fifth of a second more.
+#[test]
+#[ignore = "minutes of waiting for a disk"]
+fn three_servers_bear_with_slow_disks() {
+    const SLOW: &str =
+        "strace -f --seccomp-bpf -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=200000";
+    let network = Network::new();
+    let (mut one, two, three) =
+        (Node::boot(&network, "one"), Node::boot(&network, "two"), Node::boot(&network, "three"));
+    let flags = "--token=s3cret --disable-agent";
+
+    step("they come up, and say what is slow", || {
+        one.start_k3s_with(SLOW, &format!("--cluster-init {flags}"));
+        one.wait_for_log("The Kubernetes API is served.");
+        for server in [&two, &three] {
+            server.start_k3s_with(SLOW, &format!("--server=https://{}:6443 {flags}", one.address()));
+        }
+        for server in [&one, &two, &three] {
+            wait_for_voters(server, &[&one, &two, &three]);
+            server.wait_for_status("to make a write durable, and etcd wants 10 ms");
+            server.wait_until_succeeds("k3s kubectl get --raw=/readyz", PATIENCE);
+        }
+    });
+    step("two minutes of writes change no leader and end no child", || {
+        let changes = |server: &Node| {
+            server.succeed("curl -sf http://127.0.0.1:2381/metrics | grep ^etcd_server_leader_changes_seen_total")
+        };
+        let seen = || [&one, &two, &three].map(|server| (changes(server), server.components()));
+        let before = seen();
+        let writer = Writer::start(&two, 6443, &one);
+        let longest = writer.through_all(Duration::from_secs(120), || {});
+        println!("  a write took {:.1} s at most", longest.as_secs_f64());
+        assert_eq!(seen(), before);
+        writer.stop(&three);
+    });
+    step("a server dies, and writes go on", || {
+        let writer = Writer::start(&two, 6443, &one);
+        let silent = writer.through(|| one.crash());
+        println!("  nothing was written for {:.1} s", silent.as_secs_f64());
+        writer.stop(&three);
     });
 }
 

@@ -19,6 +19,7 @@ mod charts;
 mod charts_of_strangers;
 mod container;
 mod controllers;
+mod cut_off;
 mod database;
 mod embedded_etcd;
 mod images;

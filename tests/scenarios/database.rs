@@ -7,20 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster_tests::{Network, Node, PATIENCE, Process, step};
-
-use engine::{Engine, PASSWORD};
-
-mod engine;
+use cluster_tests::{Database, Network, Node, PATIENCE, Process, step};
 
 #[test]
 fn servers_share_postgresql() {
-    servers_share(Engine::Postgres);
+    servers_share(Database::Postgres);
 }
 
 #[test]
 fn servers_share_mariadb() {
-    servers_share(Engine::MariaDb);
+    servers_share(Database::MariaDb);
 }
 
 #[test]
@@ -28,17 +24,17 @@ fn servers_share_nats() {
     if env::var_os("NATS_SERVER").is_none() {
         return println!("NATS_SERVER names no server of NATS.");
     }
-    servers_share(Engine::Nats);
+    servers_share(Database::Nats);
 }
 
 #[test]
 fn what_is_wrong_with_postgresql_is_told() {
-    what_is_wrong_is_told(Engine::Postgres);
+    what_is_wrong_is_told(Database::Postgres);
 }
 
 #[test]
 fn what_is_wrong_with_mariadb_is_told() {
-    what_is_wrong_is_told(Engine::MariaDb);
+    what_is_wrong_is_told(Database::MariaDb);
 }
 
 /// Writes one ConfigMap after another through this server, and notes those that the API has acknowledged.
@@ -82,7 +78,7 @@ fn others_live(before: &BTreeMap<String, Process>, after: &BTreeMap<String, Proc
         .all(|(name, process)| after.get(name) == Some(process))
 }
 
-fn servers_share(engine: Engine) {
+fn servers_share(engine: Database) {
     let network = Network::new();
     let mut database = Node::boot(&network, "database");
     let (mut one, mut two) = (Node::boot(&network, "one"), Node::boot(&network, "two"));
@@ -107,7 +103,7 @@ fn servers_share(engine: Engine) {
             "k3s status -o json",
             "k3s kubectl get nodes -o yaml",
         ] {
-            assert!(!one.succeed(command).contains(PASSWORD), "`{command}` tells the password");
+            assert!(!one.succeed(command).contains(Database::PASSWORD), "`{command}` tells the password");
         }
     });
     step("another server and an agent join", || {
@@ -141,7 +137,7 @@ fn servers_share(engine: Engine) {
         engine.kill(&database);
         one.wait_until_succeeds("! k3s kubectl --request-timeout=5s create configmap unheard", PATIENCE);
         // A client of NATS keeps what it is to ask until there is a server again.
-        let problem = if engine == Engine::Nats { "it does not answer" } else { "nobody answers at its address" };
+        let problem = if engine == Database::Nats { "it does not answer" } else { "nobody answers at its address" };
         one.wait_for_status(&format!("The datastore is not as it should be: {problem}"));
         engine.start(&database);
         wait_for_write(&one, "after-database", "the database was started again");
@@ -183,7 +179,7 @@ fn servers_share(engine: Engine) {
     });
 }
 
-fn what_is_wrong_is_told(engine: Engine) {
+fn what_is_wrong_is_told(engine: Database) {
     let network = Network::new();
     let (database, server) = (Node::boot(&network, "database"), Node::boot(&network, "server"));
     engine.limit_disk(&database, 300);
@@ -202,12 +198,12 @@ fn what_is_wrong_is_told(engine: Engine) {
         engine.set_password(&database, "another");
         server.start_k3s("--disable-agent");
         waits("it refuses the user or the password of --datastore-endpoint");
-        engine.set_password(&database, PASSWORD);
+        engine.set_password(&database, Database::PASSWORD);
     });
     step("no database", || {
         // MariaDB tells users without rights nothing else.
         waits(match engine {
-            Engine::MariaDb => "the user of --datastore-endpoint lacks rights",
+            Database::MariaDb => "the user of --datastore-endpoint lacks rights",
             _ => "it has no database of the name in --datastore-endpoint",
         });
         engine.create_database(&database);

@@ -3,10 +3,7 @@
 
 use std::{env, fmt, fs};
 
-use cluster_tests::{Node, PATIENCE};
-
-/// The password of the user `k3s`.
-pub(super) const PASSWORD: &str = "hunter2";
+use crate::{Node, PATIENCE};
 
 /// What is on the node that has the database, beside its programs.
 const DATA: &str = "/var/lib/database";
@@ -26,23 +23,31 @@ bind_address = 0.0.0.0
 skip_name_resolve
 ";
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Engine {
+/// A database that servers can share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Database {
+    /// PostgreSQL.
     Postgres,
+    /// MariaDB.
     MariaDb,
+    /// NATS with JetStream.
     Nats,
 }
 
-impl Engine {
+impl Database {
+    /// The password of the user `k3s`.
+    pub const PASSWORD: &str = "hunter2";
+
     /// Lays an empty database server on a node, with a user `k3s` and no database of that name.
-    pub(super) fn install(self, node: &Node) {
+    pub fn install(self, node: &Node) {
+        let password = Self::PASSWORD;
         match self {
             Self::Postgres => node.succeed(&format!(
                 "install -d -m 700 -o postgres {DATA}/files && install -d -m 700 -o postgres {DATA}/wal && cd /
                  as='setpriv --reuid=postgres --regid=postgres --clear-groups'
                  bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1)
                  $as $bin/initdb -D {DATA}/files --waldir={DATA}/wal/files --auth-local=trust --auth-host=scram-sha-256 --no-sync
-                 echo \"CREATE ROLE k3s LOGIN PASSWORD '{PASSWORD}';\" | $as $bin/postgres --single -D {DATA}/files postgres
+                 echo \"CREATE ROLE k3s LOGIN PASSWORD '{password}';\" | $as $bin/postgres --single -D {DATA}/files postgres
                  echo 'host all all 0.0.0.0/0 scram-sha-256' >> {DATA}/files/pg_hba.conf"
             )),
             Self::MariaDb => {
@@ -51,7 +56,7 @@ impl Engine {
                     "install -d -m 700 -o nobody {DATA}/files && install -d -m 700 -o nobody {DATA}/wal
                      mariadb-install-db --defaults-file={SETTINGS} --user=nobody --auth-root-authentication-method=normal --skip-test-db
                      {{ echo 'FLUSH PRIVILEGES;'
-                        echo \"CREATE USER k3s@'%' IDENTIFIED BY '{PASSWORD}';\"
+                        echo \"CREATE USER k3s@'%' IDENTIFIED BY '{password}';\"
                      }} | mariadbd --defaults-file={SETTINGS} --bootstrap"
                 ))
             }
@@ -64,7 +69,8 @@ impl Engine {
     }
 
     /// Starts it, on the files that an earlier start has left.
-    pub(super) fn start(self, node: &Node) {
+    pub fn start(self, node: &Node) {
+        let password = Self::PASSWORD;
         node.background(&match self {
             Self::Postgres => format!(
                 "cd / && exec setpriv --reuid=postgres --regid=postgres --clear-groups \
@@ -72,25 +78,25 @@ impl Engine {
             ),
             Self::MariaDb => format!("exec mariadbd --defaults-file={SETTINGS}"),
             Self::Nats => {
-                format!("exec /opt/nats-server -js -sd {DATA} -a 0.0.0.0 --user k3s --pass {PASSWORD}")
+                format!("exec /opt/nats-server -js -sd {DATA} -a 0.0.0.0 --user k3s --pass {password}")
             }
         });
         node.wait_for_open_port(self.port(), PATIENCE);
     }
 
     /// Kills it, as when its machine has no memory left.
-    pub(super) fn kill(self, node: &Node) {
+    pub fn kill(self, node: &Node) {
         let name = self.program();
         node.succeed(&format!("pkill -9 -x {name}; while pgrep -x {name}; do sleep 0.1; done"));
     }
 
     /// Sends a signal to each of its processes.
-    pub(super) fn signal(self, node: &Node, signal: &str) {
+    pub fn signal(self, node: &Node, signal: &str) {
         node.succeed(&format!("pkill -{signal} -x {}", self.program()));
     }
 
     /// Makes the database, for the user `k3s`.
-    pub(super) fn create_database(self, node: &Node) {
+    pub fn create_database(self, node: &Node) {
         match self {
             Self::Postgres => self.execute(node, "CREATE DATABASE k3s OWNER k3s"),
             Self::MariaDb => self.execute(node, "CREATE DATABASE k3s; GRANT ALL ON k3s.* TO k3s@'%'"),
@@ -100,7 +106,7 @@ impl Engine {
     }
 
     /// Makes `password` that of the user `k3s`.
-    pub(super) fn set_password(self, node: &Node, password: &str) {
+    pub fn set_password(self, node: &Node, password: &str) {
         match self {
             Self::Postgres => self.execute(node, &format!("ALTER ROLE k3s PASSWORD '{password}'")),
             Self::MariaDb => self.execute(node, &format!("SET PASSWORD FOR k3s@'%' = PASSWORD('{password}')")),
@@ -109,7 +115,7 @@ impl Engine {
     }
 
     /// Takes no writes any more, as a replica; or takes them again.
-    pub(super) fn set_read_only(self, node: &Node, is_read_only: bool) {
+    pub fn set_read_only(self, node: &Node, is_read_only: bool) {
         match self {
             Self::Postgres => self.execute(
                 node,
@@ -121,27 +127,27 @@ impl Engine {
     }
 
     /// Puts the files, but for the log that is written ahead, on a file system of so many MB.
-    pub(super) fn limit_disk(self, node: &Node, megabytes: u32) {
+    pub fn limit_disk(self, node: &Node, megabytes: u32) {
         node.succeed(&format!("mkdir -p {DATA}/files && mount -t tmpfs -o size={megabytes}M database {DATA}/files"));
     }
 
     /// Fills that file system to its last byte.
-    pub(super) fn fill_disk(self, node: &Node) {
+    pub fn fill_disk(self, node: &Node) {
         node.execute(&format!("cat /dev/zero > {DATA}/files/filler"));
     }
 
-    /// Frees what [`Engine::fill_disk`] took.
-    pub(super) fn free_disk(self, node: &Node) {
+    /// Frees what [`Database::fill_disk`] took.
+    pub fn free_disk(self, node: &Node) {
         node.succeed(&format!("rm {DATA}/files/filler"));
     }
 
     /// What servers are given as `--datastore-endpoint`.
-    pub(super) fn endpoint(self, node: &Node) -> String {
-        let (address, port) = (node.address(), self.port());
+    pub fn endpoint(self, node: &Node) -> String {
+        let (address, port, password) = (node.address(), self.port(), Self::PASSWORD);
         match self {
-            Self::Postgres => format!("postgres://k3s:{PASSWORD}@{address}:{port}/k3s?sslmode=disable"),
-            Self::MariaDb => format!("mysql://k3s:{PASSWORD}@tcp({address}:{port})/k3s"),
-            Self::Nats => format!("nats://k3s:{PASSWORD}@{address}:{port}"),
+            Self::Postgres => format!("postgres://k3s:{password}@{address}:{port}/k3s?sslmode=disable"),
+            Self::MariaDb => format!("mysql://k3s:{password}@tcp({address}:{port})/k3s"),
+            Self::Nats => format!("nats://k3s:{password}@{address}:{port}"),
         }
     }
 
@@ -173,7 +179,7 @@ impl Engine {
     }
 }
 
-impl fmt::Display for Engine {
+impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Postgres => "PostgreSQL",
