@@ -46,8 +46,12 @@ pub struct Endpoint {
 #[derive(Clone)]
 pub struct Client {
     address: SocketAddr,
+    roots: Arc<RootCertStore>,
     tls: TlsConnector,
 }
+
+/// A certificate with its chain, and its key.
+type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Client {
     /// A client with the certificate that `endpoint` names.
@@ -75,17 +79,35 @@ impl Client {
         for ca in certificates(ca)? {
             roots.add(ca)?;
         }
+        let credentials = if shows_certificate {
+            let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()))?;
+            Some((certificates(certificate)?, key))
+        } else {
+            None
+        };
+        Self::with(*address, Arc::new(roots), credentials)
+    }
+
+    /// A client of the same API with another certificate and its key, in PEM.
+    ///
+    /// # Errors
+    /// They are not what they should be.
+    pub fn holding(&self, certificate: &str, key: &str) -> Result<Self> {
+        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        Self::with(self.address, self.roots.clone(), Some((chain, key)))
+    }
+
+    fn with(address: SocketAddr, roots: Arc<RootCertStore>, credentials: Option<Credentials>) -> Result<Self> {
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
-        let mut tls = if shows_certificate {
-            let signs = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()));
-            builder.with_client_auth_cert(certificates(certificate)?, signs?)?
-        } else {
-            builder.with_no_client_auth()
+            .with_root_certificates(roots.clone());
+        let mut tls = match credentials {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+            None => builder.with_no_client_auth(),
         };
         tls.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { address: *address, tls: TlsConnector::from(Arc::new(tls)) })
+        Ok(Self { address, roots, tls: TlsConnector::from(Arc::new(tls)) })
     }
 
     /// Where the API is.

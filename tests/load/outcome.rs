@@ -13,6 +13,8 @@ pub struct Log {
     pub latencies: Vec<Duration>,
     /// How many operations of them changed something.
     pub writes: usize,
+    /// How often one had to be repeated, since there were too many.
+    pub refused: usize,
 }
 
 /// The figures of a phase: one line of the output.
@@ -21,6 +23,8 @@ pub struct Outcome {
     operations: usize,
     /// Changes that the store acknowledged.
     writes: usize,
+    /// How often one had to be repeated.
+    refused: usize,
     seconds: f64,
     p50_ms: f64,
     p99_ms: f64,
@@ -52,15 +56,17 @@ impl Log {
 impl Outcome {
     /// Of all clients' logs, which were written at the same time.
     pub fn new(logs: impl IntoIterator<Item = Log>, took: Duration) -> Self {
-        let (mut latencies, mut writes) = (Vec::new(), 0);
+        let (mut latencies, mut writes, mut refused) = (Vec::new(), 0, 0);
         for log in logs {
             latencies.extend(log.latencies);
             writes += log.writes;
+            refused += log.refused;
         }
         latencies.sort_unstable();
         Self {
             operations: latencies.len(),
             writes,
+            refused,
             seconds: took.as_secs_f64(),
             p50_ms: percentile(&latencies, 50),
             p99_ms: percentile(&latencies, 99),
@@ -83,9 +89,10 @@ mod tests {
         let log = |latencies: &[u64], writes| Log {
             latencies: latencies.iter().copied().map(Duration::from_millis).collect(),
             writes,
+            refused: 1,
         };
         let outcome = Outcome::new([log(&[3, 9], 1), log(&[1, 2], 2)], Duration::from_secs(2));
-        assert_eq!(outcome, Outcome { operations: 4, writes: 3, seconds: 2.0, p50_ms: 2.0, p99_ms: 9.0 });
+        assert_eq!(outcome, Outcome { operations: 4, writes: 3, refused: 2, seconds: 2.0, p50_ms: 2.0, p99_ms: 9.0 });
         assert_eq!(Outcome::new([], Duration::ZERO).p99_ms, 0.0);
     }
 }

@@ -39,6 +39,9 @@ pub(super) struct Outcome {
     pub(super) operations: f64,
     /// Changes that were acknowledged.
     pub(super) writes: f64,
+    /// How often one had to be repeated, since there were too many.
+    #[serde(default)]
+    pub(super) refused: f64,
     pub(super) seconds: f64,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,

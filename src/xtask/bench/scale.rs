@@ -33,9 +33,9 @@ pub(crate) struct Args {
     /// How many pods a node has.
     #[arg(long, default_value_t = 30)]
     pods: u32,
-    /// How many nodes there are at last, without pods.
-    #[arg(long, default_value_t = 1000)]
-    heartbeats: u32,
+    /// How many nodes there are at last, without pods; several numbers are as many stages.
+    #[arg(long, default_value = "1000", value_delimiter = ',')]
+    heartbeats: Vec<u32>,
     /// Seconds for which each stage is watched.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
@@ -55,6 +55,7 @@ struct Stage {
     /// Of heartbeats.
     p99_ms: f64,
     a_second: f64,
+    refused: f64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -63,7 +64,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let server = Node::boot(&Network::new(), "server");
     server.start_k3s(FLAGS);
     server.wait_for_status("All components are ready.");
-    let mut nodes = Load::of_api(Program::Nodes, &server.wire(), &server, (Ipv4Addr::LOCALHOST, 6443), "admin", &[])?;
+    let authority = ["crt", "key"].map(|kind| server.path(format!("/var/lib/rancher/k3s/server/tls/client-ca.{kind}")));
+    let [certificate, key] = authority.each_ref().map(|path| path.to_string_lossy());
+    let signer = ["--client-ca", &certificate, "--client-ca-key", &key];
+    let mut nodes =
+        Load::of_api(Program::Nodes, &server.wire(), &server, (Ipv4Addr::LOCALHOST, 6443), "admin", &signer)?;
     nodes.wait_until_answered()?;
     let mut bench = Bench { server, nodes, window: args.window, stages: Vec::new(), steps: steps() };
     let measured = bench.measure(args);
@@ -87,7 +92,7 @@ fn steps() -> Table {
 
 impl Bench {
     fn measure(&mut self, args: &Args) -> Result<()> {
-        let Args { nodes, pods, heartbeats, .. } = *args;
+        let Args { nodes, pods, .. } = *args;
         self.stage("no nodes", 0)?;
         self.step(&format!("{nodes} nodes register"), nodes, &format!("nodes {nodes}"))?;
         self.stage(&format!("{nodes} nodes"), nodes)?;
@@ -95,23 +100,25 @@ impl Bench {
         self.step(&format!("{all} pods start"), all, &format!("pods {all}"))?;
         self.stage(&format!("{nodes} nodes, {all} pods"), nodes)?;
         self.step(&format!("{all} pods go"), all, "clear")?;
-        self.step(
-            &format!("{} more nodes register", heartbeats - nodes),
-            heartbeats - nodes,
-            &format!("nodes {heartbeats}"),
-        )?;
-        self.stage(&format!("{heartbeats} nodes"), heartbeats)
+        let mut before = nodes;
+        for &nodes in &args.heartbeats {
+            let more = nodes.saturating_sub(before);
+            self.step(&format!("{more} more nodes register"), more, &format!("nodes {nodes}"))?;
+            self.stage(&format!("{nodes} nodes"), nodes)?;
+            before = nodes;
+        }
+        Ok(())
     }
 
     /// Has the nodes do something once, and takes what it costs `each` of so many.
     fn step(&mut self, title: &str, each: u32, phase: &str) -> Result<()> {
         let (before, began) = (self.processes()?, Instant::now());
-        self.nodes.run(phase)?;
+        let outcome = self.nodes.run(phase)?;
         let seconds = began.elapsed().as_secs_f64();
         let after = self.processes()?;
         let usages = after.since(&before);
         let cpu = |program| usages.get(program).map_or(f64::NAN, |usage| usage.cpu / f64::from(each));
-        eprintln!("{title}: {seconds:.1} s");
+        eprintln!("{title}: {seconds:.1} s, {:.0} refused for now", outcome.refused);
         self.steps.row(title, [seconds].into_iter().chain(PROGRAMS.map(cpu)).map(figure));
         Ok(())
     }
@@ -132,7 +139,15 @@ impl Bench {
         let (p99_ms, a_second) = (outcome.p99_ms, outcome.operations / outcome.seconds);
         eprintln!("{title}: {a_second:.1} heartbeats a second, p99 {p99_ms:.1} ms");
         let threads = now.into_iter().map(spent).collect();
-        self.stages.push(Stage { title: title.to_owned(), nodes, usages, threads, p99_ms, a_second });
+        self.stages.push(Stage {
+            title: title.to_owned(),
+            nodes,
+            usages,
+            threads,
+            p99_ms,
+            a_second,
+            refused: outcome.refused,
+        });
         Ok(())
     }
 
@@ -161,6 +176,7 @@ impl Bench {
         let mut table = Table::new("heartbeats", columns());
         table.row("a second", self.stages.iter().map(|stage| figure(stage.a_second)));
         table.row("99th percentile, ms", self.stages.iter().map(|stage| figure(stage.p99_ms)));
+        table.row("refused for now", self.stages.iter().map(|stage| figure(stage.refused)));
         println!("{table}");
         for (title, of) in [
             ("processor time, ms a minute", (|usage| usage.cpu) as fn(&Usage) -> f64),

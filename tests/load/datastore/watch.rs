@@ -30,7 +30,7 @@ pub(crate) async fn run(registry: &mut Registry, watchers: usize, rate: Option<u
     while let Some(watcher) = watching.join_next().await {
         logs.push(watcher.context("a watcher panicked")??);
     }
-    logs.push(Log { latencies: Vec::new(), writes: size.operations() });
+    logs.push(Log { writes: size.operations(), ..Log::default() });
     Ok(Outcome::new(logs, started.elapsed()))
 }
 

@@ -1,22 +1,23 @@
-//! One node: its connection, its watches, its heartbeats.
+//! One node: its connections, its watches, its heartbeats.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::BytesMut;
 use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use load::{Client, Connection, Log};
+use load::Log;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{sync::watch, time::interval};
+use tokio::time::interval;
 
-use crate::objects::{lease, name, node, node_status, pod_status};
+use crate::{
+    caller::Caller,
+    identity::Identity,
+    ledger::Ledger,
+    objects::{lease, name, node, node_status, pod_status},
+};
 
 /// Between renewals of a node's Lease, by kubelet's defaults.
 const RENEWAL: Duration = Duration::from_secs(10);
@@ -25,47 +26,34 @@ const STATUS: Duration = Duration::from_secs(300);
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 
-/// What kubelet and kube-proxy watch, beside the node's pods.
-fn watches(name: &str) -> [String; 5] {
+/// What kubelet watches, beside the node's pods.
+fn watches_of_kubelet(name: &str) -> [String; 4] {
     [
-        format!("/api/v1/nodes?watch=1&resourceVersion=0&fieldSelector=metadata.name%3D{name}"),
-        "/api/v1/services?watch=1&resourceVersion=0".to_owned(),
-        "/apis/discovery.k8s.io/v1/endpointslices?watch=1&resourceVersion=0".to_owned(),
-        "/apis/node.k8s.io/v1/runtimeclasses?watch=1&resourceVersion=0".to_owned(),
-        "/apis/storage.k8s.io/v1/csidrivers?watch=1&resourceVersion=0".to_owned(),
+        own_node(name),
+        watch("/api/v1/services"),
+        watch("/apis/node.k8s.io/v1/runtimeclasses"),
+        watch("/apis/storage.k8s.io/v1/csidrivers"),
     ]
 }
 
-/// What nodes have done, together.
-#[derive(Clone)]
-pub(crate) struct Ledger {
-    /// Heartbeats since somebody looked.
-    heartbeats: Arc<Mutex<Log>>,
-    /// How many pods run.
-    pub(crate) running: watch::Sender<usize>,
+/// What kube-proxy does.
+fn watches_of_kube_proxy(name: &str) -> [String; 3] {
+    [own_node(name), watch("/api/v1/services"), watch("/apis/discovery.k8s.io/v1/endpointslices")]
 }
 
-impl Ledger {
-    pub(crate) fn new() -> Self {
-        Self { heartbeats: Arc::default(), running: watch::Sender::new(0) }
-    }
+fn own_node(name: &str) -> String {
+    format!("{}&fieldSelector=metadata.name%3D{name}", watch("/api/v1/nodes"))
+}
 
-    /// The heartbeats since the last look.
-    pub(crate) fn take(&self) -> Log {
-        std::mem::take(&mut *self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn add(&self, heartbeat: Log) {
-        let mut all = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
-        all.writes += heartbeat.writes;
-        all.latencies.extend(heartbeat.latencies);
-    }
+fn watch(resource: &str) -> String {
+    format!("{resource}?watch=1&resourceVersion=0")
 }
 
 /// A node that the API knows.
 pub(crate) struct Node {
     number: usize,
-    connection: Connection,
+    kubelet: Caller,
+    kube_proxy: Caller,
     /// Of its Lease.
     version: String,
     ledger: Ledger,
@@ -107,12 +95,13 @@ struct PodStatus {
 
 impl Node {
     /// Registers it.
-    pub(crate) async fn join(number: usize, client: Client, ledger: Ledger) -> Result<Self> {
-        let mut connection = Connection::open(&client).await?;
-        connection.ask(Method::POST, "/api/v1/nodes", body(&node(number))).await?;
-        let made = connection.ask(Method::POST, LEASES, body(&lease(number, None))).await?;
+    pub(crate) async fn join(number: usize, identity: Identity, ledger: Ledger) -> Result<Self> {
+        let mut kubelet = Caller::connect(&identity.kubelet, ledger.clone()).await?;
+        let kube_proxy = Caller::connect(&identity.kube_proxy, ledger.clone()).await?;
+        kubelet.ask(Method::POST, "/api/v1/nodes", body(&node(number))).await?;
+        let made = kubelet.ask(Method::POST, LEASES, body(&lease(number, None))).await?;
         let Written { metadata } = serde_json::from_slice(&made).context("a Lease cannot be read")?;
-        let mut node = Self { number, connection, version: metadata.resource_version, ledger };
+        let mut node = Self { number, kubelet, kube_proxy, version: metadata.resource_version, ledger };
         node.tell_status().await?;
         Ok(node)
     }
@@ -120,13 +109,16 @@ impl Node {
     /// Works until something fails.
     pub(crate) async fn live(self) -> Result<()> {
         let name = name(self.number);
-        let mut connection = self.connection.clone();
+        let (mut kubelet, mut kube_proxy) = (self.kubelet.clone(), self.kube_proxy.clone());
         let mut streams = Vec::new();
-        for path in watches(&name) {
-            streams.push(connection.send(Method::GET, &path, Vec::new()).await?);
+        for path in watches_of_kubelet(&name) {
+            streams.push(kubelet.send(Method::GET, &path, Vec::new()).await?);
         }
-        let path = format!("/api/v1/pods?watch=1&resourceVersion=0&fieldSelector=spec.nodeName%3D{name}");
-        let pods = connection.send(Method::GET, &path, Vec::new()).await?;
+        for path in watches_of_kube_proxy(&name) {
+            streams.push(kube_proxy.send(Method::GET, &path, Vec::new()).await?);
+        }
+        let path = format!("{}&fieldSelector=spec.nodeName%3D{name}", watch("/api/v1/pods"));
+        let pods = kubelet.send(Method::GET, &path, Vec::new()).await?;
         let (number, ledger) = (self.number, self.ledger.clone());
         let reading = async {
             let read = streams.into_iter().map(|stream| tokio::spawn(drain(stream)));
@@ -135,7 +127,7 @@ impl Node {
             }
             Ok(())
         };
-        tokio::try_join!(self.beat(), run_pods(number, connection, pods, &ledger), reading).map(drop)
+        tokio::try_join!(self.beat(), run_pods(number, kubelet, pods, &ledger), reading).map(drop)
     }
 
     async fn beat(mut self) -> Result<()> {
@@ -152,7 +144,7 @@ impl Node {
 
     async fn renew(&mut self) -> Result<()> {
         let path = format!("{LEASES}/{}", name(self.number));
-        let written = self.connection.ask(Method::PUT, &path, body(&lease(self.number, Some(&self.version)))).await?;
+        let written = self.kubelet.ask(Method::PUT, &path, body(&lease(self.number, Some(&self.version)))).await?;
         let Written { metadata } = serde_json::from_slice(&written).context("a Lease cannot be read")?;
         self.version = metadata.resource_version;
         Ok(())
@@ -160,12 +152,12 @@ impl Node {
 
     async fn tell_status(&mut self) -> Result<()> {
         let path = format!("/api/v1/nodes/{}/status", name(self.number));
-        self.connection.ask(Method::PATCH, &path, body(&node_status(self.number))).await.map(drop)
+        self.kubelet.ask(Method::PATCH, &path, body(&node_status(self.number))).await.map(drop)
     }
 }
 
 /// Says of each pod that it runs. What is deleted goes by itself: no pod has a grace period.
-async fn run_pods(node: usize, mut connection: Connection, mut pods: Incoming, ledger: &Ledger) -> Result<()> {
+async fn run_pods(node: usize, mut kubelet: Caller, mut pods: Incoming, ledger: &Ledger) -> Result<()> {
     let mut text = BytesMut::new();
     let (mut running, mut count) = (BTreeSet::new(), 0);
     while let Some(frame) = pods.frame().await {
@@ -180,7 +172,7 @@ async fn run_pods(node: usize, mut connection: Connection, mut pods: Incoming, l
                 }
             } else if status.phase == "Pending" && running.insert(metadata.name.clone()) {
                 let path = format!("/api/v1/namespaces/{}/pods/{}/status", metadata.namespace, metadata.name);
-                connection.ask(Method::PATCH, &path, body(&pod_status(node, count))).await?;
+                kubelet.ask(Method::PATCH, &path, body(&pod_status(node, count))).await?;
                 count += 1;
                 ledger.running.send_modify(|running| *running += 1);
             }

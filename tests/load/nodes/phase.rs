@@ -12,8 +12,10 @@ use tokio::{
 };
 
 use crate::{
-    node::{Ledger, Node},
-    objects::{GROUP, group},
+    identity::Identities,
+    ledger::Ledger,
+    node::Node,
+    objects::{GROUP, group, name},
 };
 
 /// How many nodes register at once.
@@ -45,15 +47,17 @@ pub(crate) enum Phase {
 
 /// The nodes.
 pub(crate) struct Fleet {
+    /// Deploys.
     client: Client,
+    identities: Identities,
     ledger: Ledger,
     alive: JoinSet<Result<()>>,
     groups: usize,
 }
 
 impl Fleet {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, ledger: Ledger::new(), alive: JoinSet::new(), groups: 0 }
+    pub(crate) fn new(client: Client, identities: Identities) -> Self {
+        Self { client, identities, ledger: Ledger::new(), alive: JoinSet::new(), groups: 0 }
     }
 
     async fn grow(&mut self, count: usize) -> Result<Log> {
@@ -62,7 +66,7 @@ impl Fleet {
             let first = self.alive.len();
             let mut joining = JoinSet::new();
             for number in first..count.min(first + AT_ONCE) {
-                joining.spawn(Node::join(number, self.client.clone(), self.ledger.clone()));
+                joining.spawn(Node::join(number, self.identities.of(&name(number))?, self.ledger.clone()));
             }
             while let Some(node) = log.write(async { Ok(joining.join_next().await) }).await? {
                 let node = node??;
@@ -113,19 +117,18 @@ impl Fleet {
 impl Phase {
     pub(crate) async fn run(self, fleet: &mut Fleet) -> Result<Outcome> {
         let started = Instant::now();
+        fleet.ledger.take();
         let log = match self {
             Self::Nodes { count } => fleet.grow(count).await?,
             Self::Pods { count } => fleet.deploy(count).await?,
             Self::Clear => fleet.clear().await?,
-            Self::Rest { seconds } => {
-                fleet.ledger.take();
-                tokio::select! {
-                    () = sleep(Duration::from_secs(seconds)) => fleet.ledger.take(),
-                    failure = failure(&mut fleet.alive) => return Err(failure),
-                }
-            }
+            Self::Rest { seconds } => tokio::select! {
+                () = sleep(Duration::from_secs(seconds)) => return Ok(Outcome::new([fleet.ledger.take()], started.elapsed())),
+                failure = failure(&mut fleet.alive) => return Err(failure),
+            },
         };
-        Ok(Outcome::new([log], started.elapsed()))
+        let refused = Log { refused: fleet.ledger.take().refused, ..Log::default() };
+        Ok(Outcome::new([log, refused], started.elapsed()))
     }
 }
 
