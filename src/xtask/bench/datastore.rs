@@ -108,7 +108,7 @@ fn server(store: Store, node: &Node) -> Result<Usage> {
 
 /// Tells a reader who waits how the phase went.
 fn tell(title: &str, outcome: Outcome, cpu: [f64; 2], written: f64) {
-    let Outcome { operations, writes, seconds, p50_ms, p99_ms } = outcome;
+    let Outcome { operations, writes, seconds, p50_ms, p99_ms, .. } = outcome;
     let [server, client] = cpu.map(|ms| ms * 1000.0 / operations);
     let rate = operations / seconds;
     eprint!(

@@ -34,7 +34,7 @@ const fn env(name: &'static str, env: &'static str) -> Lever {
 
 const STANDARD: &str = "--resource-profile=standard";
 
-const LEVERS: [Lever; 10] = [
+const LEVERS: [Lever; 14] = [
     flags("standard", STANDARD),
     flags("small", "--resource-profile=small"),
     env("GOGC=100", "GOGC=100"),
@@ -56,6 +56,17 @@ UnknownVersionInteroperabilityProxy=false,APIServerIdentity=false,ListFromCacheS
 --kube-controller-manager-arg=concurrent-serviceaccount-token-syncs=1",
     ),
     flags("slow housekeeping", "--resource-profile=standard --kubelet-arg=housekeeping-interval=60s"),
+    flags("slow node status", "--resource-profile=standard --kubelet-arg=node-status-update-frequency=60s"),
+    flags("slow node monitor", "--resource-profile=standard --kube-controller-manager-arg=node-monitor-period=60s"),
+    flags(
+        "no attachment of volumes",
+        "--resource-profile=standard --kube-controller-manager-arg=controllers=*,tokencleaner,-service,-route,-cloud-node-lifecycle,\
+-persistentvolume-attach-detach-controller",
+    ),
+    flags(
+        "slow proxy",
+        "--resource-profile=standard --kube-proxy-arg=nftables-sync-period=5m --kube-proxy-arg=config-sync-period=2h",
+    ),
     flags("no fairness", "--resource-profile=standard --kube-apiserver-arg=enable-priority-and-fairness=false"),
 ];
 
