@@ -10,7 +10,11 @@ use std::{
 
 use ipnet::IpNet;
 use k3s_components::{Need, Paths, UserConfigs, UserTemplate};
-use k3s_config::{Error as ConfigError, Warning, agent::NodeConfig, resources::ProfileChoice};
+use k3s_config::{
+    Error as ConfigError, Warning,
+    agent::NodeConfig,
+    resources::{Profile, ProfileChoice},
+};
 use k3s_daemon::SettledProfile;
 use k3s_network::ProxyMode;
 
@@ -20,7 +24,7 @@ use super::{
     failure::{CONFIGURATION, UNAVAILABLE},
     globals::Globals,
     output::{line, show},
-    runtime, unused_files,
+    read_ahead, runtime, unused_files,
     upstream::libexec,
 };
 
@@ -52,10 +56,15 @@ pub(super) fn run(args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Fai
     for sentence in &asked.unused_files {
         line(format_args!("note     {sentence}"))?;
     }
-    libexec()?.require(&asked.needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
+    let found = libexec()?.require(&asked.needs).map_err(|error| Failure::from_error(UNAVAILABLE, &error))?;
     line("ok       the components")?;
     let SettledProfile { profile, why } = SettledProfile::of(asked.resource_profile);
     line(format_args!("ok       resource profile {} ({why})", profile.name()))?;
+    if profile == Profile::Small
+        && let Some(sentence) = read_ahead::too_far(&found.path("kubelet"))
+    {
+        line(format_args!("note     {sentence}"))?;
+    }
 
     let mut report = Report::default();
     if let Some(node) = &asked.node {

@@ -20,6 +20,7 @@ mod location;
 mod node;
 mod os;
 mod output;
+mod read_ahead;
 mod reload;
 mod running_server;
 mod runtime;
