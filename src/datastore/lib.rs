@@ -55,6 +55,7 @@ pub use client::{Client, ClientError, Stored};
 pub use datastore::{Datastore, Options, Serving, Status, serve};
 pub use error::Error;
 pub use listen::{Access, BoundEndpoint, Endpoint, Listener, TlsListener};
+pub use log::sqlite::FORMAT;
 pub use members::{EtcdCluster, Knowledge, Member, MemberStatus};
 pub use remote::{RemoteOptions, RemoteServer, StreamError};
 pub use revision::Revision;

@@ -13,6 +13,10 @@ use crate::{Assessment, BootEntry, FirstBoot, Version};
 /// Bytes of a first-boot file.
 const LONGEST: u64 = 1 << 20;
 
+/// What the initrd leaves before it replaces the data partition.
+const DATA_FAULT: &str = "data-fault";
+/// The folder of what makes a machine the same again.
+const IDENTITY: &str = "identity";
 /// What a kernel ends in while it is written.
 const UNFINISHED: &str = "new";
 
@@ -124,26 +128,86 @@ impl Esp {
         self.0.join("EFI/Linux")
     }
 
+    /// What the initrd leaves here before it restarts a machine whose data partition it cannot mend: found again, it replaces the partition.
+    ///
+    /// # Errors
+    /// The partition is not writable.
+    pub(crate) fn clear_data_fault(&self) -> Result<(), FileError> {
+        let path = self.0.join(DATA_FAULT);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A file of the machine's identity, if it is kept here.
+    ///
+    /// # Errors
+    /// It cannot be read, or is longer than 1 MiB.
+    pub(crate) fn identity(&self, name: &str) -> Result<Option<Vec<u8>>, FileError> {
+        let path = self.0.join(IDENTITY).join(name);
+        match read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Keeps a file of the machine's identity.
+    ///
+    /// # Errors
+    /// The partition is full or not writable.
+    pub(crate) fn keep_identity(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+        let folder = self.0.join(IDENTITY);
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+        replace(&folder.join(name), bytes)
+    }
+
+    /// Removes what of the machine's identity is here, as the first-boot file is.
+    ///
+    /// # Errors
+    /// The partition is not writable.
+    pub(crate) fn erase_identity(&self) -> Result<(), FileError> {
+        let folder = self.0.join(IDENTITY);
+        let erased = || match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            files => {
+                for file in files? {
+                    overwrite(&file?.path())?;
+                }
+                fs::remove_dir_all(&folder)?;
+                sync(&self.0)
+            }
+        };
+        erased().map_err(failed("erase", &folder))
+    }
+
     /// Writes what there is to say, unless it stands there already.
     ///
     /// # Errors
     /// The partition is full or not writable.
     pub fn say(&self, sentence: &str) -> Result<(), FileError> {
-        let (path, new) = (self.0.join(Self::STATUS), self.0.join("status.new"));
+        let path = self.0.join(Self::STATUS);
         // Whoever reads it may do so on Windows.
         let text = format!("{sentence}\r\n");
         if read(&path).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(());
         }
-        let written = || {
-            let mut file = File::create(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            sync(&self.0)
-        };
-        written().map_err(failed("write", &path))
+        replace(&path, text.as_bytes())
     }
+}
+
+/// The old contents or the new, never a part, as far as FAT lets it.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let new = path.with_extension("new");
+    let written = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        sync(path.parent().expect("it is in a folder"))
+    };
+    written().map_err(failed("write", path))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

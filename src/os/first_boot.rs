@@ -23,6 +23,8 @@ pub struct FirstBoot {
     pub(crate) role: Role,
     pub(crate) network: Vec<Interface>,
     pub(crate) config: ConfigSection,
+    /// Whether the ESP keeps what makes the machine the same again, should its data partition have to be replaced.
+    pub(crate) keep_identity: bool,
 }
 
 /// What is wrong with a first-boot file, and what to do.
@@ -55,6 +57,8 @@ struct Document {
     hostname: Option<Spanned<String>>,
     role: Option<Spanned<String>>,
     network: Option<Vec<Spanned<Entry>>>,
+    #[serde(rename = "keep-identity", default)]
+    keep_identity: bool,
     #[serde(rename = "config")]
     _config: Option<IgnoredAny>,
 }
@@ -73,7 +77,7 @@ impl FirstBoot {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let document: Option<Document> = serde_saphyr::from_str_with_options(text, options! { with_snippet: false })
             .map_err(|error| of_yaml(&error))?;
-        let Some(Document { hostname, role, network, _config }) = document else {
+        let Some(Document { hostname, role, network, keep_identity, _config }) = document else {
             return Err(Wrong::whole(
                 "it says nothing; write `role: server`, or `role: agent` with the server's address and token under config",
             ));
@@ -97,7 +101,7 @@ impl FirstBoot {
             interfaces.push(interface);
         }
         let config = ConfigSection::find(text)?;
-        Ok(Self { hostname: hostname.map(|hostname| hostname.value), role, network: interfaces, config })
+        Ok(Self { hostname: hostname.map(|hostname| hostname.value), role, network: interfaces, config, keep_identity })
     }
 }
 

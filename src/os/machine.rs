@@ -16,8 +16,8 @@ use k3s_config::{Environment, Role};
 use k3s_files::{FileError, PRIVATE};
 
 use crate::{
-    Assessment, BootEntry, Esp, FirstBoot, NotAVersion, SlotsError, TRIES, Version, Wrong,
-    config_section::ConfigSection, network::Interface, outcome::Outcome,
+    Assessment, BootEntry, Esp, FirstBoot, NotAVersion, SlotsError, TRIES, Version, Writer, Wrong,
+    config_section::ConfigSection, last_update::Stage, network::Interface, outcome::Outcome,
 };
 
 /// What IMAGE_ID of os-release(5) is in our images.
@@ -41,6 +41,8 @@ pub enum Configured {
     Taken(Role, String),
     /// It was taken at an earlier start.
     Settled(Role),
+    /// It was kept on the ESP, for a data partition that had to be replaced.
+    TakenAgain(Role, String),
 }
 
 /// Why a machine is not configured.
@@ -55,12 +57,26 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The node's password cannot be drawn or kept.
+    #[error(transparent)]
+    Identity(#[from] k3s_identity::Error),
     /// The disk is not that of an edge image.
     #[error(transparent)]
     Slots(#[from] SlotsError),
     /// There is nothing else to start.
     #[error("there is no version of before: the other slot is empty or bad")]
     NoWayBack,
+    /// The version of before would stand before data that it does not know.
+    #[error("the cluster's data was written by {} ({written}), and {} ({before}) cannot read it; --with-data brings back the snapshot of before the update, without what was written since", written.version, before.version)]
+    Unreadable {
+        /// What has written it.
+        written: Writer,
+        /// What was to read it.
+        before: Writer,
+    },
+    /// There is no data of before.
+    #[error("no snapshot was taken before the update from {0}: leave out --with-data")]
+    NoSnapshot(Version),
     /// The image says no version of itself that could be ordered.
     #[error("IMAGE_VERSION in /usr/lib/os-release: {0}")]
     Version(#[from] NotAVersion),
@@ -79,10 +95,14 @@ impl Machine {
     /// This is no edge machine, the file is wrong, or something cannot be read or written.
     pub fn configure(&self, environment: &Environment) -> Result<Configured, Error> {
         self.require_edge_image()?;
+        let fault = self.take_data_fault()?;
         let configured = self.take(environment);
+        let fault = fault.map(|fault| fault.sentence());
         let said = match &configured {
-            Ok(Configured::Settled(_)) => None,
-            Ok(configured) => Some(configured.sentence()),
+            Ok(Configured::Settled(_)) => fault.map(str::to_owned),
+            Ok(configured) => {
+                Some(format!("{}{}", fault.map(|fault| format!("{fault} ")).unwrap_or_default(), configured.sentence()))
+            }
             Err(Error::Wrong(wrong)) => {
                 Some(format!("{wrong}. Nothing was changed; correct it and start the machine again."))
             }
@@ -118,7 +138,8 @@ impl Machine {
     /// # Errors
     /// This is no edge machine, or the data partition is not writable.
     pub fn accept(&self) -> Result<(), Error> {
-        Ok(Outcome::good(&self.version()?).write(self)?)
+        Outcome::good(&self.version()?).write(self)?;
+        self.set_stage(Stage::Good)
     }
 
     /// Has the running version, which is on trial, not be started again while there is another one.
@@ -132,25 +153,47 @@ impl Machine {
             self.esp.assess(&entry, Assessment::Bad { done })?;
         }
         // Why is worth less than that.
-        Ok(Outcome::failed(&self.version()?, reason).write(self)?)
+        Outcome::failed(&self.version()?, reason).write(self)
     }
 
     /// Has the next start be of the version of before, which is tried again as a new one is. The running one is not started again while there is
-    /// that one.
+    /// that one. The cluster's data stays, or is that of before the update again, `with_data`.
     ///
     /// # Errors
-    /// There is no version of before, or none that could be started, or the ESP is not writable.
-    pub fn roll_back(&self) -> Result<Version, Error> {
+    /// There is no version of before, or none that could be started or could read the data, or the ESP is not writable.
+    pub fn roll_back(&self, with_data: bool) -> Result<Version, Error> {
         let running = self.version()?;
         let entries = self.esp.entries()?;
         let other = entries.iter().filter(|entry| entry.version != running).max_by_key(|entry| &entry.version);
         let other = other.filter(|entry| !entry.assessment.is_bad()).ok_or(Error::NoWayBack)?;
+        self.prepare_data(&other.version, with_data)?;
         self.esp.assess(other, Assessment::OnTrial { left: TRIES, done: 0 })?;
         if let Some(entry) = entries.iter().find(|entry| entry.version == running) {
             self.esp.assess(entry, Assessment::Bad { done: entry.assessment.done() })?;
         }
         Outcome::failed(&running, format!("rolled back to {}", other.version)).write(self)?;
         Ok(other.version.clone())
+    }
+
+    /// Nothing has changed if it fails.
+    fn prepare_data(&self, to: &Version, with_data: bool) -> Result<(), Error> {
+        let update = self.last_update()?.filter(|update| update.from == *to);
+        if with_data {
+            return match update {
+                Some(update) if update.snapshot.is_some() => self.set_stage(Stage::Leaving),
+                _ => Err(Error::NoSnapshot(to.clone())),
+            };
+        }
+        let leaving = update.as_ref().is_some_and(|update| update.stage == Stage::Leaving);
+        // One on trial comes back with its data by itself.
+        let stays = update.filter(|update| update.stage != Stage::Trial);
+        if let (Some(before), Some(written)) = (stays.and_then(|update| update.before), self.writer()?)
+            && !before.reads(&written)
+        {
+            return Err(Error::Unreadable { written, before });
+        }
+        // What an earlier call has wanted.
+        if leaving { self.set_stage(Stage::Good) } else { Ok(()) }
     }
 
     /// Whether its node was cordoned for a restart, and is to take pods again.
@@ -184,7 +227,10 @@ impl Machine {
     fn take(&self, environment: &Environment) -> Result<Configured, Error> {
         let role = self.role();
         let Some(bytes) = self.esp.first_boot()? else {
-            return Ok(role.map_or(Configured::Waiting, Configured::Settled));
+            return match role {
+                Some(role) => Ok(Configured::Settled(role)),
+                None => self.take_kept_identity(environment),
+            };
         };
         // The power was cut while it was erased.
         if let Some(role) = role
@@ -196,12 +242,17 @@ impl Machine {
         let wanted = FirstBoot::parse(&bytes)?;
         self.check(&wanted, role, environment)?;
         self.write(&wanted)?;
+        if wanted.keep_identity {
+            self.keep_identity(&bytes)?
+        } else {
+            self.esp.erase_identity()?
+        }
         self.esp.erase_first_boot()?;
         Ok(Configured::Taken(wanted.role, self.hostname()?))
     }
 
     /// By the same code that will read it.
-    fn check(&self, wanted: &FirstBoot, role: Option<Role>, environment: &Environment) -> Result<(), Error> {
+    pub(crate) fn check(&self, wanted: &FirstBoot, role: Option<Role>, environment: &Environment) -> Result<(), Error> {
         if let Some(role) = role.filter(|role| *role != wanted.role)
             && self.root.join("var/lib/rancher/k3s").exists()
         {
@@ -223,7 +274,7 @@ impl Machine {
     }
 
     /// The role comes last: without it nothing runs.
-    fn write(&self, wanted: &FirstBoot) -> Result<(), FileError> {
+    pub(crate) fn write(&self, wanted: &FirstBoot) -> Result<(), FileError> {
         self.write_network(&wanted.network)?;
         if let Some(hostname) = &wanted.hostname {
             k3s_files::write(&self.own("hostname"), format!("{hostname}\n").as_bytes(), 0o644)?;
@@ -308,6 +359,13 @@ impl Configured {
             Self::Taken(role, hostname) => {
                 format!("{} was taken: this machine is {hostname}, role {}.", FirstBoot::NAME, role.verb())
             }
+            Self::TakenAgain(role, hostname) => {
+                format!(
+                    "{} was taken as the ESP has kept it: this machine is {hostname}, role {}, with the identity that it had.",
+                    FirstBoot::NAME,
+                    role.verb()
+                )
+            }
             Self::Settled(role) => format!("{} was taken at an earlier start: role {}.", FirstBoot::NAME, role.verb()),
         }
     }
@@ -341,39 +399,41 @@ fn of_config(error: &k3s_config::Error, candidate: &Path) -> Wrong {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{collections::HashMap, fs::read_to_string};
 
     use super::*;
 
     const FILE: &str = "hostname: kiosk-7\nrole: agent\nnetwork:\n- match: {name: eth0}\n- match: {name: eth1}\nconfig:\n  server: https://10.0.0.1:6443\n  token: secret\n";
 
-    struct Host(tempfile::TempDir);
+    pub(crate) struct Host(tempfile::TempDir);
 
     impl Host {
         /// As the initrd leaves it at the first start.
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let host = Self(tempfile::tempdir().unwrap());
             host.write("usr/lib/os-release", "ID=debian\nIMAGE_ID=k3s\n");
             host.write("var/lib/k3s-os/hostname", "k3s-0123abcd\n");
+            host.write("var/lib/k3s-os/machine-id", "0123abcd\n");
+            fs::create_dir_all(host.path("var/lib/rancher/etc")).unwrap();
             fs::create_dir_all(host.path("efi")).unwrap();
             host
         }
 
-        fn path(&self, name: &str) -> PathBuf {
+        pub(crate) fn path(&self, name: &str) -> PathBuf {
             self.0.path().join(name)
         }
 
-        fn write(&self, name: &str, text: &str) {
+        pub(crate) fn write(&self, name: &str, text: &str) {
             fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
             fs::write(self.path(name), text).unwrap();
         }
 
-        fn read(&self, name: &str) -> Option<String> {
+        pub(crate) fn read(&self, name: &str) -> Option<String> {
             read_to_string(self.path(name)).ok()
         }
 
-        fn configure(&self) -> Result<Configured, Error> {
+        pub(crate) fn configure(&self) -> Result<Configured, Error> {
             let environment = Environment {
                 variables: HashMap::new(),
                 hostname: "before".into(),
@@ -383,8 +443,16 @@ mod tests {
             Machine::at(self.0.path()).configure(&environment)
         }
 
+        /// As the initrd leaves it when it had to make a fresh data partition.
+        pub(crate) fn replace_data(&self) {
+            fs::remove_dir_all(self.path("var")).unwrap();
+            self.write("var/lib/k3s-os/hostname", "k3s-0123abcd\n");
+            self.write("var/lib/k3s-os/data-fault", "replaced\n");
+            fs::create_dir_all(self.path("var/lib/rancher/etc")).unwrap();
+        }
+
         /// A first-boot file, and what is said of it.
-        fn given(&self, file: &str) -> String {
+        pub(crate) fn given(&self, file: &str) -> String {
             self.write("efi/first-boot.yaml", file);
             let _ = self.configure();
             self.read("efi/status.txt").unwrap().trim_end().to_owned()
@@ -524,11 +592,11 @@ mod tests {
     #[test]
     fn a_way_back_is_tried_as_a_new_version_is() {
         let (host, machine) = with_kernels(&["k3s_1.efi", "k3s_2.efi"]);
-        assert_eq!(machine.roll_back().unwrap().as_str(), "1");
+        assert_eq!(machine.roll_back(false).unwrap().as_str(), "1");
         assert_eq!(kernels(&host), ["k3s_1+3.efi", "k3s_2+0-0.efi"]);
         for names in [&["k3s_2.efi"][..], &["k3s_1+0-3.efi", "k3s_2.efi"]] {
             let (host, machine) = with_kernels(names);
-            assert!(matches!(machine.roll_back(), Err(Error::NoWayBack)), "{names:?}");
+            assert!(matches!(machine.roll_back(false), Err(Error::NoWayBack)), "{names:?}");
             assert_eq!(kernels(&host), names, "nothing has changed");
         }
     }

@@ -17,7 +17,6 @@ pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
     /// What the machine is of after the update.
-    #[serde(with = "as_text")]
     pub version: Version,
     /// The machines that it is for, as Linux calls them: `x86_64`, `aarch64`.
     pub architecture: String,
@@ -174,20 +173,6 @@ impl Manifest {
             Part::Verity => &self.verity,
             Part::Kernel => &self.kernel,
         }
-    }
-}
-
-mod as_text {
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
-
-    use crate::Version;
-
-    pub(super) fn serialize<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(version.as_str())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Version, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -2,13 +2,10 @@
 
 use std::fmt;
 
-use k3s_files::{FileError, failed};
+use k3s_files::FileError;
 use serde::{Deserialize, Serialize};
 
-use crate::{Machine, Version};
-
-/// Beside the machine's identity.
-const FILE: &str = "last-trial.json";
+use crate::{Error, Machine, Version};
 
 /// The end of a trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +17,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Beside the machine's identity.
+    pub(crate) const FILE: &str = "last-trial.json";
+
     /// A version that has shown that it is good.
     pub fn good(version: &Version) -> Self {
         Self { version: version.to_string(), failure: None }
@@ -35,18 +35,15 @@ impl Outcome {
     /// # Errors
     /// It cannot be read.
     pub fn read(machine: &Machine) -> Result<Option<Self>, FileError> {
-        let bytes = k3s_files::read(&machine.own(FILE))?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+        machine.kept(Self::FILE)
     }
 
     /// Keeps it.
     ///
     /// # Errors
     /// The data partition is full or not writable.
-    pub fn write(&self, machine: &Machine) -> Result<(), FileError> {
-        let path = machine.own(FILE);
-        let json = serde_json::to_vec(self).map_err(|error| failed("write", &path)(error.into()))?;
-        k3s_files::write(&path, &json, 0o644).map(|_| ())
+    pub fn write(&self, machine: &Machine) -> Result<(), Error> {
+        machine.keep(Self::FILE, self)
     }
 }
 

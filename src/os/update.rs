@@ -142,6 +142,11 @@ impl Machine {
 }
 
 impl Installed {
+    /// What it is.
+    pub fn version(&self) -> &Version {
+        &self.entry.version
+    }
+
     /// Has the next start be of it, and returns what it is.
     ///
     /// # Errors

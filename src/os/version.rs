@@ -2,11 +2,14 @@
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of a version: with what is around it, it has to be the name of a file on FAT.
 const LONGEST: usize = 64;
 
 /// The version of an image, ordered as UAPI.10 ("Version Format Specification") has it: `2~rc1 < 2 < 2-1 < 2^post1 < 2.1 < 10`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Version(String);
 
 /// What is no version.
@@ -32,6 +35,14 @@ impl FromStr for Version {
         } else {
             Err(NotAVersion(text.chars().take(LONGEST + 1).collect()))
         }
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = NotAVersion;
+
+    fn try_from(text: String) -> Result<Self, NotAVersion> {
+        text.parse()
     }
 }
 

@@ -460,7 +460,7 @@ async fn due(schedule: &Schedule) {
 }
 
 /// The Kubernetes minor of `v1.36.3+k3s1`: a server reads what servers up to its own minor have written.
-pub(crate) fn minor(version: &str) -> Option<(u32, u32)> {
+pub fn minor(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

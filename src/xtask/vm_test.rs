@@ -42,7 +42,7 @@ const EXTENSIONS: &str = "extensions.py";
 /// What tests of the edge image are called.
 const EDGE: &str = "edge_";
 /// And those that need more versions of it.
-const EDGE_UPDATES: [&str; 2] = ["edge_update", "edge_power"];
+const EDGE_UPDATES: [&str; 3] = ["edge_update", "edge_power", "edge_data"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

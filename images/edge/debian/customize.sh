@@ -31,7 +31,7 @@ ln -sfn /var/lib/k3s-os/network "$root/etc/systemd/network"
 ln -sfn /var/lib/k3s-os/hostname "$root/etc/hostname"
 ln -sfn /run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
 echo uninitialized > "$root/etc/machine-id"
-systemctl --root="$root" enable --quiet systemd-networkd.service systemd-networkd-wait-online.service efi.automount k3s-os-configure.service k3s-os-good.service k3s-os-uncordon.service k3s.service k3s-agent.service
+systemctl --root="$root" enable --quiet systemd-networkd.service systemd-networkd-wait-online.service efi.automount k3s-os-configure.service k3s-os-good.service k3s-os-returned.service k3s.service k3s-agent.service
 # Nobody logs in, and nothing waits for an answer on the console.
 systemctl --root="$root" mask --quiet systemd-firstboot.service getty.target serial-getty@.service getty@.service console-getty.service \
     systemd-machine-id-commit.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service

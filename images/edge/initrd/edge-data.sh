@@ -28,20 +28,50 @@ if [ -z "$data" ]; then
     exit 1
 fi
 
+mount_data() { mount -t ext4 -o nosuid,nodev,noatime "$data" "$root/var"; }
+
+# The last resort is for what is damaged for good, not for a disk that does not answer now or a version that has no driver: it takes a version
+# that is not on trial, and a restart that has found the same.
+replace_data() {
+    efi=/run/k3s-os/efi
+    mkdir -p "$efi"
+    mount -t vfat "$esp" "$efi"
+    if [ -e /sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f ] || [ ! -e "$efi/data-fault" ]; then
+        echo "edge: $data cannot be mended: if a restart changes nothing, it is replaced by an empty one"
+        echo "The data partition cannot be mended: if a restart changes nothing, it is replaced by an empty one." > "$efi/status.txt"
+        : > "$efi/data-fault"
+        umount "$efi"
+        exit 1
+    fi
+    echo "edge: $data cannot be mended: it is replaced by an empty one, and what this machine had stored is gone"
+    mkfs.ext4 -q -F -m 0 "$data"
+    mount_data
+    mkdir -p "$root/var/lib/k3s-os"
+    # Of machines whose first-boot file wants it.
+    if [ -e "$efi/identity/machine-id" ]; then cat "$efi/identity/machine-id" > "$root/var/lib/k3s-os/machine-id"; fi
+    umount "$efi"
+}
+
 # 1: mended; 2: mended, and a restart is asked for, which a file system that is not mounted does not need.
-status=0
+status=0 fault=
 e2fsck -p "$data" || status=$?
 if [ "$status" -ge 4 ]; then
     echo "edge: the file system of $data is damaged: it is mended as well as can be, files may be missing"
-    status=0
+    status=0 fault=mended
     e2fsck -fy "$data" || status=$?
-    [ "$status" -lt 4 ] || echo "edge: $data cannot be mended: take a copy of it, or erase it for a machine without a past"
 fi
-mount -t ext4 -o nosuid,nodev,noatime "$data" "$root/var"
+if ! mount_data; then
+    # What is sound, and cannot be mounted, is no case for it.
+    [ "$status" -ge 4 ]
+    replace_data
+    fault=replaced
+fi
 /usr/lib/systemd/systemd-growfs "$root/var"
 
 own=$root/var/lib/k3s-os
 mkdir -p "$own/network" "$root/var/lib/rancher/etc"
+# Told by `k3s os configure`.
+if [ -n "$fault" ]; then echo "$fault" > "$own/data-fault"; sync "$own/data-fault"; fi
 # Whole or not there, also after a power cut.
 if [ "$(cat "$own/machine-id" 2> /dev/null | wc -c)" != 33 ]; then
     systemd-id128 new > "$own/machine-id.new"

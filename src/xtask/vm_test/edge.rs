@@ -15,7 +15,8 @@ use crate::{
 /// What machines are flashed with.
 const FLASHED: &str = "1";
 /// What they are updated to, and what these hold besides.
-const UPDATES: [(&str, Option<&str>); 2] = [("2", None), ("3", Some("tests/vm/edge/never-ready"))];
+const UPDATES: [(&str, Option<&str>); 3] =
+    [("2", None), ("3", Some("tests/vm/edge/never-ready")), ("4", Some("tests/vm/edge/migrates"))];
 
 /// Makes the disk, and the sets if they are asked for; returns the disk.
 pub(super) fn make(with_updates: bool) -> Result<PathBuf> {

@@ -43,7 +43,7 @@ use self::files::Files;
 pub(crate) use self::files::{beside, directory_of};
 pub(crate) use self::reader::{Reader, Size};
 pub(crate) use self::recover::Recovered;
-pub(crate) use self::schema::FORMAT;
+pub use self::schema::FORMAT;
 use super::kine;
 use crate::error::Error;
 use crate::key::Key;

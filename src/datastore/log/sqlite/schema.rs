@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::revision::Revision;
 
 /// Format of our own tables and columns, in `PRAGMA user_version`; kine leaves it zero.
-pub(crate) const FORMAT: i64 = 1;
+pub const FORMAT: i64 = 1;
 
 /// `version` and `lease_id` come before the values, so that the start, which reads all rows without their values, does
 /// not step over them. kine, which names its columns, does not mind; in a file of its own they are added behind.

@@ -51,7 +51,7 @@ pub(super) fn run(options: Options, globals: Globals) -> Result<ExitCode, Failur
     let judge = |trial| runtime::run(async { Ok(node.judge(trial).await) });
     let judged = match assessment {
         Assessment::Good => {
-            if node.machine.is_cordoned() {
+            if node.is_awaited().map_err(|error| failure(&error))? {
                 // Nothing depends on it.
                 let _ = judge(Trial::new(Duration::ZERO, Duration::MAX))?;
             }
@@ -112,6 +112,11 @@ impl WatchedNode {
         users_check(Path::new(CHECK)).await
     }
 
+    /// Whether something is left to do once the node is Ready.
+    fn is_awaited(&self) -> Result<bool, k3s_os::Error> {
+        Ok(self.machine.is_cordoned() || !self.machine.news()?.is_empty())
+    }
+
     /// Pods come back as soon as there is somewhere to come back to: they may be what the user's check looks at.
     async fn look_at_node(&self) -> Result<(), String> {
         let Some(node) = OwnNode::connect(&self.paths).await? else { return Ok(()) };
@@ -121,6 +126,10 @@ impl WatchedNode {
             self.machine.set_cordoned(false).map_err(|error| error.to_string())?;
             info!("The node takes pods again.");
         }
+        for news in self.machine.news().map_err(|error| error.to_string())? {
+            node.tell(&news).await?;
+        }
+        self.machine.clear_news().map_err(|error| error.to_string())?;
         Ok(())
     }
 }

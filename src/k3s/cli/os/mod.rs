@@ -4,6 +4,7 @@ mod configure;
 mod good;
 mod own_node;
 mod reboot;
+mod recover;
 mod rollback;
 mod source;
 mod status;
@@ -17,7 +18,7 @@ use nix::unistd::Uid;
 
 use super::{
     Failure,
-    failure::{CONFIGURATION, IO_ERROR, NO_PERMISSION, UNAVAILABLE},
+    failure::{CONFIGURATION, DATA_ERROR, IO_ERROR, NO_PERMISSION, UNAVAILABLE},
     globals::Globals,
 };
 
@@ -43,8 +44,14 @@ pub(super) enum Verb {
     Update(update::Options),
     /// Have the next start be of the version of before
     ///
-    /// The cluster's data stays as it is; `k3s snapshot restore` brings back that of before an update, if the version of before cannot read it.
+    /// The cluster's data stays as it is. If the version of before cannot read it this is refused, and --with-data brings back the snapshot that
+    /// was taken before the update.
     Rollback(rollback::Options),
+    /// See whether the version of before runs again, and what becomes of the cluster's data
+    ///
+    /// k3s.service and k3s-agent.service run this before k3s. Where a version that was given up has written the datastore in another form, the
+    /// snapshot of before its update is brought back.
+    Recover,
 }
 
 pub(super) fn run(verb: Verb, globals: Globals) -> Result<ExitCode, Failure> {
@@ -57,14 +64,16 @@ pub(super) fn run(verb: Verb, globals: Globals) -> Result<ExitCode, Failure> {
         Verb::Good(options) => good::run(options, globals),
         Verb::Update(options) => update::run(options, globals),
         Verb::Rollback(options) => rollback::run(options, globals),
+        Verb::Recover => recover::run(globals),
     }
 }
 
 fn failure(error: &Error) -> Failure {
     let code = match error {
-        Error::OtherSystem | Error::Slots(_) | Error::NoWayBack => UNAVAILABLE,
+        Error::OtherSystem | Error::Slots(_) | Error::NoWayBack | Error::NoSnapshot(_) => UNAVAILABLE,
+        Error::Unreadable { .. } => DATA_ERROR,
         Error::Wrong(_) | Error::Version(_) => CONFIGURATION,
-        Error::File(_) => IO_ERROR,
+        Error::File(_) | Error::Identity(_) => IO_ERROR,
     };
     Failure::from_error(code, error)
 }

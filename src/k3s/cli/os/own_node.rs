@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k3s_components::Paths;
+use k3s_os::News;
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
-    core::v1::{Node, Pod},
+    core::v1::{Event, EventSource, Node, ObjectReference, Pod},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{EvictParams, ListParams, Patch, PatchParams, PostParams},
@@ -60,6 +63,32 @@ impl OwnNode {
     /// Whether new pods stay away from it.
     pub(super) async fn is_cordoned(&self) -> Result<bool, String> {
         Ok(self.get().await?.spec.and_then(|spec| spec.unschedulable).unwrap_or(false))
+    }
+
+    /// Has the cluster show `news` among the node's events.
+    pub(super) async fn tell(&self, news: &News) -> Result<(), String> {
+        let now = Some(Time(Timestamp::now()));
+        let event = Event {
+            metadata: ObjectMeta { generate_name: Some(format!("{}.", self.name)), ..ObjectMeta::default() },
+            involved_object: ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Node".into()),
+                name: Some(self.name.clone()),
+                uid: self.get().await?.metadata.uid,
+                ..ObjectReference::default()
+            },
+            reason: Some(news.reason.clone()),
+            message: Some(news.message.clone()),
+            type_: Some("Warning".into()),
+            source: Some(EventSource { component: Some("k3s".into()), host: Some(self.name.clone()) }),
+            first_timestamp: now.clone(),
+            last_timestamp: now,
+            count: Some(1),
+            ..Event::default()
+        };
+        // Where those of objects without a namespace are looked for.
+        let events = Api::<Event>::namespaced(self.client.clone(), "default");
+        events.create(&PostParams::default(), &event).await.map(|_| ()).map_err(|error| unanswered(&error))
     }
 
     /// Keeps new pods away, or no longer.

@@ -37,7 +37,8 @@ impl Reboot {
                 format!("the machine was not restarted: {why}; restart it when it suits, by `systemctl reboot`"),
             )
         };
-        if let Some(node) = OwnNode::connect(paths).await.map_err(stays)? {
+        let node = OwnNode::connect(paths).await.map_err(stays)?;
+        if let Some(node) = &node {
             // One that was cordoned before stays so.
             let ours = !node.is_cordoned().await.map_err(stays)?;
             if ours {
@@ -51,7 +52,8 @@ impl Reboot {
                 return Err(stays(why));
             }
         }
-        line("The node is drained, and the machine restarts.")?;
+        let drained = if node.is_some() { "The node is drained, and the" } else { "The" };
+        line(format_args!("{drained} machine restarts."))?;
         let status = Command::new("systemctl").args(["reboot", "--no-block"]).status().await;
         match status {
             Ok(status) if status.success() => Ok(ExitCode::SUCCESS),

@@ -53,12 +53,12 @@ pub(super) fn run(options: Options, globals: Globals) -> Result<ExitCode, Failur
         let installed = spawn_blocking(|| Machine::at("/").install(reader, Progress::default().told()));
         let installed = installed.await.map_err(|error| Failure::new(SOFTWARE, error.to_string()))?;
         let installed = installed.map_err(|error| not_updated(&error))?;
-        if !no_snapshot
-            && machine.role() == Some(Role::Server)
-            && let Some(path) = snapshot_datastore().await?
-        {
+        let is_server = machine.role() == Some(Role::Server);
+        let snapshot = if no_snapshot || !is_server { None } else { snapshot_datastore().await? };
+        if let Some(path) = &snapshot {
             line(format_args!("Saved {}.", path.display()))?;
         }
+        machine.begin_update(installed.version(), snapshot).map_err(|error| failure(&error))?;
         let version = installed.commit().map_err(|error| not_updated(&error))?;
         line(format_args!("{version} is in the other slot, and the next start is of it."))?;
         reboot.run(&machine, &paths).await
