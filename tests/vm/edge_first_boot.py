@@ -1,5 +1,7 @@
 """First-boot files: none and a wrong one are said where they can be read, and change nothing; a right one counts at the next start."""
 
+from edge import FAILED
+
 nodes = {
     "empty": {"boot": "disk", "memory": 1024},
     "wrong": {"boot": "disk", "memory": 1024, "esp": {"first-boot.yaml": "role: server\nconfig:\n  disble: traefik\n"}},
@@ -12,7 +14,7 @@ with subtest("without a file a machine waits for one"):
     empty.wait_for_unit("multi-user.target")
     t.assertIn("There is no first-boot.yaml, so nothing runs", empty.succeed(STATUS))
     t.assertEqual(empty.succeed(RUNNING), "")
-    t.assertEqual(empty.succeed("systemctl --failed --no-legend --plain"), "")
+    t.assertEqual(empty.succeed(FAILED), "")
     empty.shutdown()
 
 with subtest("a wrong file is named by its line on the console and on the ESP"):
@@ -21,7 +23,7 @@ with subtest("a wrong file is named by its line on the console and on the ESP"):
     t.assertIn(sentence, wrong.succeed(STATUS))
     t.assertIn(sentence, wrong.get_console_log())
     t.assertEqual(wrong.succeed(RUNNING), "")
-    t.assertIn("k3s-os-configure.service", wrong.succeed("systemctl --failed --no-legend --plain"))
+    t.assertIn("k3s-os-configure.service", wrong.succeed(FAILED))
 
 with subtest("corrected, it counts, and its secrets are nowhere on the ESP"):
     wrong.succeed("printf 'role: agent\nhostname: kiosk-8\nconfig:\n  server: https://192.168.1.1:6443\n  token: first-boot-secret\n' > /efi/first-boot.yaml; sync")

@@ -1,33 +1,22 @@
 """The power goes at random moments of an update, while the cluster is written to: what ran starts again, or what replaced it, and every
 write that was answered is there."""
 
-nodes = {"machine": {"boot": "disk", "updates": ["2"], "trial": "--hold=1s", "esp": {"first-boot.yaml": """
-hostname: kiosk-7
-role: server
-network:
-- match: {mac: "52:54:00:12:01:01"}
-  addresses: [192.168.1.1/24]
-  gateways: [192.168.1.254]
-config:
-  node-ip: 192.168.1.1
-  disable: [coredns, local-storage, metrics-server, traefik]
-"""}}}
+from edge import SET, Edge
 
-import json
+nodes = {"kiosk": {"boot": "disk", "updates": ["2"], "trial": "--hold=1s",
+                   "first_boot": {"config": {"disable": ["coredns", "local-storage", "metrics-server", "traefik"]}}}}
+
 import os
 import random
 import threading
 import time
 
-SET = "/dev/disk/by-id/virtio-k3s_2.update"
-CUTS, CUTS_WITH_WRITES = 10, 3
+SET = SET.format(2)
+edge = Edge(machine)
+CUTS, CUTS_WITH_WRITES = int(os.environ.get("CUTS", 17)), 3
 # Longer than an update takes here.
 LATEST = 75
 SEED = int(os.environ.get("SEED", time.time()))
-
-
-def status():
-    return json.loads(machine.succeed("k3s os status -o json"))
 
 
 def write_until_it_ends(answered):
@@ -54,14 +43,15 @@ def start_again():
     """Whatever runs is whole. The next update needs version 1: 2 is taken away where it came to its end."""
     machine.start()
     machine.connect()
-    versions.append(status()["version"])
-    t.assertEqual(status()["root"], "verified")
-    if status()["version"] == "2":
+    status = edge.status()
+    versions.append(status["version"])
+    t.assertEqual(status["root"], "verified")
+    if status["version"] == "2":
         machine.succeed("rm /efi/EFI/Linux/k3s_2*; sync")
         machine.crash()
         machine.start()
         machine.connect()
-        t.assertEqual(status()["version"], "1")
+        t.assertEqual(edge.version(), "1")
 
 
 def require_writes():
@@ -97,9 +87,7 @@ with subtest("cuts at any moment"):
 with subtest("an update after all of them"):
     machine.wait_for_unit("k3s.service")
     machine.succeed(f"k3s os update {SET}")
-    boot = machine.boot_id()
-    machine.succeed("systemctl reboot --no-block")
-    machine.wait_for_restart(boot)
+    edge.restarted()
     machine.wait_until_succeeds("test -e /efi/EFI/Linux/k3s_2.efi")
-    t.assertEqual(status()["version"], "2")
+    t.assertEqual(edge.version(), "2")
     require_writes()

@@ -1,72 +1,62 @@
 """Versions that are no good: the machine comes back by itself on the one of before, with its cluster as it was."""
 
-nodes = {"machine": {"boot": "disk", "updates": ["2", "3"], "trial": "--hold=5s --within=2m", "esp": {"first-boot.yaml": """
-hostname: kiosk-7
-role: server
-network:
-- match: {mac: "52:54:00:12:01:01"}
-  addresses: [192.168.1.1/24]
-  gateways: [192.168.1.254]
-config:
-  node-ip: 192.168.1.1
-  disable: [coredns, local-storage, metrics-server, traefik]
-"""}}}
+from edge import SET, Edge
 
-import json
+nodes = {"kiosk": {"boot": "disk", "updates": ["2", "3", "4"], "trial": "--hold=5s --within=2m",
+                   "first_boot": {"config": {"disable": ["coredns", "local-storage", "metrics-server", "traefik"]}}}}
 
-SETS = "/dev/disk/by-id/virtio-k3s_{}.update"
-IS_READY = "kubectl wait --for=condition=Ready node/kiosk-7 --timeout=30s"
-SAME = "cat /etc/machine-id /etc/rancher/node/password; sha256sum /var/lib/rancher/k3s/server/tls/*.crt; " \
-       "kubectl get node kiosk-7 -o jsonpath='{.metadata.uid}'; kubectl get configmap kept -o jsonpath='{.metadata.uid}'"
-
-
-def status():
-    return json.loads(machine.succeed("k3s os status -o json"))
+edge = Edge(machine)
 
 
 def comes_back(version):
     """The machine restarts, tries `version`, and is on 1 again."""
-    boot = machine.boot_id()
-    machine.succeed("sync; systemctl reboot --no-block")
-    while True:
-        machine.wait_for_restart(boot)
-        if status()["version"] == "1":
-            break
-        log(machine.succeed("k3s os status"))
-        boot = machine.boot_id()
-    bad = status()["slots"][1]
+    edge.restarted()
+    edge.wait_until_on("1")
+    bad = edge.status()["slots"][1]
     t.assertEqual((bad["version"], bad["state"]), (version, "bad"))
-    machine.wait_until_succeeds(IS_READY)
-    t.assertEqual(machine.succeed(SAME), before)
+    edge.wait_until_ready()
+    t.assertEqual((edge.identity(), edge.objects()), before)
 
 
 start_all()
 machine.wait_for_unit("k3s.service")
-machine.wait_until_succeeds(IS_READY)
-machine.succeed("kubectl create configmap kept --from-literal=a=1")
-before = machine.succeed(SAME)
+edge.wait_until_ready()
+edge.keep("kept", 1)
+before = edge.identity(), edge.objects()
 
 with subtest("a version whose k3s never gets ready is given up, with its reason"):
-    machine.succeed(f"k3s os update {SETS.format(3)} 2>&1")
+    machine.succeed(f"k3s os update {SET.format(3)} 2>&1")
     comes_back("3")
-    t.assertEqual(status()["last_trial"]["version"], "3")
-    t.assertIn("k3s does not run", status()["last_trial"]["failure"])
+    t.assertEqual(edge.status()["last_trial"]["version"], "3")
+    t.assertIn("k3s does not run", edge.status()["last_trial"]["failure"])
     log(machine.succeed("k3s os status"))
 
+with subtest("a version that has written the datastore in another form goes with what it wrote"):
+    machine.succeed(f"k3s os update {SET.format(4)} 2>&1")
+    # Acknowledged after the snapshot: version 1 cannot read it any more.
+    edge.keep("lost", 1)
+    comes_back("4")
+    message = machine.wait_until_succeeds(
+        "kubectl get events --field-selector reason=SystemReturned -o jsonpath='{.items[*].message}' | grep 'of before the update'")
+    t.assertIn("4 was given up (", message)
+    journal = machine.succeed("journalctl -b -o cat -u k3s.service | grep -c '4 was given up (.* of before the update, from '")
+    t.assertEqual(journal.strip(), "1")
+
 with subtest("a kernel that ends in a panic is tried three times"):
-    machine.succeed(f"k3s os update --no-snapshot {SETS.format(2)} 2>&1")
+    machine.succeed(f"k3s os update --no-snapshot {SET.format(2)} 2>&1")
     # In the command line of the kernel image, at the same length.
     machine.succeed("sed -i 's/quiet rd.shell=0/rdinit=\\/nothing  /' /efi/EFI/Linux/k3s_2+3.efi")
     comes_back("2")
-    t.assertEqual(status()["slots"][1]["tries_done"], 3)
+    t.assertEqual(edge.status()["slots"][1]["tries_done"], 3)
+    t.assertEqual(edge.status()["last_trial"], {"version": "2", "failure": "it did not come up"})
 
 with subtest("a root with a changed block is refused by dm-verity"):
-    machine.succeed(f"k3s os update --no-snapshot {SETS.format(2)} 2>&1")
+    machine.succeed(f"k3s os update --no-snapshot {SET.format(2)} 2>&1")
     machine.succeed("printf x | dd of=/dev/disk/by-partlabel/root-b bs=1 seek=3000 conv=notrunc,fsync 2>&1")
     comes_back("2")
 
 with subtest("a good version whose root has decayed makes room for the other one"):
-    machine.succeed(f"k3s os update --no-snapshot {SETS.format(2)} 2>&1")
+    machine.succeed(f"k3s os update --no-snapshot {SET.format(2)} 2>&1")
     # As if it had shown that it is good.
     machine.succeed("mv /efi/EFI/Linux/k3s_2+3.efi /efi/EFI/Linux/k3s_2.efi")
     machine.succeed("printf x | dd of=/dev/disk/by-partlabel/root-b bs=1 seek=3000 conv=notrunc,fsync 2>&1")

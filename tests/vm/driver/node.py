@@ -44,6 +44,8 @@ class Node:
     boot: str = "kernel"
     # Of an edge machine: files of its ESP by name, put there before it is first powered on.
     esp: dict = dataclasses.field(default_factory=dict)
+    # Its first-boot file, with the machine's name and address unless it says another.
+    first_boot: dict | None = None
     # The versions that it may be updated to.
     updates: list = dataclasses.field(default_factory=list)
     # How a new version is judged: flags of `k3s os good`.
@@ -54,7 +56,18 @@ class Node:
         known = {field.name for field in dataclasses.fields(cls)} - {"name", "number"}
         if unknown := set(given) - known:
             raise UnknownSetting(f"{name}: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
-        return cls(name=name, number=number, **given)
+        node = cls(name=name, number=number, **given)
+        if node.first_boot is not None:
+            node.esp = {**node.esp, "first-boot.yaml": node.first_boot_file()}
+        return node
+
+    def first_boot_file(self):
+        network = [{"match": {"mac": self.mac}, "addresses": [f"{self.address}/24"], "gateways": ["192.168.1.254"]}]
+        given = {"hostname": self.name, "role": "server", "network": network, **self.first_boot}
+        config = {"node-ip": self.address, **given.pop("config", {})}
+        lines = [f"{key}: {json.dumps(value)}" for key, value in given.items()]
+        lines += ["config:", *(f"  {key}: {json.dumps(value)}" for key, value in config.items())]
+        return "\n".join(lines) + "\n"
 
     @property
     def address(self):
