@@ -17,7 +17,7 @@ use k3s_files::{FileError, PRIVATE};
 
 use crate::{
     Assessment, BootEntry, Esp, FirstBoot, NotAVersion, SlotsError, TRIES, Version, Writer, Wrong,
-    config_section::ConfigSection, last_update::Stage, network::Interface, outcome::Outcome,
+    config_section::ConfigSection, data_fault::DataFault, last_update::Stage, network::Interface, outcome::Outcome,
 };
 
 /// What IMAGE_ID of os-release(5) is in our images.
@@ -97,7 +97,7 @@ impl Machine {
         self.require_edge_image()?;
         let fault = self.take_data_fault()?;
         let configured = self.take(environment);
-        let fault = fault.map(|fault| fault.sentence());
+        let fault = fault.map(DataFault::sentence);
         let said = match &configured {
             Ok(Configured::Settled(_)) => fault.map(str::to_owned),
             Ok(configured) => {
@@ -243,9 +243,9 @@ impl Machine {
         self.check(&wanted, role, environment)?;
         self.write(&wanted)?;
         if wanted.keep_identity {
-            self.keep_identity(&bytes)?
+            self.keep_identity(&bytes)?;
         } else {
-            self.esp.erase_identity()?
+            self.esp.erase_identity()?;
         }
         self.esp.erase_first_boot()?;
         Ok(Configured::Taken(wanted.role, self.hostname()?))
