@@ -155,7 +155,7 @@ mod tests {
         let columns = [Store::K3s, Store::Etcd].map(|store| (store, store.name().to_owned())).to_vec();
         let mut results = Results { machine: "1 processor".into(), columns, trials: BTreeMap::new() };
         for (store, seconds) in [(Store::K3s, 1.0), (Store::K3s, 9.0), (Store::K3s, 2.0), (Store::Etcd, 4.0)] {
-            let outcome = Outcome { operations: 400.0, writes: 400.0, seconds, p50_ms: 1.0, p99_ms: 3.0 };
+            let outcome = Outcome { operations: 400.0, writes: 400.0, seconds, p50_ms: 1.0, p99_ms: 3.0, refused: 0.0 };
             let phases = vec![("create", Measured { outcome, written: 800_000.0 })];
             results.add(store, Trial { phases, memory: 10.0, server_cpu: 1.0, client_cpu: 2.0, written: 1_200_000.0 });
         }
