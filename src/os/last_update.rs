@@ -190,6 +190,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::BootEntry;
 
     const SNAPSHOT: &str = "/var/snapshots/before-update-kiosk-7-1";
 
@@ -304,7 +305,7 @@ mod tests {
                          before the update, without what was written since"
                     )
                 );
-                let names: Vec<_> = machine.esp().entries().unwrap().iter().map(|entry| entry.file_name()).collect();
+                let names: Vec<_> = machine.esp().entries().unwrap().iter().map(BootEntry::file_name).collect();
                 assert!(names.contains(&"k3s_2.efi".to_owned()), "nothing has changed: {names:?}");
             }
         }
