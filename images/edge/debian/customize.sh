@@ -9,9 +9,10 @@ module=$root/usr/lib/dracut/modules.d/50edge-data
 mkdir -p "$module"
 cp "$here/debian/module-setup.sh" "$here"/initrd/* "$module/"
 chmod 755 "$module/module-setup.sh"
+# FAT cannot be mounted without its code page, which nothing names as needed.
 chroot "$root" dracut --quiet --force --no-hostonly --no-hostonly-cmdline --reproducible --zstd --kver "$kernel" \
     --modules "systemd systemd-initrd systemd-udevd systemd-journald systemd-modules-load systemd-veritysetup dm kernel-modules fs-lib udev-rules base shutdown edge-data" \
-    --drivers "virtio_blk virtio_scsi virtio_pci nvme ahci sd_mod usb_storage uas mmc_block sdhci_pci sdhci_acpi xhci_pci erofs ext4 vfat dm_verity loop" \
+    --drivers "virtio_blk virtio_scsi virtio_pci nvme ahci sd_mod usb_storage uas mmc_block sdhci_pci sdhci_acpi xhci_pci erofs ext4 vfat nls_cp437 nls_ascii dm_verity loop" \
     --filesystems "erofs ext4 vfat" /boot/initrd 2> "$root/boot/dracut.log" || { cat "$root/boot/dracut.log" >&2; exit 1; }
 mv "$root/boot/vmlinuz-$kernel" "$root/boot/linux"
 find "$root/boot" -mindepth 1 ! -name linux ! -name initrd -delete
