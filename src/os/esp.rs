@@ -133,11 +133,7 @@ impl Esp {
     /// # Errors
     /// The partition is not writable.
     pub(crate) fn clear_data_fault(&self) -> Result<(), FileError> {
-        let path = self.0.join(DATA_FAULT);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        k3s_files::remove(&self.0.join(DATA_FAULT)).map(|_| ())
     }
 
     /// A file of the machine's identity, if it is kept here.
