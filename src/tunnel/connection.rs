@@ -7,9 +7,7 @@
 //!   └───────────an Error of either side, or a sweep──────────┘
 //! ```
 
-use std::collections::VecDeque;
-
-use crate::message::Ending;
+use crate::{message::Ending, unread::Unread};
 
 /// Above this many unread bytes the peer is asked to pause.
 pub(crate) const PAUSE_ABOVE: usize = 2 << 20;
@@ -24,7 +22,7 @@ pub(crate) const WRITE_AHEAD: usize = 64 << 10;
 /// A connection as one side sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
-    unread: VecDeque<u8>,
+    unread: Unread,
     /// Nothing comes any more.
     incoming: Option<Ending>,
     /// Nothing may be written any more.
@@ -107,17 +105,14 @@ impl Connection {
         Received::Kept
     }
 
-    /// The next bytes to read; none if all were.
+    /// The next bytes to read, as far as they lie side by side; none if all were.
     pub(crate) fn unread(&self) -> &[u8] {
-        self.unread.as_slices().0
+        self.unread.next()
     }
 
     /// `count` of these bytes were read. Returns whether the peer has to be told to resume.
     pub(crate) fn consume(&mut self, count: usize) -> bool {
-        self.unread.drain(..count);
-        if self.unread.is_empty() && self.unread.capacity() > RESUME_BELOW {
-            self.unread = VecDeque::new();
-        }
+        self.unread.consume(count);
         let resumes = self.reading == Flow::Paused && self.unread.len() < RESUME_BELOW;
         if resumes {
             self.reading = Flow::Running;
@@ -175,17 +170,5 @@ mod tests {
         let mut connection = Connection::default();
         let taken = (0..).take_while(|_| connection.receive(&CHUNK) != Received::Excess).count();
         assert_eq!(taken * CHUNK.len(), 16 << 20);
-    }
-
-    #[test]
-    fn memory_of_a_burst_is_given_back() {
-        let mut connection = Connection::default();
-        for _ in 0..64 {
-            connection.receive(&CHUNK);
-        }
-        while !connection.unread().is_empty() {
-            connection.consume(connection.unread().len());
-        }
-        assert_eq!(connection.unread.capacity(), 0);
     }
 }

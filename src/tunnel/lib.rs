@@ -30,6 +30,7 @@ mod rules;
 mod server;
 mod session;
 mod stream;
+mod unread;
 
 #[cfg(test)]
 mod tests;
