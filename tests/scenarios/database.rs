@@ -37,6 +37,47 @@ fn what_is_wrong_with_mariadb_is_told() {
     what_is_wrong_is_told(Database::MariaDb);
 }
 
+#[test]
+fn a_server_shares_its_table_with_another_kine() {
+    let network = Network::new();
+    let database = Node::boot(&network, "database");
+    let (ours, other) = (Node::boot(&network, "ours"), Node::boot(&network, "other"));
+    let engine = Database::Postgres;
+    engine.install(&database);
+    engine.start(&database);
+    engine.create_database(&database);
+    let servers = [(&ours, engine.endpoint(&database)), (&other, "http://127.0.0.1:2379".to_owned())];
+    step("one server has a kine of its own, another asks one that nobody supervises", || {
+        let kine = "/opt/k3s/libexec/k3s/kine --listen-address=tcp://127.0.0.1:2379 --metrics-bind-address=0";
+        other.background(&format!("exec {kine} --endpoint='{}'", engine.endpoint(&database)));
+        other.wait_for_open_port(2379, PATIENCE);
+        for (server, endpoint) in &servers {
+            server.write("/etc/rancher/k3s/config.yaml", &format!("datastore-endpoint: {endpoint}\ntoken: s3cret\n"));
+            server.start_k3s("--disable-agent");
+            server.wait_until_succeeds("k3s kubectl get namespace default", PATIENCE);
+        }
+        assert!(ours.components().contains_key("kine") && !other.components().contains_key("kine"));
+    });
+    step("watchers of both see all that either writes, in one order", || {
+        const WRITES: usize = 20;
+        for (server, _) in &servers {
+            let seen = "-o jsonpath='{.metadata.name} {.metadata.resourceVersion}{\"\\n\"}'";
+            server.background_into(&format!("exec k3s kubectl get configmaps --watch {seen}"), "/tmp/seen");
+            server.wait_until_succeeds("grep kube-root-ca.crt /tmp/seen", PATIENCE);
+        }
+        for number in 0..WRITES {
+            let (server, _) = &servers[number % servers.len()];
+            server.kubectl(&format!("create configmap written-{number}"));
+        }
+        let seen = servers.each_ref().map(|(server, _)| {
+            let all = format!("test $(grep -c written /tmp/seen) -eq {WRITES}");
+            server.wait_until_succeeds(&all, PATIENCE);
+            server.succeed("grep written /tmp/seen")
+        });
+        assert_eq!(seen[0], seen[1]);
+    });
+}
+
 /// Writes one ConfigMap after another through this server, and notes those that the API has acknowledged.
 fn start_writer(server: &Node) {
     server.write(
