@@ -109,6 +109,7 @@ pub fn etcd(config: &EmbeddedEtcd, member: &EtcdMember, paths: &Paths, found: &C
                 interval: Duration::from_secs(20),
                 timeout: Duration::from_secs(15),
                 failures: 6,
+                start: None,
             }),
             cpu_weight: 200,
             oom_score_adj: Some(-500),

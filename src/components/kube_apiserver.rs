@@ -24,6 +24,11 @@ const CIPHER_SUITES: &str = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_E
 TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,\
 TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256";
 
+/// As the startup probe of kubeadm's static pod has it. Servers of one SQL database can need it when they start at once: kine's lists pass over
+/// a row that is committed after one with a higher id (<https://github.com/k3s-io/kine/issues/676>), and kube-apiserver waits for ever for
+/// an APIService of its own that it has missed.
+const START: Duration = Duration::from_secs(240);
+
 /// Off everywhere: it would have kube-apiserver tell the front to go after each 401, and with it everybody else on the same connection;
 /// the front does the same to the one client whose request it was.
 const DOS_MITIGATION_OFF: &str = "UnauthenticatedHTTP2DOSMitigation=false";
@@ -133,6 +138,7 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
                 interval: Duration::from_secs(20),
                 timeout: Duration::from_secs(15),
                 failures: 6,
+                start: Some(START),
             }),
             stop: Stop { timeout: Duration::from_secs(20), ..Stop::default() },
             cpu_weight: 200,

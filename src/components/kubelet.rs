@@ -54,6 +54,7 @@ pub fn kubelet(node: &Node, paths: &Paths, found: &Components, user: &UserConfig
                 interval: Duration::from_secs(20),
                 timeout: Duration::from_secs(10),
                 failures: 6,
+                start: None,
             }),
             stop: Stop { timeout: Duration::from_secs(10), ..Stop::default() },
             oom_score_adj: Some(-999),

@@ -73,7 +73,7 @@ pub enum Probe {
     },
 }
 
-/// When a ready child counts as stuck.
+/// When a child counts as stuck.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Liveness {
     /// What is asked.
@@ -82,8 +82,11 @@ pub struct Liveness {
     pub interval: Duration,
     /// How long one answer may take.
     pub timeout: Duration,
-    /// So many failures in a row mean stuck: the child is stopped and started anew.
+    /// So many failures in a row of a ready child mean stuck: it is stopped and started anew.
     pub failures: u32,
+    /// For how long a child that is not ready yet may answer no before it is stuck; twice as long after each such restart in a row, for
+    /// machines that need it. `None`: for ever.
+    pub start: Option<Duration>,
 }
 
 /// The end of a child's life.

@@ -20,7 +20,7 @@ use crate::{
     backoff::Backoff,
     cgroup::Cgroups,
     log::{Follower, Output, Target},
-    probe::Prober,
+    probe::{ProbeError, Prober},
     program::{Liveness, Program},
     spawn::{Exit, Process, SpawnRequest, Spawner},
     state::{Action, Event, State},
@@ -30,6 +30,8 @@ use crate::{
 
 /// A readiness probe may be slow where it depends on what starts as well.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a stuck start doubles what the next one may take.
+const DOUBLINGS: u32 = 4;
 
 /// What all children share.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(crate) struct Runner {
     ready_since: Option<Instant>,
     /// How long the last process was ready.
     healthy: Duration,
+    /// Starts in a row that were given up.
+    stuck_starts: u32,
 }
 
 struct Child {
@@ -84,6 +88,7 @@ impl Runner {
             child: None,
             ready_since: None,
             healthy: Duration::ZERO,
+            stuck_starts: 0,
         }
     }
 
@@ -134,6 +139,9 @@ impl Runner {
     /// The state after `event`, once what it asks for is done.
     async fn step(&mut self, state: State, event: Event, awaited: &mut Awaited, output: &Output) -> State {
         let (next, action) = state.on(event);
+        if (state, event) == (State::Starting, Event::Stuck) {
+            self.stuck_starts += 1;
+        }
         if next != state {
             self.context.store.set_state(&self.program.name, next);
         }
@@ -184,12 +192,19 @@ impl Runner {
         })?;
         info!(component = program.name, pid = process.pid(), "Started the component.");
         self.child = Some(Child { process, follower });
-        Ok(Box::pin(async move { until_answered(&program, &store).await }))
+        let patience = 1 << self.stuck_starts.min(DOUBLINGS);
+        Ok(Box::pin(async move {
+            select! {
+                event = until_answered(&program, &store) => event,
+                event = until_start_stuck(&program, patience) => event,
+            }
+        }))
     }
 
     /// It is ready: from here on it counts as healthy, and is asked whether it still lives.
     fn on_ready(&mut self) -> Awaited {
         self.ready_since = Some(Instant::now());
+        self.stuck_starts = 0;
         info!(component = self.program.name, "The component is ready.");
         let program = self.program.clone();
         Box::pin(async move {
@@ -285,8 +300,7 @@ fn after(pause: Duration, event: Event) -> Awaited {
     })
 }
 
-/// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long. There is no deadline: a child that
-/// lives and does not answer is waited for until it ends or is stopped.
+/// Asks often, since nothing else keeps a start from going on; less so where it takes unusually long.
 async fn until_answered(program: &Program, store: &StatusStore) -> Event {
     let began = Instant::now();
     let mut prober = Prober::new(&program.readiness);
@@ -312,16 +326,41 @@ async fn until_answered(program: &Program, store: &StatusStore) -> Event {
     }
 }
 
+/// A child that lives and does not answer at all is waited for: it may read its data. One that has answered no for all the time that its
+/// start may take, `patience` times, has forgotten something that it waits for.
+async fn until_start_stuck(program: &Program, patience: u32) -> Event {
+    let Some((liveness, limit)) = program.liveness.as_ref().and_then(|liveness| Some((liveness, liveness.start?)))
+    else {
+        return pending().await;
+    };
+    let limit = limit * patience;
+    let mut refusing: Option<Instant> = None;
+    loop {
+        sleep(liveness.interval).await;
+        match ask(liveness).await {
+            Err(error @ ProbeError::No { .. }) => {
+                if refusing.get_or_insert_with(Instant::now).elapsed() >= limit {
+                    warn!(component = program.name, %error, ?limit, "The component does not get ready and is restarted.");
+                    return Event::Stuck;
+                }
+            }
+            _ => refusing = None,
+        }
+    }
+}
+
+async fn ask(liveness: &Liveness) -> Result<(), ProbeError> {
+    match Prober::new(&liveness.probe)? {
+        Some(prober) => prober.ask(liveness.timeout).await,
+        None => Ok(()),
+    }
+}
+
 async fn until_stuck(name: &str, liveness: &Liveness) -> Event {
     let mut failures = 0;
     while failures < liveness.failures {
         sleep(liveness.interval).await;
-        let asked = match Prober::new(&liveness.probe) {
-            Ok(None) => return pending().await,
-            Ok(Some(prober)) => prober.ask(liveness.timeout).await,
-            Err(error) => Err(error),
-        };
-        match asked {
+        match ask(liveness).await {
             Ok(()) => failures = 0,
             Err(error) => {
                 failures += 1;

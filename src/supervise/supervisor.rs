@@ -390,14 +390,14 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use nix::{
         sys::{signal, stat::Mode},
         unistd::{Pid, mkfifo},
     };
     use tokio::{
-        io::{AsyncBufReadExt, BufReader},
+        io::{AsyncBufReadExt, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
         net::{TcpListener, unix::pipe},
     };
 
@@ -588,11 +588,45 @@ mod tests {
             interval: Duration::from_millis(1),
             timeout: Duration::from_secs(1),
             failures: 3,
+            start: None,
         });
         supervisor.start([stuck]).unwrap();
         let again = supervisor.until("stuck", |component| component.restarts == 2).await;
         assert_eq!(again.last_exit.unwrap().how, ExitKind::Signal("SIGTERM".into()));
         supervisor.stop().await;
+    }
+
+    /// Answers no to whatever is asked.
+    async fn refuse_all(listener: TcpListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_never_gets_ready_is_restarted_after_ever_longer() {
+        let (supervisor, ledger) = (Supervisor::example(), Ledger::open());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let probe = Probe::Http { address: listener.local_addr().unwrap(), path: "/livez".into() };
+        let refusing = tokio::spawn(refuse_all(listener));
+        let mut forgetful = ledger.program("kube-apiserver", &[], "exec sleep 1000");
+        forgetful.readiness = probe.clone();
+        forgetful.liveness = Some(Liveness {
+            probe,
+            interval: Duration::from_millis(1),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+            start: Some(Duration::from_millis(10)),
+        });
+        let began = Instant::now();
+        supervisor.start([forgetful]).unwrap();
+        let again = supervisor.until("kube-apiserver", |component| component.restarts == 3).await;
+        assert_eq!(again.last_exit.unwrap().how, ExitKind::Signal("SIGTERM".into()));
+        assert!(began.elapsed() >= Duration::from_millis(10 + 20 + 40));
+        supervisor.stop().await;
+        refusing.abort();
     }
 
     #[tokio::test]
