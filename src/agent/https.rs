@@ -103,7 +103,7 @@ mod tests {
         let balancer = Balancer::new(Options {
             name: "test".into(),
             url: format!("https://{}", listener.local_addr().unwrap()),
-            default: Address::new("127.0.0.1", listener.local_addr().unwrap().port()),
+            default: Some(Address::new("127.0.0.1", listener.local_addr().unwrap().port())),
             state_file: dir.path().join("balancer.json"),
         })
         .unwrap();

@@ -102,7 +102,7 @@ impl Agent {
         let balancer = Balancer::new(BalancerOptions {
             name: BALANCER.to_owned(),
             url: config.server.to_string(),
-            default: Address::new(&config.server.host, config.server.port),
+            default: Some(Address::new(&config.server.host, config.server.port)),
             state_file: paths.agent_etc(&format!("{BALANCER}.json")),
         })?;
         let membership = Membership::new(NodeRegistration {

@@ -141,7 +141,7 @@ impl TestServer {
         let balancer = Balancer::new(Options {
             name: "test".into(),
             url: format!("https://{}", self.address),
-            default: Address::from(self.address),
+            default: Some(Address::from(self.address)),
             state_file: self.disk.path().join("balancer.json"),
         });
         NodeRegistration {

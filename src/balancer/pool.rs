@@ -14,8 +14,9 @@ use crate::{
 /// A fail-over list: clients stick to one server as long as it is well.
 #[derive(Debug)]
 pub struct Pool {
-    /// The registration address: never forgotten, as servers may come and go while the node is off.
-    default: Address,
+    /// The registration address: never forgotten, as servers may come and go while the node is off. `None` for a node that learns of
+    /// servers by another way.
+    default: Option<Address>,
     /// By falling preference.
     servers: Vec<Server>,
 }
@@ -48,10 +49,10 @@ impl Connection {
 }
 
 impl Pool {
-    /// A pool with a registration address and the servers known from earlier.
-    pub fn new(default: Address, known: BTreeSet<Address>, now: Instant) -> Self {
-        let standby = Server::new(default.clone(), State::Standby, now);
-        let mut pool = Self { default, servers: vec![standby] };
+    /// A pool with a registration address, where there is one, and the servers known from earlier.
+    pub fn new(default: Option<Address>, known: BTreeSet<Address>, now: Instant) -> Self {
+        let standby = default.iter().map(|default| Server::new(default.clone(), State::Standby, now));
+        let mut pool = Self { servers: standby.collect(), default };
         pool.set_servers(known, now);
         pool
     }
@@ -71,7 +72,7 @@ impl Pool {
                 }
             }
         }
-        self.servers.retain(|server| server.state != State::Standby || server.address == self.default);
+        self.servers.retain(|server| server.state != State::Standby || self.default.as_ref() == Some(&server.address));
         for address in listed {
             if self.find(&address).is_none() {
                 self.servers.push(Server::new(address, State::Unchecked, now));
@@ -224,7 +225,7 @@ mod tests {
     }
 
     fn pool(names: &[&str], now: Instant) -> Pool {
-        Pool::new(address("fixed"), listed(names), now)
+        Pool::new(Some(address("fixed")), listed(names), now)
     }
 
     fn states(pool: &mut Pool, now: Instant) -> Vec<(String, State)> {
@@ -247,6 +248,17 @@ mod tests {
         assert_eq!(pool.listed(), listed(&["a", "b"]));
         pool.set_servers(listed(&["fixed", "b"]), now);
         assert_eq!(state(&mut pool, "fixed", now), State::Unchecked);
+    }
+
+    #[test]
+    fn without_a_registration_address_only_listed_servers_are_dialled() {
+        let now = Instant::now();
+        let mut pool = Pool::new(None, BTreeSet::new(), now);
+        assert_eq!(pool.candidates(now), []);
+        pool.set_servers(listed(&["a", "b"]), now);
+        assert_eq!(pool.candidates(now), [address("a"), address("b")]);
+        pool.set_servers(listed(&["b"]), now);
+        assert_eq!(pool.candidates(now), [address("b")]);
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub struct Options {
     pub name: String,
     /// The URL that the node registers at, under which the servers it learns are remembered.
     pub url: String,
-    /// The same as an address.
-    pub default: Address,
+    /// The same as an address, where clients go while no server is listed or can be dialled; nowhere if `None`.
+    pub default: Option<Address>,
     /// Where they are remembered: `<data>/agent/etc/<name>.json`.
     pub state_file: PathBuf,
 }
@@ -77,7 +77,7 @@ impl Balancer {
         let state_file = StateFile::new(options.state_file, options.url);
         let known = state_file.load()?;
         state_file.store(&known)?;
-        let servers = if known.is_empty() { BTreeSet::from([options.default.clone()]) } else { known.clone() };
+        let servers = if known.is_empty() { options.default.iter().cloned().collect() } else { known.clone() };
         Ok(Self {
             name: options.name.into(),
             pool: Arc::new(Mutex::new(Pool::new(options.default, known, Instant::now()))),
@@ -271,7 +271,7 @@ mod tests {
         Options {
             name: "k3s-agent-load-balancer".into(),
             url: format!("https://{default}"),
-            default: default.into(),
+            default: Some(default.into()),
             state_file: folder.path().join("state.json"),
         }
     }

@@ -52,7 +52,7 @@ impl OtherMembers {
         let balancer = Balancer::new(Options {
             name: BALANCER.to_owned(),
             url: url.to_string(),
-            default: Address::new(&url.host, CLIENT_PORT),
+            default: Some(Address::new(&url.host, CLIENT_PORT)),
             state_file: paths.agent_etc(&format!("{BALANCER}.json")),
         })?;
         if has_joined(paths, &balancer) {
