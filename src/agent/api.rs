@@ -83,7 +83,7 @@ pub(crate) async fn view_of_node(
 }
 
 /// Waits until the API is ready for the holder of a kubeconfig; `gate` tells what is missing.
-pub(crate) async fn until_ready(kubeconfig: &Path, gate: &Gate) {
+pub async fn until_api_ready(kubeconfig: &Path, gate: &Gate) {
     let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
         // Made anew each time: its certificate may have been replaced meanwhile.

@@ -36,7 +36,7 @@ mod testing;
 mod trust;
 mod tunnels;
 
-pub use api::{Renewed, client, lasting_client};
+pub use api::{Renewed, client, lasting_client, until_api_ready};
 pub use cluster_config::UnusableConfig;
 pub use error::Error;
 pub use identity::{ETC, node_name};

@@ -309,7 +309,7 @@ impl Agent {
 
     /// Opens what waits for kube-apiserver once it answers through the load balancer.
     async fn open_api(&self, gate: &Gate, view: &ClusterView) {
-        api::until_ready(&self.paths.kubelet_kubeconfig(), gate).await;
+        api::until_api_ready(&self.paths.kubelet_kubeconfig(), gate).await;
         info!("The Kubernetes API answers.");
         gate.open();
         view.begin();

@@ -49,7 +49,7 @@ pub(crate) const LOST: usize = 256;
 pub(crate) struct Tunnels {
     /// Where servers are, as they change.
     pub(crate) servers: watch::Receiver<BTreeSet<Address>>,
-    /// Told how each of them does; a server's own node has none.
+    /// Told how each of them does; the node of a server that runs kube-apiserver has none.
     pub(crate) balancer: Option<Balancer>,
     /// What servers may reach.
     pub(crate) rules: watch::Receiver<Rules>,
@@ -76,19 +76,32 @@ enum Broken {
     Connect(#[from] ConnectError),
 }
 
-/// Holds tunnels from a server's own node to the other servers, which reach its kubelet and pods by them; for as long as it is polled.
-pub async fn run_tunnels(servers: watch::Receiver<BTreeSet<Address>>, node: &Reachable, supervisor: &Supervisor) {
+/// Holds tunnels from a server's own node to the other servers, which reach its kubelet and pods by them; for as long as it is polled. A
+/// `balancer` in front of these servers is told how they do.
+pub async fn run_tunnels(
+    servers: watch::Receiver<BTreeSet<Address>>,
+    balancer: Option<Balancer>,
+    node: &Reachable,
+    supervisor: &Supervisor,
+) {
     let rules = reach::kubelet_alone(node.kubelet);
     let tunnels = Tunnels {
         servers,
-        balancer: None,
+        balancer,
         rules: rules.subscribe(),
         lost: broadcast::Sender::new(LOST),
         supervisor: supervisor.clone(),
         dir: node.paths.agent(),
     };
     let follow = async {
-        let Err(error) = network::follow_lost_addresses(|address| drop(tunnels.lost.send(address))).await;
+        let lost = network::follow_lost_addresses(|address| {
+            if let Some(balancer) = &tunnels.balancer {
+                balancer.lost_address(address);
+            }
+            // Without a tunnel nobody hears.
+            let _ = tunnels.lost.send(address);
+        });
+        let Err(error) = lost.await;
         warn!(
             error = chain(&error),
             "The host's addresses cannot be followed: after a change tunnels may hang for a minute."

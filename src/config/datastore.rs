@@ -232,6 +232,7 @@ impl Datastore {
             )?,
         }
         if !matches!(datastore, Self::EmbeddedEtcd(_)) {
+            embedded_etcd::refuse_idle(values, values.given("datastore-endpoint"))?;
             embedded_etcd::refuse_flags(values)?;
         }
         if !matches!(datastore, Self::Sql(_)) {

@@ -113,6 +113,9 @@ pub(crate) fn of_others(
 ) -> Result<Option<JoinedServer>, Error> {
     let Some(disabled) = values.given("disable-etcd").filter(|given| given.text == "true") else { return Ok(None) };
     let asked = |name| values.given(name).filter(|given: &&Given| given.text != "false");
+    if let Some(other) = asked("disable-apiserver") {
+        return Err(other.invalid("a server runs kube-apiserver or etcd, or both; leave out this or --disable-etcd"));
+    }
     if let Some(other) = ["cluster-init", "datastore-endpoint"].into_iter().find_map(asked) {
         return Err(other
             .invalid("a server with --disable-etcd uses the etcd of the cluster's other servers; keep one of them"));
@@ -128,6 +131,19 @@ pub(crate) fn of_others(
         )));
     }
     JoinedServer::from_values(server, values, environment).map(Some)
+}
+
+/// Refuses a server without kube-apiserver (`--disable-apiserver`) that runs no etcd either; `endpoint` is where else its store is.
+pub(crate) fn refuse_idle(values: &Values, endpoint: Option<&Given>) -> Result<(), Error> {
+    let Some(disabled) = values.given("disable-apiserver").filter(|given| given.text == "true") else { return Ok(()) };
+    Err(match endpoint {
+        Some(endpoint) => endpoint.invalid(
+            "a server with --disable-apiserver is there for the etcd that it runs itself; keep one of them",
+        ),
+        None => disabled.invalid(
+            "it is for a server that runs etcd; give --cluster-init too, or --server=https://HOST:6443 of a server to join",
+        ),
+    })
 }
 
 /// Refuses what only an embedded etcd could heed.
@@ -185,6 +201,43 @@ mod tests {
         let args = ["--data-dir=.", "--disable-etcd", "--server=https://h:6443"];
         let error = member.server(&args).expect_err("it has a member").to_string();
         assert!(error.contains("is a member of its cluster's etcd"), "{error}");
+    }
+
+    #[test]
+    fn a_server_without_kube_apiserver_runs_etcd() {
+        let host = Host::new();
+        let idle = ["--disable-apiserver", "--disable-controller-manager", "--disable-scheduler"];
+        let of = |args: &[&str]| host.server(&[&idle, args].concat());
+        for args in [&["--cluster-init"][..], &["--server=https://10.0.0.1:6443", "--token=pw"]] {
+            let (config, _) = of(args).expect("it is valid");
+            assert!(config.disabled.apiserver && matches!(config.datastore, Datastore::EmbeddedEtcd(_)));
+            assert_eq!((config.https_listen_port, config.apiserver_port()), (6443, 6444));
+        }
+        let (config, _) = of(&["--cluster-init", "--lb-server-port=7444"]).expect("it is valid");
+        assert_eq!(config.apiserver_port(), 7444);
+        for (args, expected) in [
+            (&[][..], "--disable-apiserver: it is for a server that runs etcd; give --cluster-init too, or --server="),
+            (
+                &["--datastore-endpoint=sqlite:///srv/state.db"],
+                "--datastore-endpoint: a server with --disable-apiserver",
+            ),
+            (&["--datastore-endpoint=https://db:2379"], "--datastore-endpoint: a server with --disable-apiserver"),
+            (
+                &["--datastore-endpoint=postgres://k3s@db/k3s"],
+                "--datastore-endpoint: a server with --disable-apiserver",
+            ),
+            (
+                &["--disable-etcd", "--server=https://h:6443"],
+                "--disable-apiserver: a server runs kube-apiserver or etcd",
+            ),
+            (&["--cluster-init", "--lb-server-port=6443"], "--lb-server-port: 6443 is the server's"),
+        ] {
+            let error = of(args).expect_err("it is refused");
+            assert!(error.to_string().starts_with(expected), "{error}");
+            assert_eq!(u8::from(error.exit_code()), 64, "{args:?}");
+        }
+        let member = Host::new().file("server/db/etcd/member/wal/0.wal", "");
+        assert!(member.server(&["--data-dir=.", "--disable-apiserver"]).is_ok(), "who has been a member stays one");
     }
 
     #[test]

@@ -107,6 +107,7 @@ impl ServerConfig {
             data_dir,
             bind_address,
             https_listen_port,
+            balancer_port,
             advertise_address,
             advertise_port,
             tls_sans,
@@ -136,6 +137,7 @@ impl ServerConfig {
         changes.keep("data-dir", &self.data_dir, &data_dir);
         changes.keep("bind-address", &self.bind_address, &bind_address);
         changes.keep("https-listen-port", &self.https_listen_port, &https_listen_port);
+        changes.keep("lb-server-port", &self.balancer_port, &balancer_port);
         changes.keep("advertise-address", &self.advertise_address, &advertise_address);
         changes.keep("advertise-port", &self.advertise_port, &advertise_port);
         changes.keep("tls-san", &self.tls_sans, &tls_sans);
@@ -204,6 +206,7 @@ impl Changes {
             network_policy,
             helm_controller,
             controller_manager,
+            apiserver,
         } = asked;
         self.keep("disable-scheduler", &running.scheduler, &scheduler);
         self.keep("disable-cloud-controller", &running.cloud_controller, &cloud_controller);
@@ -211,6 +214,7 @@ impl Changes {
         self.keep("disable-network-policy", &running.network_policy, &network_policy);
         self.keep("disable-helm-controller", &running.helm_controller, &helm_controller);
         self.keep("disable-controller-manager", &running.controller_manager, &controller_manager);
+        self.keep("disable-apiserver", &running.apiserver, &apiserver);
     }
 
     fn keep_network(&mut self, running: &ClusterNetwork, asked: &ClusterNetwork) {

@@ -27,6 +27,8 @@ pub struct ServerConfig {
     pub bind_address: IpAddr,
     /// The front's port (`--https-listen-port`); kube-apiserver itself listens on loopback, one above.
     pub https_listen_port: u16,
+    /// The port of the load balancer on loopback (`--lb-server-port`), which a server without kube-apiserver has in its place.
+    pub balancer_port: u16,
     /// The address kube-apiserver publishes for itself (`--advertise-address`); the node's address if `None`.
     pub advertise_address: Option<IpAddr>,
     /// The port it publishes (`--advertise-port`).
@@ -79,9 +81,10 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// The port kube-apiserver listens on, on loopback: the one above the front's, as in k3s.
+    /// The port on loopback where kube-apiserver is reached, as in k3s: its own, which is the one above the front's, or that of the load
+    /// balancer in front of other servers'.
     pub fn apiserver_port(&self) -> u16 {
-        self.https_listen_port + 1
+        if self.disabled.apiserver { self.balancer_port } else { self.https_listen_port + 1 }
     }
 
     /// Where the front is reached from this host.
@@ -96,7 +99,8 @@ impl ServerConfig {
 
     /// A NodePort that a Service could take from one of the node's own listeners: k3s lets such ranges pass, and many use them.
     pub(crate) fn node_port_in_use(&self) -> Option<Warning> {
-        let own = [(self.https_listen_port, "the server"), (self.apiserver_port(), "kube-apiserver")];
+        let beside = if self.disabled.apiserver { "the load balancer" } else { "kube-apiserver" };
+        let own = [(self.https_listen_port, "the server"), (self.apiserver_port(), beside)];
         let (port, owner) = own.iter().chain(TAKEN_PORTS).find(|(port, _)| self.network.node_ports.contains(*port))?;
         Some(Warning::NodePortInUse { range: self.network.node_ports, port: *port, owner })
     }
@@ -133,6 +137,7 @@ impl ServerConfig {
         Ok(Self {
             bind_address: values.text("bind-address").parse(address)?.into(),
             https_listen_port,
+            balancer_port: balancer_port(values, https_listen_port)?,
             advertise_address,
             advertise_port: match values.given("advertise-port") {
                 Some(given) => given.parse(port)?,
@@ -158,6 +163,7 @@ impl ServerConfig {
                 network_policy: values.is_on("disable-network-policy"),
                 helm_controller: values.is_on("disable-helm-controller"),
                 controller_manager: values.is_on("disable-controller-manager"),
+                apiserver: values.is_on("disable-apiserver"),
             },
             args,
             node_name: node.name.clone(),
@@ -291,6 +297,8 @@ pub struct DisabledParts {
     pub helm_controller: bool,
     /// `--disable-controller-manager`
     pub controller_manager: bool,
+    /// `--disable-apiserver`
+    pub apiserver: bool,
 }
 
 /// Users' arguments, one set a component, merged over our defaults as k3s does.
@@ -382,9 +390,23 @@ fn listen_port(values: &Values) -> Result<u16, Error> {
     })
 }
 
+/// The load balancer's port, which only a server without kube-apiserver listens on.
+fn balancer_port(values: &Values, front: u16) -> Result<u16, Error> {
+    values.text("lb-server-port").parse(|text| {
+        let port = port(text)?;
+        if !values.is_on("disable-apiserver") {
+            return Ok(port);
+        }
+        let taken = TAKEN_PORTS.iter().copied().chain([(front, "the server")]).find(|(taken, _)| *taken == port);
+        match taken {
+            Some((_, owner)) => Err(format!("{port} is {owner}'s; choose another port")),
+            None => Ok(port),
+        }
+    })
+}
+
 /// Refuses wrong values of flags that change nothing yet.
 fn check_accepted(values: &Values) -> Result<(), Error> {
-    values.text("lb-server-port").parse(port)?;
     values.text("servicelb-priority-class").parse(|text| {
         is_dns_subdomain(text)
             .then_some(())

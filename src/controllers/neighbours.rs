@@ -11,7 +11,8 @@ use kube::ResourceExt as _;
 
 use crate::{ClusterView, Derived};
 
-const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+/// What servers' nodes are labelled with: at least one of them.
+const SERVER_ROLES: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/etcd"];
 
 /// A node, by what others must not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +43,7 @@ impl Neighbour {
     pub fn of(node: &Node) -> Self {
         let status = node.status.as_ref();
         let told = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
-        let is_server = node.labels().contains_key(CONTROL_PLANE);
+        let is_server = SERVER_ROLES.iter().any(|role| node.labels().contains_key(*role));
         let counts = |kind: &str| kind == "InternalIP" || (is_server && kind == "ExternalIP");
         let ips = told.iter().filter(|address| counts(&address.type_));
         let ips = ips.filter_map(|address| address.address.parse::<IpAddr>().ok());

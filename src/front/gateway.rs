@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span};
 
 use super::{
-    Front,
+    Front, KubeApiserver,
     authentication::Authentication,
     body,
     connector::Connector,
@@ -39,7 +39,7 @@ const ANONYMOUS: usize = 256;
 /// Answers requests.
 #[derive(Debug)]
 pub(super) struct Gateway {
-    ready: watch::Receiver<bool>,
+    kube_apiserver: watch::Receiver<KubeApiserver>,
     service: Arc<dyn Service>,
     shutdown: CancellationToken,
     pool: Pool,
@@ -59,12 +59,12 @@ struct Asking<'a> {
 
 impl Gateway {
     pub(super) fn new(front: Front, shutdown: CancellationToken) -> Self {
-        let Front { upstream, unauthenticated, ready, service, metrics, .. } = front;
+        let Front { upstream, unauthenticated, kube_apiserver, service, metrics, .. } = front;
         let [trusted, plain] =
             [upstream.trusted_tls(), upstream.plain_tls()].map(|tls| Connector::new(upstream.address, tls));
         let pool = Pool::new(Connectors { trusted, plain }, IDLE);
         let (tokens, anonymous) = (Tokens::new(), Arc::new(Semaphore::new(ANONYMOUS)));
-        Self { ready, service, shutdown, pool, tokens, unauthenticated, anonymous, metrics }
+        Self { kube_apiserver, service, shutdown, pool, tokens, unauthenticated, anonymous, metrics }
     }
 
     /// Answers one request of `peer`. `tasks` run upgraded connections.
@@ -73,8 +73,11 @@ impl Gateway {
         if let Some(answer) = self.service.answer(&mut request, connection) {
             return answer.await;
         }
-        if !*self.ready.borrow() {
-            return Status::unavailable("apiserver not ready").into();
+        let kube_apiserver = *self.kube_apiserver.borrow();
+        match kube_apiserver {
+            KubeApiserver::Ready => {}
+            KubeApiserver::Starting => return Status::unavailable("apiserver not ready").into(),
+            KubeApiserver::Disabled => return Status::unavailable("apiserver disabled").into(),
         }
         let metrics = self.metrics.as_ref().filter(|_| metrics::is_asked_for(request.method(), request.uri().path()));
         if metrics.is_some() {

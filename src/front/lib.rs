@@ -50,6 +50,17 @@ pub use thread::serve_on_thread;
 pub use unauthenticated::Unauthenticated;
 pub use upstream::Upstream;
 
+/// How the kube-apiserver behind a front does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KubeApiserver {
+    /// It is not ready yet.
+    Starting,
+    /// It answers.
+    Ready,
+    /// There is none (`--disable-apiserver`).
+    Disabled,
+}
+
 /// What [`serve_on_thread`] serves.
 #[derive(Debug)]
 pub struct Front {
@@ -65,8 +76,8 @@ pub struct Front {
     pub upstream: Upstream,
     /// Who answers requests without credentials.
     pub unauthenticated: Unauthenticated,
-    /// Whether kube-apiserver is ready; until it is, its requests are answered with 503.
-    pub ready: watch::Receiver<bool>,
+    /// How kube-apiserver does; unless it is ready, its requests are answered with 503.
+    pub kube_apiserver: watch::Receiver<KubeApiserver>,
     /// What is answered here.
     pub service: Arc<dyn Service>,
     /// What `/metrics` shows beside kube-apiserver's, where it is asked for (`--supervisor-metrics`).

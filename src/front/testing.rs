@@ -47,7 +47,7 @@ use tokio_rustls::{TlsAcceptor, client::TlsStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Connection, Front, Service, Unauthenticated, Upstream, body,
+    Connection, Front, KubeApiserver, Service, Unauthenticated, Upstream, body,
     connector::Connector,
     listener::{Accepting, serve},
     tasks::Tasks,
@@ -429,8 +429,8 @@ pub struct Setup {
     pub api: ApiServer,
     /// Where the front listens.
     pub address: SocketAddr,
-    /// Whether kube-apiserver is.
-    pub ready: watch::Sender<bool>,
+    /// How kube-apiserver does.
+    pub kube_apiserver: watch::Sender<KubeApiserver>,
     /// What clients see.
     pub certificate: Arc<CurrentCertificate>,
     /// Certifies the front and kube-apiserver.
@@ -490,7 +490,7 @@ impl Setup {
         let api = ApiServer::start(&server_ca, &request_header_ca).await;
         let proxy_certificate = request_header_ca.client("system:auth-proxy", None).current();
         let certificate = server_ca.server().current();
-        let (ready, is_ready) = watch::channel(true);
+        let (kube_apiserver, told) = watch::channel(KubeApiserver::Ready);
         let Settings { metrics, unauthenticated, limits } = settings;
         let front = Front {
             certificate: certificate.clone(),
@@ -499,7 +499,7 @@ impl Setup {
             limits,
             upstream: Upstream::new(api.address, server_ca.pem.as_bytes(), proxy_certificate).unwrap(),
             unauthenticated,
-            ready: is_ready,
+            kube_apiserver: told,
             service,
             metrics,
         };
@@ -509,7 +509,7 @@ impl Setup {
         let serving = tokio::spawn(serve(listener, front, Accepting::Here, shutdown.clone()));
         let _end = shutdown.clone().drop_guard();
         let jane = client_ca.client("jane", Some("dev"));
-        Self { jane, client_ca, api, address, ready, certificate, server_ca, shutdown, serving, _end }
+        Self { jane, client_ca, api, address, kube_apiserver, certificate, server_ca, shutdown, serving, _end }
     }
 
     /// A connection to the front on which nothing was said yet, with a certificate or without.

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Unauthenticated, serve_starting,
+    KubeApiserver, Unauthenticated, serve_starting,
     testing::{Ca, Settings, Setup, channel, connector, is_answered_after_the_end, soon, text},
 };
 
@@ -189,14 +189,27 @@ async fn metrics_of_ours_follow_kube_apiservers_for_whom_it_lets_see_them() {
 async fn until_kube_apiserver_is_ready_clients_are_told_to_try_again() {
     let setup = Setup::start().await;
     let client = setup.http2(Some(&setup.jane)).await;
-    setup.ready.send_replace(false);
+    setup.kube_apiserver.send_replace(KubeApiserver::Starting);
     let response = client.get("/api").await;
     assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
     assert!(text(response).await.contains("apiserver not ready"));
     assert_eq!(text(client.get("/ping").await).await, "pong");
 
-    setup.ready.send_replace(true);
+    setup.kube_apiserver.send_replace(KubeApiserver::Ready);
     assert_eq!(client.get("/api").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_server_without_kube_apiserver_says_so() {
+    let setup = Setup::start().await;
+    setup.kube_apiserver.send_replace(KubeApiserver::Disabled);
+    let client = setup.http2(Some(&setup.jane)).await;
+    for path in ["/api", "/readyz", "/openapi/v2"] {
+        let response = client.get(path).await;
+        assert_eq!(response.status(), 503);
+        assert!(text(response).await.contains("apiserver disabled"), "{path}");
+    }
+    assert_eq!(text(client.get("/ping").await).await, "pong");
 }
 
 #[tokio::test]

@@ -25,13 +25,27 @@ use crate::{
     node_passwords::OwnNode,
 };
 
-/// The front's socket; that kube-apiserver's port is free is checked with it.
-pub(crate) async fn listen(config: &ServerConfig) -> Result<TcpListener, Error> {
+/// The sockets that are a server's own from its start to its end.
+pub(crate) struct Sockets {
+    pub(crate) front: TcpListener,
+    /// Of the load balancer in front of other servers' kube-apiservers, where this one runs none.
+    pub(crate) balancer: Option<TcpListener>,
+}
+
+/// Binds them; that kube-apiserver's port is free is checked with it.
+pub(crate) async fn listen(config: &ServerConfig) -> Result<Sockets, Error> {
     let bind = async |address: SocketAddr| {
         TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
     };
-    drop(bind((Ipv4Addr::LOCALHOST, config.apiserver_port()).into()).await?);
-    bind((config.bind_address, config.https_listen_port).into()).await
+    let beside = SocketAddr::from((Ipv4Addr::LOCALHOST, config.apiserver_port()));
+    let beside = match bind(beside).await {
+        Err(Error::Listen { address, source }) if config.disabled.apiserver => {
+            return Err(k3s_agent::Error::Listen { address, source }.into());
+        }
+        bound => bound?,
+    };
+    let balancer = config.disabled.apiserver.then_some(beside);
+    Ok(Sockets { front: bind((config.bind_address, config.https_listen_port).into()).await?, balancer })
 }
 
 /// What the datastore knows of the cluster, and the token that goes with it.

@@ -41,8 +41,8 @@ pub(crate) struct Certificates {
     /// The node's addresses for the outside; `None` without a node.
     node_external_ips: Option<Vec<IpAddr>>,
     kubeconfig: KubeconfigOutput,
-    /// Where the front is reached from this host.
-    front: SocketAddr,
+    /// Where the administrator reaches the API from this host: the front, or the load balancer in front of other servers'.
+    api: SocketAddr,
 }
 
 /// What the front shows its clients, checks them by, and shows kube-apiserver.
@@ -69,7 +69,10 @@ impl Certificates {
             lifetime: lifetime(),
             node_external_ips: config.node.as_ref().map(|node| node.external_ips.clone()),
             kubeconfig: config.kubeconfig.clone(),
-            front: (config.reached_at(), config.https_listen_port).into(),
+            api: match config.disabled.apiserver {
+                true => (Ipv4Addr::LOCALHOST, config.apiserver_port()).into(),
+                false => (config.reached_at(), config.https_listen_port).into(),
+            },
         })
     }
 
@@ -116,7 +119,7 @@ impl Certificates {
             default_path: Path::new(KUBECONFIG),
             mode: self.kubeconfig.mode,
             group: self.kubeconfig.group.as_deref(),
-            front: self.front,
+            front: self.api,
         }
         .write(pki)?;
         Ok(())

@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use k3s_components::Paths;
-use k3s_config::{args::ComponentArgs, datastore::OnDisk, network::ClusterNetwork, server::ServerConfig};
+use k3s_config::{
+    args::ComponentArgs,
+    datastore::{Datastore, OnDisk},
+    network::ClusterNetwork,
+    server::ServerConfig,
+};
 use k3s_supervisor_api::{ClusterDocument, IpNetDocument, PortRangeDocument};
 use serde_json::{Value, json};
 
@@ -79,10 +84,10 @@ fn document(config: &ServerConfig, node_name: &str, advertised: IpAddr, ipsec_ps
         "ClusterResetRestorePath": "",
         "DataDir": config.data_dir.join("server"),
         "DefaultLocalStoragePath": config.data_dir.join("storage"),
-        "DisableAPIServer": false,
+        "DisableAPIServer": config.disabled.apiserver,
         "DisableAgent": config.node.is_none(),
         "DisableControllerManager": config.disabled.controller_manager,
-        "DisableETCD": false,
+        "DisableETCD": matches!(config.datastore, Datastore::OtherMembers(_)),
         "DisableScheduler": config.disabled.scheduler,
         "Disables": disabled,
         "EnablePProf": false,
@@ -191,5 +196,18 @@ mod tests {
             "--kube-apiserver-arg=v+=2",
         ];
         assert_eq!(told(&args), expected);
+    }
+
+    #[test]
+    fn which_parts_a_server_runs() {
+        let of = |args: &[&str]| {
+            let told = told(args);
+            ["DisableAPIServer", "DisableETCD", "APIServerPort"].map(|field| told[field].clone())
+        };
+        assert_eq!(of(&["--cluster-init"]), [json!(false), json!(false), json!(6444)]);
+        let etcd_alone = ["--cluster-init", "--disable-apiserver", "--lb-server-port=7444"];
+        assert_eq!(of(&etcd_alone), [json!(true), json!(false), json!(7444)]);
+        let without_etcd = ["--disable-etcd", "--server=https://10.0.0.1:6443"];
+        assert_eq!(of(&without_etcd), [json!(false), json!(true), json!(6444)]);
     }
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use k3s_balancer::Balancer;
 use k3s_components::{HELM, Package, Paths};
 use k3s_config::{
     ControlPlaneConfig,
     addons::{Addon, AddonsConfig},
+    datastore::Reached,
     network::Overlay,
     server::EgressMode,
     snapshots::SnapshotConfig,
@@ -14,6 +16,7 @@ use k3s_controllers::{
     ApiEndpoints, Candidate, ClusterView, Deploy, EgressController, NodeController, NodeHosts, NodePasswordOwners,
     Registry, RetiredLocalStorage, RetiredServiceLb, ServiceLb, Shared, Variables, migrate_node_passwords,
 };
+use k3s_datastore::Client as StoreClient;
 use k3s_helm::{Helm, HelmController};
 use k3s_supervise::Supervisor;
 use k3s_tunnel::Egress;
@@ -23,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin_client::AdminClientSender,
+    api_addresses::PublishedAddresses,
     encryption::{KeptEncryption, Reencryption, SecretsEncryption},
     etcd::{EtcdNodes, Membership},
     host::Host,
@@ -51,8 +55,12 @@ pub(crate) struct Controllers<'a> {
     /// Told when the API answers.
     pub(crate) admin_client: &'a AdminClientSender,
     pub(crate) node_passwords: &'a Arc<NodePasswords>,
+    /// What k3s itself keeps in the store.
+    pub(crate) store: StoreClient,
     /// This server's member of etcd, where it is one.
     pub(crate) member: Option<&'a Arc<Membership>>,
+    /// What leads to other servers' kube-apiservers, where this one runs none.
+    pub(crate) balancer: Option<Balancer>,
     pub(crate) renewal: &'a Arc<Renewal>,
     pub(crate) encryption: &'a Arc<SecretsEncryption>,
     /// Told of nodes and pods.
@@ -66,6 +74,7 @@ impl Controllers<'_> {
         if !shutdown.run_until_cancelled(self.begin()).await.unwrap_or(false) {
             return;
         }
+        let stands = self.is_shared() && self.has_kube_apiserver();
         let (leads, leading) = watch::channel(!self.is_shared());
         let shared = Shared {
             client: self.client.clone(),
@@ -74,8 +83,8 @@ impl Controllers<'_> {
             leads: leading,
         };
         let election = async {
-            // A server alone leads.
-            if self.is_shared() {
+            // A server alone leads, and one without kube-apiserver has nothing to lead in.
+            if stands {
                 self.stand_for_election(leads, shutdown).await;
             }
         };
@@ -98,17 +107,20 @@ impl Controllers<'_> {
     /// Which controllers there are: each with the condition on which it is.
     fn registry(&self) -> Registry {
         let ControlPlaneConfig { published, egress_mode, disabled, .. } = self.plane;
-        let own_node = self.own_node.clone();
         let balances = self.addons.has(Addon::Servicelb);
         let lb_namespace = || self.addons.service_lb_namespace.clone();
         let has_egress = egress_mode != EgressMode::Disabled;
         let egress = || EgressController { egress: self.egress.clone(), pods: egress_mode.includes_pods() };
 
+        if !self.has_kube_apiserver() {
+            return self.registry_beside_etcd();
+        }
         let mut registry = Registry::default();
         registry
             .add(Some(ApiEndpoints { own: published, shared_as: self.is_shared().then(|| self.host.hostname.clone()) }))
-            .add(NodeController::new(!disabled.cloud_controller, own_node.clone()))
-            .add(self.member.map(|member| EtcdNodes { membership: member.clone(), own_node }))
+            .add(NodeController::new(!disabled.cloud_controller, self.own_node.clone()))
+            .add(self.has_etcd().then(|| PublishedAddresses { store: self.store.clone() }))
+            .add(self.etcd_nodes())
             .add(self.plane.datastore.on_disk().map(|_| self.snapshot_files()))
             .add(Some(NodePasswordOwners))
             .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
@@ -126,6 +138,39 @@ impl Controllers<'_> {
         #[cfg(debug_assertions)]
         k3s_controllers::add_faults(&mut registry);
         registry
+    }
+
+    /// Those of a server without kube-apiserver: they look after its etcd and its node, and the control plane after everything else.
+    fn registry_beside_etcd(&self) -> Registry {
+        let mut registry = Registry::default();
+        registry
+            .add(self.etcd_nodes())
+            .add(self.plane.datastore.on_disk().map(|_| self.snapshot_files()))
+            .add(Some(DeferredNodePasswords(self.node_passwords.clone())))
+            .add(Some(ServingNames { renewal: self.renewal.clone() }))
+            .add(Some(KeptEncryption(self.encryption.clone())))
+            .add(self.own_node.is_some().then(|| self.peer_tunnels()));
+        #[cfg(debug_assertions)]
+        k3s_controllers::add_faults(&mut registry);
+        registry
+    }
+
+    fn etcd_nodes(&self) -> Option<EtcdNodes> {
+        let member = self.member?;
+        Some(EtcdNodes {
+            membership: member.clone(),
+            own_node: self.own_node.clone(),
+            has_kube_apiserver: self.has_kube_apiserver(),
+        })
+    }
+
+    fn has_kube_apiserver(&self) -> bool {
+        !self.plane.disabled.apiserver
+    }
+
+    /// Whether the cluster keeps its state in an etcd of its own, here or on other servers.
+    fn has_etcd(&self) -> bool {
+        self.plane.datastore.reached() == Reached::Loopback
     }
 
     /// Where nodes listen themselves: a Service there would take what they tell each other.
@@ -171,7 +216,12 @@ impl Controllers<'_> {
             view: self.view.clone(),
             paths: self.paths.clone(),
         };
-        PeerTunnels { own: self.plane.published, node, supervisor: self.supervisor.clone() }
+        PeerTunnels {
+            own: self.plane.published,
+            balancer: self.balancer.clone(),
+            node,
+            supervisor: self.supervisor.clone(),
+        }
     }
 
     fn helm_controller(&self) -> HelmController {

@@ -153,9 +153,11 @@ impl Error {
     /// The process's exit code, after sysexits.h.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Listen { .. } | Self::NoServer { .. } | Self::NotRunning { .. } | Self::Refused(_) => {
-                ExitCode::Unavailable
-            }
+            Self::Listen { .. }
+            | Self::Node(k3s_agent::Error::Listen { .. })
+            | Self::NoServer { .. }
+            | Self::NotRunning { .. }
+            | Self::Refused(_) => ExitCode::Unavailable,
             Self::Snapshot(
                 SnapshotError::NotASnapshot(_)
                 | SnapshotError::Damaged { .. }

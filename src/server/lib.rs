@@ -2,6 +2,7 @@
 
 mod admin_client;
 mod agreement;
+mod api_addresses;
 mod authorities;
 mod bootstrap;
 mod bootstrap_data;
@@ -17,6 +18,7 @@ mod host;
 mod lost_datastore;
 mod node_dialer;
 mod node_passwords;
+mod other_api_servers;
 mod peers;
 mod renewal;
 mod role;

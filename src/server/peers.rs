@@ -1,9 +1,10 @@
-//! Other servers of the cluster, as far as they have to reach this server's node: it holds a tunnel to each, as an agent does.
+//! Other servers of the cluster, as far as they have to reach this server's node: it holds a tunnel to each that runs kube-apiserver, as an
+//! agent does.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use k3s_agent::Reachable;
-use k3s_balancer::Address;
+use k3s_balancer::{Address, Balancer};
 use k3s_controllers::{Context, Controller};
 use k3s_supervise::{Supervisor, TaskError};
 use tokio::sync::watch;
@@ -12,6 +13,8 @@ use tokio::sync::watch;
 pub(crate) struct PeerTunnels {
     /// Where this server is published.
     pub(crate) own: SocketAddr,
+    /// What leads to them, on a server that runs no kube-apiserver: it knows where they are, and is told how they do.
+    pub(crate) balancer: Option<Balancer>,
     pub(crate) node: Reachable,
     pub(crate) supervisor: Supervisor,
 }
@@ -20,6 +23,10 @@ impl Controller for PeerTunnels {
     const NAME: &'static str = "peer-tunnels";
 
     async fn run(&self, context: Context) -> Result<(), TaskError> {
+        if let Some(balancer) = &self.balancer {
+            k3s_agent::run_tunnels(balancer.servers(), Some(balancer.clone()), &self.node, &self.supervisor).await;
+            return Ok(());
+        }
         let others = watch::Sender::new(BTreeSet::new());
         let follow = async {
             let mut servers = context.view.api_endpoints();
@@ -33,7 +40,7 @@ impl Controller for PeerTunnels {
                 }
             }
         };
-        let hold = k3s_agent::run_tunnels(others.subscribe(), &self.node, &self.supervisor);
+        let hold = k3s_agent::run_tunnels(others.subscribe(), None, &self.node, &self.supervisor);
         tokio::join!(follow, hold);
         Ok(())
     }

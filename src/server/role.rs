@@ -12,13 +12,19 @@ use k3s_agent::NodeRole;
 use k3s_components::{
     InheritedEnvironment, Launch, Package, Paths, kube_apiserver, kube_controller_manager, kube_scheduler,
 };
-use k3s_config::{ControlPlaneConfig, Role, addons::Addon, datastore::KINE, resources::Profile, server::ServerConfig};
+use k3s_config::{
+    ControlPlaneConfig, Role,
+    addons::Addon,
+    datastore::KINE,
+    resources::Profile,
+    server::{EgressMode, ServerConfig},
+};
 use k3s_controllers::ClusterView;
 use k3s_daemon::{ConfigSource, Daemon, Reloads, STOP, SettledProfile};
 use k3s_datastore::{BoundEndpoint, ClientError};
-use k3s_front::{Front, Unauthenticated, serve_on_thread, serve_starting};
+use k3s_front::{Front, KubeApiserver, Unauthenticated, serve_on_thread, serve_starting};
 use k3s_listener::Limits;
-use k3s_supervise::{Supervisor, notify::Notifier, status};
+use k3s_supervise::{Gate, Supervisor, notify::Notifier, status};
 use k3s_tunnel::{Egress, Tunnels};
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -33,7 +39,7 @@ use crate::{
     BootstrapError, Error, NodeDialer,
     admin_client::{AdminClient, AdminClientSender},
     agreement::SharedSettings,
-    bootstrap::{self, Adopted, Credentials},
+    bootstrap::{self, Adopted, Credentials, Sockets},
     bootstrap_data,
     certificates::{Certificates, FrontTls},
     cluster_document,
@@ -43,6 +49,7 @@ use crate::{
     host::{self, Host},
     lost_datastore,
     node_passwords::NodePasswords,
+    other_api_servers::OtherApiServers,
     renewal::Renewal,
     routes::{Cluster, Reserved, Routes},
     snapshot_files::SnapshotNotices,
@@ -63,6 +70,8 @@ const STOP_WITHOUT_STORE: Duration = Duration::from_secs(2);
 ///          containerd ─► images ─► kubelet ─► pod network ────────────────────────┴─► READY
 /// drain:   front ─► children, in reverse ─► datastore
 /// ```
+/// Without a kube-apiserver of its own (`--disable-apiserver`) READY comes as soon as etcd serves, since the others wait for that; what is
+/// after kube-apiserver waits for another server's.
 ///
 /// # Errors
 /// What has to be the server's own is taken or cannot be used, the datastore does not open or stops, or datastore and disk do not belong
@@ -74,14 +83,14 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let paths = Paths::new(&config.data_dir, Paths::RUN);
-    let front = bootstrap::listen(&config).await?;
+    let sockets = bootstrap::listen(&config).await?;
     host::check_room(&paths)?;
     let daemon = Daemon::prepare(Role::Server, &paths)?;
     let (notifier, supervisor) = (daemon.notifier().clone(), daemon.supervisor().clone());
     let reloads = daemon.reloads(source);
     // The large futures of a server are boxed wherever they meet.
     let life = async {
-        let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, front, &shutdown));
+        let prepared = Box::pin(Server::prepare(config, paths, package, &supervisor, sockets, &shutdown));
         match prepared.await {
             Ok(Some((server, listeners))) => Box::pin(server.live(listeners, reloads, &notifier, &shutdown)).await,
             ended => {
@@ -105,8 +114,10 @@ struct Server {
     token: Arc<ServerToken>,
     store: ClusterStore,
     supervisor: Supervisor,
-    /// Tells the front that kube-apiserver answers.
-    api_ready: watch::Sender<bool>,
+    /// Other servers' kube-apiservers, where this one runs none.
+    others: Option<OtherApiServers>,
+    /// Tells the front how kube-apiserver does.
+    kube_apiserver: watch::Sender<KubeApiserver>,
     /// Tells the front whether nodes' tunnels are to end here.
     takes_nodes: Arc<watch::Sender<bool>>,
     /// Tells this process' own users of the API that they may begin.
@@ -125,6 +136,7 @@ struct Server {
 /// Sockets that are bound and not served yet.
 struct Listeners {
     front: TcpListener,
+    balancer: Option<TcpListener>,
     front_settings: Front,
     snapshots: UnixListener,
     datastore: Option<BoundEndpoint>,
@@ -182,7 +194,7 @@ impl Server {
         paths: Paths,
         package: Package,
         supervisor: &Supervisor,
-        front: TcpListener,
+        sockets: Sockets,
         shutdown: &CancellationToken,
     ) -> Result<Option<(Self, Listeners)>, Error> {
         config.node.as_ref().map_or(Ok(()), k3s_agent::check_registries)?;
@@ -192,6 +204,8 @@ impl Server {
         let profile = SettledProfile::of(config.resource_profile);
         profile.tell(supervisor);
         let certificates = Certificates::new(&config, &paths, &host)?;
+        let others = OtherApiServers::of(&config, &paths)?;
+        let Sockets { front, balancer } = sockets;
         let (egress, known) = watch::channel(own_egress(&config, &host));
         let gate = supervisor.gate("datastore")?;
         let opening = Opening {
@@ -222,9 +236,12 @@ impl Server {
             }
             let pki = Arc::new(pki);
             let shown = certificates.front_tls(&pki, SystemTime::now())?;
-            let renewal = Renewal::new(certificates, &shown, &pki, &paths, supervisor, config.egress_mode)?;
+            // Where there is no kube-apiserver, none has to be started again for its certificate.
+            let egress_mode = if others.is_some() { EgressMode::Disabled } else { config.egress_mode };
+            let renewal = Renewal::new(certificates, &shown, &pki, &paths, supervisor, egress_mode)?;
             let FrontTls { certificate, client_ca, upstream, .. } = shown;
-            let (api_ready, ready) = watch::channel(false);
+            let begins_as = if others.is_some() { KubeApiserver::Disabled } else { KubeApiserver::Starting };
+            let (kube_apiserver, told) = watch::channel(begins_as);
             let token = Arc::new(ServerToken::new(
                 paths.server(),
                 pki.server_ca.bundle().to_vec(),
@@ -250,6 +267,7 @@ impl Server {
                 dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
                 takes_nodes: nodes_taken,
                 etcd: store.member().cloned(),
+                others: others.as_ref().map(OtherApiServers::servers),
                 config: cluster_document::published(&config, &paths, &host, package.version)?,
             });
             let metrics = config.supervisor_metrics.then(|| {
@@ -265,18 +283,19 @@ impl Server {
                 limits: Limits::of_process(),
                 upstream,
                 unauthenticated,
-                ready,
+                kube_apiserver: told,
                 service: Arc::new(routes),
                 metrics,
             };
-            let listeners = Listeners { front, front_settings, snapshots, datastore: store.bind(&paths).await? };
+            let listeners =
+                Listeners { front, balancer, front_settings, snapshots, datastore: store.bind(&paths).await? };
             let api = (admin_client_sender, admin_client);
-            let told = (api_ready, Arc::new(takes_nodes));
+            let told = (kube_apiserver, Arc::new(takes_nodes));
             Ok((token, encryption, told, api, node_passwords, Arc::new(renewal), listeners))
         };
         match shutdown.run_until_cancelled(prepared).await {
             Some(Ok((token, encryption, told, (admin_client, api), node_passwords, renewal, listeners))) => {
-                let (api_ready, takes_nodes) = told;
+                let (kube_apiserver, takes_nodes) = told;
                 let server = Self {
                     config,
                     paths,
@@ -286,7 +305,8 @@ impl Server {
                     token,
                     store,
                     supervisor: supervisor.clone(),
-                    api_ready,
+                    others,
+                    kube_apiserver,
                     takes_nodes,
                     admin_client,
                     node_passwords,
@@ -331,7 +351,7 @@ impl Server {
 
     /// Serves clients, kube-apiserver and requests for snapshots until each one's end.
     async fn serve(&self, listeners: Listeners, ends: &Ends) -> Result<(), Error> {
-        let Listeners { front, front_settings, snapshots: asked, datastore } = listeners;
+        let Listeners { front, balancer, front_settings, snapshots: asked, datastore } = listeners;
         let snapshots = Snapshots {
             source: self.store.snapshot_source(),
             config: &self.config.snapshots,
@@ -342,7 +362,13 @@ impl Server {
             notices: self.snapshot_notices.clone(),
             api: Some(self.api.clone()),
         };
-        let ((), (), (), stored) = tokio::join!(
+        let balance = async {
+            if let (Some(others), Some(balancer)) = (&self.others, balancer) {
+                others.serve(balancer, ends.datastore.clone()).await;
+            }
+        };
+        let ((), (), (), (), stored) = tokio::join!(
+            balance,
             serve_on_thread(front, front_settings, ends.front.clone()),
             snapshots.serve(asked, ends.snapshots.clone()),
             snapshots.follow_schedule(ends.snapshots.clone()),
@@ -360,6 +386,8 @@ impl Server {
     ) -> Result<(), Error> {
         let work = async {
             self.supervisor.gate("datastore")?.open();
+            // What is after kube-apiserver is after this gate, where there is no such program.
+            let elsewhere = self.others.as_ref().map(|_| self.supervisor.gate("kube-apiserver")).transpose()?;
             let control_plane = self.control_plane(&self.config);
             control_plane.iter().try_for_each(Launch::install_files)?;
             self.supervisor.start(control_plane.into_iter().map(|launch| launch.program))?;
@@ -373,6 +401,7 @@ impl Server {
                     Box::pin(self.renew(&addresses, shutdown)),
                     Box::pin(self.watch_member(&view, shutdown)),
                     Box::pin(self.watch_store(&view, shutdown)),
+                    Box::pin(self.follow_others(elsewhere, shutdown)),
                 );
                 view.close().await;
                 Ok(())
@@ -413,7 +442,9 @@ impl Server {
             view,
             admin_client: &self.admin_client,
             node_passwords: &self.node_passwords,
+            store: self.store.client(),
             member: self.store.member(),
+            balancer: self.others.as_ref().map(|others| others.balancer().clone()),
             renewal: &self.renewal,
             encryption: &self.encryption,
             egress: &self.egress,
@@ -439,6 +470,19 @@ impl Server {
         .await;
     }
 
+    /// Leads to other servers' kube-apiservers, where this one runs none; `gate` opens when one of them answers.
+    async fn follow_others(&self, gate: Option<Gate>, shutdown: &CancellationToken) {
+        let (Some(others), Some(gate)) = (&self.others, gate) else { return };
+        let task = self.supervisor.task("api-servers");
+        let follow = task.run(shutdown, |line| {
+            let (others, etcd) = (others.clone(), self.store.client());
+            async move { others.follow(etcd, line).await }
+        });
+        let own = (self.host.advertised(self.config.published_at()), self.config.https_listen_port);
+        let open = others.open(&gate, self.paths.cred("supervisor.kubeconfig"), own);
+        tokio::join!(follow, shutdown.run_until_cancelled(open));
+    }
+
     fn store_reach(&self, view: &ClusterView) -> StoreReach {
         StoreReach::new(view.api_endpoints(), self.takes_nodes.clone())
     }
@@ -455,12 +499,18 @@ impl Server {
 
     /// Lets requests through to kube-apiserver once it is ready, and says READY once everything is.
     async fn announce(&self, notifier: &Notifier) -> Result<(), Error> {
-        if self.supervisor.ready("kube-apiserver").await.is_ok() {
-            self.api_ready.send_replace(true);
+        // Other servers wait for etcd, and this one for them.
+        if self.others.is_some() {
+            notifier.ready();
+            info!("etcd is served; kube-apiserver is other servers'.");
+        } else if self.supervisor.ready("kube-apiserver").await.is_ok() {
+            self.kube_apiserver.send_replace(KubeApiserver::Ready);
             info!(port = self.config.https_listen_port, "The Kubernetes API is served.");
         }
         if self.supervisor.all_ready().await.is_ok() {
-            notifier.ready();
+            if self.others.is_none() {
+                notifier.ready();
+            }
             info!("All components are ready.");
         }
         Ok(())
@@ -502,7 +552,10 @@ impl Server {
     fn control_plane(&self, config: &ServerConfig) -> Vec<Launch> {
         let (paths, components) = (&self.paths, &self.package.components);
         let plane = self.plane(config);
-        let mut launches = vec![kube_apiserver(plane, paths, components)];
+        let mut launches = Vec::new();
+        if !plane.disabled.apiserver {
+            launches.push(kube_apiserver(plane, paths, components));
+        }
         if !plane.disabled.controller_manager {
             launches.push(kube_controller_manager(plane, paths, components));
         }

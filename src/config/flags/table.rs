@@ -147,11 +147,10 @@ pub(super) const SECTIONS: &[Section] = &[
                 .env("K3S_LB_SERVER_PORT")
                 .default("6444")
                 .agent(),
-            text("lb-server-port", "PORT", "Local port of the load balancer in front of the servers")
+            text("lb-server-port", "PORT", "Local port of the load balancer in front of other servers, with --disable-apiserver")
                 .env("K3S_LB_SERVER_PORT")
                 .default("6444")
-                .server()
-                .accepted("a server alone needs no load balancer"),
+                .server(),
             switch("disable-apiserver-lb", "Talk to the server without the load balancer")
                 .agent()
                 .unserved(refusal("an agent without its load balancer", LEAVE_OUT)),
@@ -239,9 +238,7 @@ pub(super) const SECTIONS: &[Section] = &[
             switch("disable-helm-controller", "Install no Helm charts").server(),
             switch("disable-controller-manager", "Run no kube-controller-manager").server().hidden(),
             switch("disable-agent", "Run no node beside the control plane").server(),
-            switch("disable-apiserver", "Run no kube-apiserver")
-                .server()
-                .unserved(refusal("a server without kube-apiserver", LEAVE_OUT)),
+            switch("disable-apiserver", "Run no kube-apiserver: be there for etcd, and use that of the cluster's other servers").server(),
             switch("disable-etcd", "Run no etcd: use that of the cluster's other servers, which --server names one of").server(),
             text("helm-job-image", "IMAGE", "Image of Helm jobs")
                 .server()

@@ -8,7 +8,7 @@ use kube::Client;
 use tokio::{select, time::sleep};
 
 use super::{
-    EncryptionError, SecretsEncryption,
+    EncryptionError, Reader, SecretsEncryption,
     files::Encryption,
     secrets::Reencrypting,
     servers::{self, ANNOTATION, Servers, disagreement},
@@ -82,9 +82,16 @@ impl SecretsEncryption {
     /// Tells on this server's Node what kube-apiserver goes by; says whether there is nothing left to wait for.
     async fn tell(&self, context: &Context, stored: &Encryption, told: &Servers) -> Result<bool, EncryptionError> {
         let state = &stored.state;
-        if !self.settings.reads_file {
-            context.status.set("waiting for this server to be started again, so that kube-apiserver goes by cred/encryption-config.json");
-            return Ok(true);
+        match self.settings.reader {
+            Reader::KubeApiserver => {}
+            Reader::NextStart => {
+                context.status.set("waiting for this server to be started again, so that kube-apiserver goes by cred/encryption-config.json");
+                return Ok(true);
+            }
+            Reader::Nobody => {
+                context.status.set(format!("stage {}, on servers with kube-apiserver", state.stage.name()));
+                return Ok(true);
+            }
         }
         // The last step takes old keys away, and what is loaded has the same first one.
         let needs_loading = state.stage != Stage::ReencryptFinished && !self.is_noted_loaded(stored);

@@ -22,6 +22,12 @@ pub enum EncryptionError {
          again with --secrets-encryption"
     )]
     NotRead,
+    /// It runs no kube-apiserver.
+    #[error(
+        "this server runs no kube-apiserver (--disable-apiserver), which is what encrypts Secrets: run the command on a server that does, \
+         or name one with --server=https://HOST:6443"
+    )]
+    NoKubeApiserver,
     /// It is off.
     #[error(
         "encryption of Secrets is off: switch it on with `k3s secrets-encrypt enable`, or at once with a new key by `rotate-keys`"
@@ -94,6 +100,7 @@ impl EncryptionError {
         match self {
             Self::NotSetUp
             | Self::NotRead
+            | Self::NoKubeApiserver
             | Self::Off
             | Self::NoKeyYet
             | Self::WrongStage { .. }

@@ -54,22 +54,37 @@ pub(crate) struct Settings {
     pub(crate) server_dir: PathBuf,
     /// How new keys encrypt.
     pub(crate) provider: EncryptionProvider,
-    /// Whether kube-apiserver was started with the file: it was there, and the user brings none.
-    pub(crate) reads_file: bool,
+    /// Who reads the file on this server.
+    pub(crate) reader: Reader,
     /// Whether other servers have the same Secrets.
     pub(crate) is_shared: bool,
     /// The node that this server also is.
     pub(crate) own_node: Option<String>,
 }
 
+/// Who goes by the file on a server's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// kube-apiserver, which was started with it: it was there, and the user brings none.
+    KubeApiserver,
+    /// kube-apiserver, once it is started again.
+    NextStart,
+    /// Nobody: it is kept for servers that join by this one, which runs no kube-apiserver.
+    Nobody,
+}
+
 impl Settings {
-    /// Of a server that is about to start kube-apiserver.
+    /// Of a server that is about to start kube-apiserver, where it runs one.
     pub(crate) fn of(config: &ServerConfig, paths: &Paths, host: &Host) -> Self {
         let users = config.args.kube_apiserver.value_of("encryption-provider-config");
         Self {
             server_dir: paths.server(),
             provider: config.encryption_provider,
-            reads_file: users.is_none() && paths.encryption_config().exists(),
+            reader: match users.is_none() && paths.encryption_config().exists() {
+                _ if config.disabled.apiserver => Reader::Nobody,
+                true => Reader::KubeApiserver,
+                false => Reader::NextStart,
+            },
             is_shared: config.datastore.is_shared(),
             own_node: config.node.is_some().then(|| host.name.clone()),
         }
@@ -186,7 +201,7 @@ mod tests {
             let settings = Settings {
                 server_dir: dir.path().to_owned(),
                 provider: EncryptionProvider::AesCbc,
-                reads_file: true,
+                reader: Reader::KubeApiserver,
                 is_shared: true,
                 own_node: None,
             };

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::{
-    EncryptionError, SecretsEncryption,
+    EncryptionError, Reader, SecretsEncryption,
     config::EncryptionConfig,
     files::Encryption,
     servers::{self, disagreement},
@@ -79,6 +79,14 @@ impl SecretsEncryption {
         })
     }
 
+    /// Whether this server can change anything about it.
+    ///
+    /// # Errors
+    /// [`EncryptionError::NoKubeApiserver`]
+    pub(crate) fn check_place(&self) -> Result<(), EncryptionError> {
+        if self.settings.reader == Reader::Nobody { Err(EncryptionError::NoKubeApiserver) } else { Ok(()) }
+    }
+
     /// Does what is asked for, and waits until Secrets are written again where that is part of it.
     pub(crate) async fn request(&self, client: &Client, request: &EncryptionRequest) -> Result<(), EncryptionError> {
         let asked = Asked::of(request)?;
@@ -95,7 +103,7 @@ impl SecretsEncryption {
         if matches!(asked, Asked::Switch { on } if on == found.config.encrypts()) {
             return Ok(());
         }
-        if !self.settings.reads_file {
+        if self.settings.reader == Reader::NextStart {
             return Err(EncryptionError::NotRead);
         }
         if !request.force {

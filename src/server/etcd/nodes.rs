@@ -23,6 +23,7 @@ use serde_json::{Map, Value, json};
 use super::membership::Membership;
 
 const ROLE: &str = "node-role.kubernetes.io/etcd";
+const CONTROL_PLANE_ROLE: &str = "node-role.kubernetes.io/control-plane";
 const MEMBER: &str = "etcd.k3s.cattle.io/node-name";
 const ADDRESS: &str = "etcd.k3s.cattle.io/node-address";
 const REMOVE: &str = "etcd.k3s.cattle.io/remove";
@@ -34,6 +35,16 @@ pub(crate) struct EtcdNodes {
     pub(crate) membership: Arc<Membership>,
     /// The node that this server also is.
     pub(crate) own_node: Option<String>,
+    /// Whether this server runs kube-apiserver: if not, its node has no part in the control plane, although it may have had.
+    pub(crate) has_kube_apiserver: bool,
+}
+
+/// This server's member, for its own node.
+#[derive(Debug, Clone, Copy)]
+struct Own<'a> {
+    member: &'a str,
+    address: &'a str,
+    has_kube_apiserver: bool,
 }
 
 /// What has to be done about a node.
@@ -56,11 +67,17 @@ impl Controller for EtcdNodes {
 
     async fn run(&self, context: Context) -> Result<(), TaskError> {
         let (membership, own_node) = (self.membership.clone(), self.own_node.clone());
+        let has_kube_apiserver = self.has_kube_apiserver;
         let (nodes, status) = (Api::<Node>::all(context.client), context.status.clone());
         let reconcile = move |node: Arc<Node>| {
             let (membership, own_node, nodes, status) =
                 (membership.clone(), own_node.clone(), nodes.clone(), status.clone());
-            async move { reconcile(&membership, own_node.as_deref(), &nodes, &node, &status).await }
+            async move {
+                let own = (own_node.as_ref() == Some(&node.name_any()))
+                    .then(|| (membership.member.name.clone(), membership.member.address.to_string()));
+                let own = own.as_ref().map(|(member, address)| Own { member, address, has_kube_apiserver });
+                reconcile(&membership, own, &nodes, &node, &status).await
+            }
         };
         let also = None::<stream::Pending<ObjectRef<Node>>>;
         reconcile_each(&context.view.nodes(), also, context.status, reconcile).await;
@@ -70,15 +87,12 @@ impl Controller for EtcdNodes {
 
 async fn reconcile(
     membership: &Membership,
-    own_node: Option<&str>,
+    own: Option<Own<'_>>,
     nodes: &Api<Node>,
     node: &Node,
     status: &StatusLine,
 ) -> kube::Result<Action> {
     let name = node.name_any();
-    let own =
-        (own_node == Some(&name)).then(|| (membership.member.name.as_str(), membership.member.address.to_string()));
-    let own = own.as_ref().map(|(member, address)| (*member, address.as_str()));
     let patch = match Work::of(node, own) {
         Work::Nothing => return Ok(Action::await_change()),
         Work::Introduce(patch) | Work::Release(patch) => patch,
@@ -99,8 +113,8 @@ async fn reconcile(
 }
 
 impl Work {
-    /// `own` is this server's member and its address, where the node is this server's.
-    fn of(node: &Node, own: Option<(&str, &str)>) -> Self {
+    /// `own` is this server's member, where the node is this server's.
+    fn of(node: &Node, own: Option<Own<'_>>) -> Self {
         let annotation = |key| node.annotations().get(key).map(String::as_str);
         let is_kept = node.finalizers().iter().any(|name| name == FINALIZER);
         let without_finalizer = || {
@@ -120,7 +134,7 @@ impl Work {
                 Some(member) => Self::Remove { member: member.to_owned(), patch: patch(without_finalizer()) },
                 None => Self::Release(patch(without_finalizer())),
             },
-            (false, Some((member, address))) => Self::introduce(node, member, address, patch),
+            (false, Some(own)) => Self::introduce(node, own, patch),
             (false, None) => match member {
                 Some(member) if annotation(REMOVE) == Some("true") && annotation(REMOVED) != Some(member) => {
                     let metadata = json!({"annotations": {REMOVED: member}});
@@ -131,10 +145,17 @@ impl Work {
         }
     }
 
-    fn introduce(node: &Node, member: &str, address: &str, patch: impl Fn(Value) -> Value) -> Self {
-        let mut metadata = Map::new();
+    fn introduce(node: &Node, own: Own<'_>, patch: impl Fn(Value) -> Value) -> Self {
+        let Own { member, address, has_kube_apiserver } = own;
+        let (mut metadata, mut labels) = (Map::new(), Map::new());
         if node.labels().get(ROLE).map(String::as_str) != Some("true") {
-            metadata.insert("labels".into(), json!({ROLE: "true"}));
+            labels.insert(ROLE.into(), json!("true"));
+        }
+        if !has_kube_apiserver && node.labels().contains_key(CONTROL_PLANE_ROLE) {
+            labels.insert(CONTROL_PLANE_ROLE.into(), Value::Null);
+        }
+        if !labels.is_empty() {
+            metadata.insert("labels".into(), Value::Object(labels));
         }
         let missing: Map<String, Value> = [(MEMBER, member), (ADDRESS, address)]
             .into_iter()
@@ -156,7 +177,7 @@ impl Work {
 mod tests {
     use super::*;
 
-    const OWN: Option<(&str, &str)> = Some(("one-1", "10.0.0.1"));
+    const OWN: Option<Own<'_>> = Some(Own { member: "one-1", address: "10.0.0.1", has_kube_apiserver: true });
 
     fn node(metadata: Value) -> Node {
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
@@ -178,6 +199,22 @@ mod tests {
             "name": "one", "labels": {ROLE: "true"}, "annotations": {MEMBER: "one-1", ADDRESS: "10.0.0.1"}, "finalizers": [FINALIZER],
         }));
         assert_eq!(Work::of(&known, OWN), Work::Nothing);
+    }
+
+    #[test]
+    fn the_node_of_a_server_without_kube_apiserver_has_no_part_in_the_control_plane() {
+        let own = OWN.map(|own| Own { has_kube_apiserver: false, ..own });
+        let before = |labels: Value| {
+            node(json!({
+                "name": "one", "resourceVersion": "7", "labels": labels, "finalizers": [FINALIZER],
+                "annotations": {MEMBER: "one-1", ADDRESS: "10.0.0.1"},
+            }))
+        };
+        let full = before(json!({ROLE: "true", CONTROL_PLANE_ROLE: "true"}));
+        let patch = json!({"metadata": {"resourceVersion": "7", "labels": {CONTROL_PLANE_ROLE: null}}});
+        assert_eq!(Work::of(&full, own), Work::Introduce(patch));
+        assert_eq!(Work::of(&full, OWN), Work::Nothing);
+        assert_eq!(Work::of(&before(json!({ROLE: "true"})), own), Work::Nothing);
     }
 
     #[test]

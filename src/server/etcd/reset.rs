@@ -25,10 +25,11 @@ use super::{
     restore::{LEAP, RESTORING, SNAPSHOT, clear, restore},
 };
 use crate::{
-    BootstrapError, Error,
+    BootstrapError, Error, api_addresses,
     bootstrap_data::{self, Found},
     certificates::Certificates,
     host::{self, Host},
+    other_api_servers,
     snapshots::{known_token, take_authorities},
 };
 
@@ -165,8 +166,10 @@ impl Resetting<'_> {
         let gate = self.supervisor.gate("datastore")?;
         let up = timeout(START, membership.until_it_votes(&gate)).await;
         up.map_err(|_| EtcdError::NotUp { dir })??;
-        let found = bootstrap_data::load(&membership.client(), token.as_ref(), None).await;
-        found.map_err(|error: BootstrapError| error.into())
+        let found = bootstrap_data::load(&membership.client(), token.as_ref(), None).await?;
+        api_addresses::forget(&membership.client()).await.map_err(BootstrapError::from)?;
+        other_api_servers::forget(self.paths)?;
+        Ok(found)
     }
 
     async fn member(&self, name: &str, start: EtcdStart, folder: &EtcdFolder) -> Result<EtcdMember, Error> {

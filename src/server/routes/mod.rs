@@ -16,13 +16,14 @@ mod neighbours;
 mod reserved;
 mod static_files;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
+use k3s_balancer::Address;
 use k3s_front::{Connection, Service};
 use k3s_http::{Body, Status, empty, full};
 use k3s_identity::Error as IdentityError;
@@ -96,6 +97,8 @@ pub struct Cluster {
     pub(crate) takes_nodes: watch::Receiver<bool>,
     /// The cluster's own etcd, where it has one: other servers join it.
     pub(crate) etcd: Option<Arc<Membership>>,
+    /// Where kube-apiservers are, for a server that runs none.
+    pub(crate) others: Option<watch::Receiver<BTreeSet<Address>>>,
     /// `/v1-k3s/config`
     pub config: Value,
 }
@@ -114,6 +117,7 @@ pub struct Routes {
     dialer: NodeDialer,
     takes_nodes: watch::Receiver<bool>,
     etcd: Option<Arc<Membership>>,
+    others: Option<watch::Receiver<BTreeSet<Address>>>,
     config: Bytes,
 }
 
@@ -158,6 +162,7 @@ impl Routes {
             dialer,
             takes_nodes,
             etcd,
+            others,
             config,
         } = cluster;
         Self {
@@ -176,6 +181,7 @@ impl Routes {
             dialer,
             takes_nodes,
             etcd,
+            others,
             config: line(&config),
             server_dir,
         }
@@ -250,6 +256,7 @@ impl Routes {
             ForServers::EtcdMembers => self.etcd_members(self.etcd(peer)?).await,
             ForServers::EncryptionStatus => self.encryption_status().await,
             ForServers::EncryptionConfig => {
+                self.encryption.check_place().map_err(|error| refused_encryption(&error))?;
                 let client = self.admin_client.client()?;
                 self.change_encryption(&client, read(request.body_mut(), LONGEST_BODY).await?).await
             }
@@ -279,8 +286,11 @@ impl Routes {
             ForNodes::ServerCa => self.file("tls/server-ca.crt").await,
             ForNodes::Config => Ok(document(self.config.clone())),
             ForNodes::ApiServers => {
-                let addresses = self.certificates.neighbours.api_servers();
-                Ok(document(line(&addresses.iter().map(ToString::to_string).collect())))
+                let addresses = match &self.others {
+                    Some(others) => others.borrow().iter().map(ToString::to_string).collect(),
+                    None => self.certificates.neighbours.api_servers().iter().map(ToString::to_string).collect(),
+                };
+                Ok(document(line(&addresses)))
             }
             ForNodes::Ready => self.admin_client.client().map(|_| text("ok")),
         }

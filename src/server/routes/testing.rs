@@ -61,7 +61,7 @@ impl Setup {
         let settings = encryption::Settings {
             server_dir: server_dir.path().to_owned(),
             provider: EncryptionProvider::AesCbc,
-            reads_file: false,
+            reader: encryption::Reader::NextStart,
             is_shared: false,
             own_node: None,
         };
@@ -82,6 +82,7 @@ impl Setup {
             dialer: NodeDialer { tunnels: Tunnels::default(), egress: known },
             takes_nodes: nodes_taken,
             etcd: None,
+            others: None,
             config: json!({"ClusterDomain": "cluster.local"}),
         });
         let front = Front::serve(client_ca, server_ca, Arc::new(routes), Settings::default()).await;
