@@ -17,6 +17,19 @@ spec:
       image: docker.io/k3s-rs/demo:0.1.0
 "#;
 
+/// A pod that whoever execs into it finds running.
+const WEB: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  nodeSelector: {kubernetes.io/hostname: agent}
+  containers:
+    - name: web
+      image: docker.io/k3s-rs/demo:0.1.0
+      command: [sh, -c, "exec httpd -f -p 8080"]
+"#;
+
 /// Whether the children are those of before, but for etcd.
 fn others_live(before: &BTreeMap<String, Process>, after: &BTreeMap<String, Process>) -> bool {
     before.iter().all(|(name, process)| name == "etcd" || after.get(name) == Some(process))
@@ -283,6 +296,96 @@ fn a_server_without_etcd_uses_that_of_the_others() {
         plain.block(&one);
         plain.start_k3s(&format!("--disable-etcd {}", join(&one)));
         plain.wait_until_succeeds("k3s kubectl get configmap stored", PATIENCE);
+    });
+}
+
+#[test]
+fn servers_of_etcd_alone_and_a_server_of_the_control_plane_alone() {
+    let network = Network::new();
+    let (etcd, two) = (Node::boot(&network, "etcd"), Node::boot(&network, "two"));
+    let (plane, agent) = (Node::boot(&network, "plane"), Node::boot(&network, "agent"));
+    let etcd_alone = "--token=s3cret --disable-apiserver --disable-controller-manager --disable-scheduler";
+    let taint = "--node-taint=node-role.kubernetes.io/etcd=true:NoExecute";
+    let join = format!("--server=https://{}:6443", etcd.address());
+    let roles = |role: &str| plane.kubectl(&format!("get nodes -l node-role.kubernetes.io/{role}=true -o name"));
+    let exec = || {
+        let echoed = "echo hello | k3s kubectl exec -i web -- cat";
+        plane.wait_until_succeeds(&format!("test \"$({echoed})\" = hello"), PATIENCE);
+    };
+
+    step("a server of etcd alone comes first, and says what it waits for", || {
+        let refused = etcd.fail(&format!("timeout 60 k3s server {etcd_alone}"));
+        assert!(refused.contains("--disable-apiserver: it is for a server that runs etcd"), "{refused}");
+        etcd.start_k3s(&format!("--cluster-init {etcd_alone} {taint}"));
+        etcd.wait_for_log("etcd is served");
+        etcd.wait_for_status(&format!("no server with kube-apiserver has joined yet: start one with {join}"));
+        wait_for_voters(&etcd, &[&etcd]);
+        let told = etcd.succeed("curl -sk https://127.0.0.1:6443/readyz");
+        assert!(told.contains("apiserver disabled"), "{told}");
+        assert_eq!(etcd.succeed("curl -sk https://127.0.0.1:6443/ping"), "pong");
+        let saved = etcd.succeed("k3s etcd-snapshot save");
+        assert!(saved.contains("server/db/snapshots/on-demand-etcd-"), "{saved}");
+    });
+    step("a server without etcd joins, and both nodes get Ready", || {
+        plane.start_k3s(&format!("--token=s3cret --disable-etcd {join}"));
+        for node in [&plane, &etcd] {
+            plane.wait_until_node_ready(node.name());
+        }
+        let children = |server: &Node| server.components().into_keys().collect::<Vec<_>>();
+        etcd.wait_until_component_ready("kube-proxy");
+        assert_eq!(children(&etcd), ["containerd", "etcd", "kube-proxy", "kubelet"]);
+        assert!(!children(&plane).contains(&"etcd".to_owned()));
+        plane.wait_until_succeeds("k3s kubectl get node -l node-role.kubernetes.io/etcd=true | grep etcd", PATIENCE);
+        assert_eq!((roles("etcd").as_str(), roles("control-plane").as_str()), ("node/etcd\n", "node/plane\n"));
+    });
+    step("the API is served by the one, and reached from the other by its load balancer", || {
+        let published = plane.kubectl("get endpoints kubernetes -o jsonpath={.subsets[*].addresses[*].ip}");
+        assert_eq!(published, plane.address().to_string());
+        etcd.wait_for_status(&format!("the load balancer leads to kube-apiserver at {}:6443", plane.address()));
+        etcd.kubectl("get node plane");
+        etcd.succeed("k3s token list");
+        let refused = etcd.fail("k3s secrets-encrypt rotate-keys");
+        assert!(refused.contains("this server runs no kube-apiserver"), "{refused}");
+    });
+    step("an agent joins by way of the server of etcd, and goes to the other", || {
+        agent.give_demo_image();
+        agent.start_k3s_agent(&etcd, "");
+        plane.wait_until_node_ready("agent");
+        let state = "/var/lib/rancher/k3s/agent/etc/k3s-agent-load-balancer.json";
+        agent.wait_until_succeeds(&format!("grep -q '\"{}:6443\"' {state}", plane.address()), PATIENCE);
+        agent.fail(&format!("grep -q '\"{}:6443\"' {state}", etcd.address()));
+    });
+    step("a pod runs, and exec reaches it; servers reach each node's kubelet", || {
+        plane.apply(WEB);
+        plane.wait_until_succeeds("k3s kubectl wait --for=condition=Ready pod/web --timeout=20s", PATIENCE);
+        exec();
+        let stats = plane.kubectl("get --raw /api/v1/nodes/etcd/proxy/stats/summary");
+        assert!(stats.contains("\"nodeName\""), "{stats}");
+    });
+    step("the server of etcd is restarted, and the control plane works on", || {
+        etcd.stop_k3s();
+        etcd.start_k3s(&format!("{etcd_alone} {taint}"));
+        plane.wait_until_succeeds("k3s kubectl --request-timeout=5s create configmap after", PATIENCE);
+        etcd.wait_until_succeeds("k3s kubectl --request-timeout=5s get configmap after", PATIENCE);
+        plane.wait_until_node_ready("etcd");
+        exec();
+    });
+    step("both are stopped, and the control plane is started first", || {
+        plane.stop_k3s();
+        etcd.stop_k3s();
+        plane.start_k3s(&format!("--token=s3cret --disable-etcd {join}"));
+        plane.wait_for_log("The datastore does not answer yet");
+        etcd.start_k3s(&format!("{etcd_alone} {taint}"));
+        plane.wait_until_succeeds("k3s kubectl --request-timeout=5s get configmap after", PATIENCE);
+        exec();
+    });
+    step("another one joins, gets its vote, and goes with its node", || {
+        two.start_k3s(&format!("{join} {etcd_alone} {taint}"));
+        wait_for_voters(&etcd, &[&etcd, &two]);
+        plane.wait_until_node_ready("two");
+        plane.wait_until_succeeds("k3s kubectl get node two -o yaml | grep -q managed-etcd-controller", PATIENCE);
+        plane.kubectl("delete node two --timeout=120s");
+        wait_for_voters(&etcd, &[&etcd]);
     });
 }
 
