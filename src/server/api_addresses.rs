@@ -38,7 +38,7 @@ impl Controller for PublishedAddresses {
             let until = Instant::now() + LOOKED_EACH;
             match publish(&self.store, &servers).await {
                 Ok(()) => {
-                    context.status.set("etcd tells servers without kube-apiserver where this one and the others are")
+                    context.status.set("etcd tells servers without kube-apiserver where this one and the others are");
                 }
                 Err(error) => {
                     debug!(%error, "Where the API is served could not be written to etcd; trying again.");
