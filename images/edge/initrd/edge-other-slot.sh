@@ -2,8 +2,9 @@
 # it gets no tries while there is another one.
 set -eu
 
-# What fails later would fail in the other version, too.
-[ ! -e /sysroot/usr/lib/os-release ] || exit 0
+# What fails later would fail in the other version, too. A root that dm-verity has refused may be mounted all the same: its first block may be
+# as it should be.
+if [ -e /sysroot/usr/lib/os-release ] && ! systemctl is-failed --quiet systemd-veritysetup@root.service; then exit 0; fi
 # UTF-16, behind four bytes of attributes.
 selected=$(tail -c +5 /sys/firmware/efi/efivars/LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f | tr -d '\0')
 
@@ -18,7 +19,7 @@ cd /run/k3s-os/efi/EFI/Linux
 if [ -e "$selected" ]; then
     for other in k3s_*.efi; do
         case $other in "$selected" | *+0*) continue ;; esac
-        echo "edge: the root of $selected cannot be mounted: $other is started from here on"
+        echo "edge: the root of $selected cannot be used: $other is started from here on"
         mv "$selected" "${selected%.efi}+0-1.efi"
         break
     done
