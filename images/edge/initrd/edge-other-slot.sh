@@ -5,8 +5,8 @@ set -eu
 # What fails later would fail in the other version, too. A root that dm-verity has refused may be mounted all the same: its first block may be
 # as it should be.
 if [ -e /sysroot/usr/lib/os-release ] && ! systemctl is-failed --quiet systemd-veritysetup@root.service; then exit 0; fi
-# UTF-16, behind four bytes of attributes.
-selected=$(tail -c +5 /sys/firmware/efi/efivars/LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f | tr -d '\0')
+# UTF-16 of a name in ASCII, behind four bytes of attributes. It can be read from its beginning only: the kernel has no seeking there.
+selected=$(LC_ALL=C tr -cd '[:print:]' < /sys/firmware/efi/efivars/LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f)
 
 set -- /dev/slot/*
 disk=$(basename "$(dirname "$(readlink -f "/sys/class/block/$(basename "$(readlink -f "$1")")")")")
