@@ -116,10 +116,11 @@ impl Node {
         self.kubectl("apply -f /tmp/manifests.yaml");
     }
 
-    /// Waits until the API says that the node is Ready.
+    /// Waits until the API says that the node is Ready, and takes pods: on a new cluster the service account that they run as can come later.
     #[track_caller]
     pub fn wait_until_ready(&self) {
         self.wait_until_node_ready(self.name());
+        self.wait_until_succeeds("k3s kubectl get serviceaccount default", PATIENCE);
     }
 
     /// Waits until this server's API says that the node called `name` is Ready.

@@ -31,7 +31,8 @@ fn a_chart_of_a_stranger_harms_itself_alone() {
     let network = Network::new();
     let server = Node::boot(&network, "server");
     let until = |command: &str| server.wait_until_succeeds(command, PATIENCE);
-    let delete = |names: &str| server.kubectl(&format!("delete helmchart {names} -n kube-system --timeout=120s"));
+    // Helm deletes five thousand objects one after the other.
+    let delete = |names: &str| server.kubectl(&format!("delete helmchart {names} -n kube-system --timeout=300s"));
     step("archives that are too large, that lead out of themselves, or that are none", || {
         publish(&server, "bomb", "head -c 300000000 /dev/zero > bomb/templates/zeros.txt");
         publish(
