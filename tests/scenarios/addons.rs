@@ -71,7 +71,6 @@ fn addons_work_by_default_and_go_when_they_are_disabled() {
         after("Ready");
     });
     step("cluster DNS answers for Services, nodes and what users add", || {
-        server.wait_until_succeeds("k3s kubectl get serviceaccount default", PATIENCE);
         server.apply(CLIENT);
         let address = server.address().to_string();
         for (name, answer) in [

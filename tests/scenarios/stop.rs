@@ -66,7 +66,6 @@ fn nothing_is_left_of_a_node_that_stops_with_its_pods() {
     let k3s = step("pods run", || {
         let k3s = server.start_k3s("");
         server.wait_until_ready();
-        server.wait_until_succeeds("k3s kubectl get serviceaccount default", PATIENCE);
         server.apply(PODS);
         server.kubectl("wait --for=condition=Ready pod --all --timeout=120s");
         k3s
