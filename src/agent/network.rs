@@ -2,10 +2,11 @@
 
 use std::{convert::Infallible, net::IpAddr};
 
+use k3s_balancer::Balancer;
 use k3s_components::{Node, Paths};
 use k3s_config::network::Overlay;
 use k3s_network::{AddressChanges, CniConfig, LostAddresses, NetlinkError, Underlay};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::Error;
 
@@ -60,10 +61,19 @@ pub async fn follow_own_addresses(given: &[IpAddr], addresses: &watch::Sender<Ve
     }
 }
 
-/// Tells of every address that the host loses, for as long as it is polled.
-pub(crate) async fn follow_lost_addresses(tell: impl Fn(IpAddr)) -> Result<Infallible, NetlinkError> {
+/// Tells a balancer and tunnels of every address that the host loses, for as long as it is polled: what goes out from there is broken.
+pub(crate) async fn follow_lost_addresses(
+    balancer: Option<&Balancer>,
+    tunnels: &broadcast::Sender<IpAddr>,
+) -> Result<Infallible, NetlinkError> {
     let mut lost = LostAddresses::listen().await?;
     loop {
-        lost.next().await?.into_iter().for_each(&tell);
+        for address in lost.next().await? {
+            if let Some(balancer) = balancer {
+                balancer.lost_address(address);
+            }
+            // Without a tunnel nobody hears.
+            let _ = tunnels.send(address);
+        }
     }
 }

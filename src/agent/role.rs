@@ -196,14 +196,8 @@ impl Agent {
             tokio::try_join!(self.run_node(node, known, reloads, &view, shutdown), beside)
         };
         let addresses = network::follow_own_addresses(&self.config.node.ips, &self.ips);
-        let lost = async {
-            let lost = network::follow_lost_addresses(|address| {
-                self.balancer.lost_address(address);
-                // Without a tunnel nobody hears.
-                let _ = self.lost.send(address);
-            });
-            lost.await.map_err(Error::from)
-        };
+        let lost =
+            async { network::follow_lost_addresses(Some(&self.balancer), &self.lost).await.map_err(Error::from) };
         let work = async { tokio::try_join!(member, node, addresses, lost).map(drop) };
         shutdown.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }

@@ -94,14 +94,7 @@ pub async fn run_tunnels(
         dir: node.paths.agent(),
     };
     let follow = async {
-        let lost = network::follow_lost_addresses(|address| {
-            if let Some(balancer) = &tunnels.balancer {
-                balancer.lost_address(address);
-            }
-            // Without a tunnel nobody hears.
-            let _ = tunnels.lost.send(address);
-        });
-        let Err(error) = lost.await;
+        let Err(error) = network::follow_lost_addresses(tunnels.balancer.as_ref(), &tunnels.lost).await;
         warn!(
             error = chain(&error),
             "The host's addresses cannot be followed: after a change tunnels may hang for a minute."
