@@ -15,11 +15,14 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 fn main() -> Outcome<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..");
     let images = root.join("images");
-    println!("cargo::rerun-if-changed={}", images.display());
+    println!("cargo::rerun-if-changed=build.rs");
     let mut names = Vec::new();
     for entry in fs::read_dir(&images)? {
         let entry = entry?;
-        if entry.path().join("image.json").exists() {
+        // The declarations alone, not the folder: cargo would look at all that is below it, the edge image's files too.
+        let declaration = entry.path().join("image.json");
+        if declaration.exists() {
+            println!("cargo::rerun-if-changed={}", declaration.display());
             names.push(entry.file_name().into_string().map_err(|name| format!("{} is not UTF-8", name.display()))?);
         }
     }

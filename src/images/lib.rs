@@ -10,7 +10,21 @@ pub fn named(name: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
+
+    /// The build script is not run again for a new folder.
+    #[test]
+    fn each_declaration_is_built_in() {
+        let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images");
+        for entry in fs::read_dir(images).unwrap() {
+            let folder = entry.unwrap();
+            let name = folder.file_name().into_string().unwrap();
+            let declared = folder.path().join("image.json").exists();
+            assert_eq!(named(&name).is_some(), declared, "{name}: touch src/images/build.rs");
+        }
+    }
 
     #[test]
     fn an_image_has_the_version_of_its_component() {

@@ -14,18 +14,20 @@ use crate::process::stdout;
 /// A test that takes longer has hung.
 const TIMEOUT: &str = "-test.timeout=10m";
 
-/// Runs the tests of a compiled test binary that match the regular expression. A test that it has and that does not
-/// finish has failed.
+/// Runs the tests of a compiled test binary that match the regular expression, without the one named `except`. A test
+/// that it has and that does not finish has failed.
 pub(crate) fn run_binary(
     binary: &Path,
     tests: &str,
+    except: &str,
     configure: impl Fn(&mut Command) -> &mut Command,
 ) -> Result<Counts> {
     let listed = stdout(Command::new(binary).args(["-test.list", tests]))?;
     let listed = String::from_utf8(listed).with_context(|| format!("{} lists no tests", binary.display()))?;
-    let names = listed.lines().filter(|name| name.starts_with("Test")).map(str::to_owned).collect();
+    let names = listed.lines().filter(|name| name.starts_with("Test") && *name != except).map(str::to_owned).collect();
     let mut command = Command::new("go");
     command.args(["tool", "test2json", "-t"]).arg(binary).args(["-test.v=test2json", TIMEOUT, "-test.run", tests]);
+    command.arg("-test.skip").arg(format!("^{except}$"));
     run(configure(&mut command), Run { unfinished: names, ..Run::default() })
 }
 

@@ -18,6 +18,10 @@ use crate::{dist, go_test};
 const DATASTORE: &str = "STORAGE_TESTS_DATASTORE";
 const BINARIES: [&str; 2] = ["etcd3.test", "cacher.test"];
 const EVERY: &str = "^Test";
+/// A test of the watch cache above a store that is a mock: no datastore takes part. It panics, and the other tests of
+/// its binary end with it, where the cache is ready for the moment between a list that succeeds and a watch that fails
+/// (v0.36.3: within 20 000 runs of it alone).
+const WITHOUT_DATASTORE: &str = "TestWatchNotHangingOnStartupFailure";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -80,7 +84,7 @@ fn against(command: &[String], tests: &str) -> Result<Counts> {
 
 fn suite(folder: &Path, binary: &str, tests: &str, command: &str) -> Result<Counts> {
     let started = Instant::now();
-    let counts = go_test::run_binary(&folder.join(binary), tests, |go| go.env(DATASTORE, command))
+    let counts = go_test::run_binary(&folder.join(binary), tests, WITHOUT_DATASTORE, |go| go.env(DATASTORE, command))
         .with_context(|| format!("Cannot run {binary}"))?;
     println!("{binary:<13} {counts} in {:.0} s", started.elapsed().as_secs_f32());
     Ok(counts)
