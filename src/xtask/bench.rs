@@ -23,6 +23,7 @@ mod start;
 mod store;
 mod tunnel;
 mod usage;
+mod way;
 
 pub(crate) use budget::check_sizes;
 

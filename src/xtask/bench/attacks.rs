@@ -1,23 +1,29 @@
 //! `cargo xtask bench attacks`: what strangers and misbehaving clients of port 6443 do to everybody else.
 //!
 //! The attacker is another host. An administrator asks for objects before and during each attack, and watches; our process' memory is
-//! read before, at its highest, and a minute later.
+//! read before, at its highest, and a minute later. `--direct` does the same to kube-apiserver, for comparison.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
-use cluster_tests::{Network, Node, Wire};
+use cluster_tests::{Network, Node};
 
 use super::api::pass;
 use super::contender::{Contender, stop};
 use super::load::{self, Load, Outcome, Program};
 use super::markdown::{Table, figure};
 use super::usage::Processes;
+use super::way::Way;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The attacks to try; all if none.
     attacks: Vec<String>,
+    /// Attack kube-apiserver instead of port 6443, past what stands in front of it. It listens on loopback, so the
+    /// attacker is on the server.
+    #[arg(long)]
+    direct: bool,
     /// Measure target/dist as it is instead of building it first.
     #[arg(long)]
     no_build: bool,
@@ -40,6 +46,14 @@ const ATTACKS: [Attack; 6] = [
     Attack { title: "32 clients with a certificate at full speed", kind: "certificate", count: 32 },
 ];
 
+/// Who meets where.
+struct Scene<'a> {
+    server: &'a Node,
+    /// The host that the attacker is on.
+    stranger: &'a Node,
+    way: Way,
+}
+
 /// How long an attack goes on before the administrator asks.
 const BEGUN: Duration = Duration::from_secs(10);
 /// How long after an attack its memory has to be back.
@@ -55,7 +69,7 @@ struct Measured {
     during: Outcome,
     /// Whether the watches saw everything.
     watches: bool,
-    /// MiB of our process: before, at the most, later.
+    /// MiB of the process that is attacked: before, at the most, later.
     memory: [f64; 3],
 }
 
@@ -67,14 +81,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let contender = Contender::K3s { flags: "--disable=coredns".into() };
     let job = contender.start(&server);
     server.wait_until_ready();
-    let measured = measure(&server, &stranger, &args.attacks);
+    let scene = if args.direct {
+        Scene { server: &server, stranger: &server, way: Way::Direct }
+    } else {
+        Scene { server: &server, stranger: &stranger, way: Way::Front }
+    };
+    let measured = measure(&scene, &args.attacks);
     stop(&server, &job);
     print!("{}", measured?);
     Ok(())
 }
 
-fn measure(server: &Node, stranger: &Node, chosen: &[String]) -> Result<Table> {
-    let mut administrator = client(Program::Api, server, &server.wire(), "admin", &[])?;
+fn measure(scene: &Scene<'_>, chosen: &[String]) -> Result<Table> {
+    let mut administrator = scene.client(Program::Api, scene.server, "admin", &[])?;
     administrator.wait_until_answered()?;
     administrator.run("create --clients 8 --operations 1000")?;
     let columns = [
@@ -86,7 +105,7 @@ fn measure(server: &Node, stranger: &Node, chosen: &[String]) -> Result<Table> {
     ];
     let mut table = Table::new("attack", columns.map(str::to_owned));
     for attack in ATTACKS.iter().filter(|attack| chosen.is_empty() || chosen.iter().any(|name| name == attack.kind)) {
-        let Measured { before, during, watches, memory } = attack.measure(server, stranger, &mut administrator)?;
+        let Measured { before, during, watches, memory } = attack.measure(scene, &mut administrator)?;
         let latencies = |outcome: Outcome| format!("{} / {}", figure(outcome.p50_ms), figure(outcome.p99_ms));
         table.row(
             attack.title,
@@ -103,13 +122,11 @@ fn measure(server: &Node, stranger: &Node, chosen: &[String]) -> Result<Table> {
 }
 
 impl Attack {
-    fn measure(&self, server: &Node, stranger: &Node, administrator: &mut Load) -> Result<Measured> {
-        let memory = || {
-            Ok::<_, anyhow::Error>(Processes::below(&server.path("/proc"))?.of("k3s", &Processes::default())?.memory)
-        };
+    fn measure(&self, scene: &Scene<'_>, administrator: &mut Load) -> Result<Measured> {
+        let memory = || scene.memory();
         let (at_rest, before) = (memory()?, administrator.run(PROBE)?);
         let more = ["--kind", self.kind, "--count", &self.count.to_string()];
-        let mut attacker = client(Program::Attack, server, &stranger.wire(), "controller", &more)?;
+        let mut attacker = scene.client(Program::Attack, scene.stranger, "controller", &more)?;
         attacker.wait_until_answered()?;
         let mut most = at_rest;
         for _ in 0..BEGUN.as_secs() {
@@ -117,7 +134,7 @@ impl Attack {
             most = most.max(memory()?);
         }
         let during = administrator.run(PROBE)?;
-        let mut watcher = client(Program::Api, server, &server.wire(), "admin", &[])?;
+        let mut watcher = scene.client(Program::Api, scene.server, "admin", &[])?;
         let watched = watcher.wait_until_answered().and_then(|()| watcher.run(WATCHES));
         most = most.max(memory()?);
         let met = attacker.end()?;
@@ -137,7 +154,19 @@ impl Attack {
     }
 }
 
-/// A client of the server's port 6443 at its address, from where `wire` is, who may show one of the server's certificates.
-fn client(program: Program, server: &Node, wire: &Wire, certificate: &str, more: &[&str]) -> Result<Load> {
-    Load::of_api(program, wire, server, (server.address(), 6443), certificate, more)
+impl Scene<'_> {
+    /// A client that is on `host` and may show one of the server's certificates.
+    fn client(&self, program: Program, host: &Node, certificate: &str, more: &[&str]) -> Result<Load> {
+        let address = match self.way {
+            Way::Direct => Ipv4Addr::LOCALHOST,
+            Way::Front => self.server.address(),
+        };
+        Load::of_api(program, &host.wire(), self.server, (address, self.way.port()), certificate, more)
+    }
+
+    /// MiB of the process that is attacked.
+    fn memory(&self) -> Result<f64> {
+        let processes = Processes::below(&self.server.path("/proc"))?;
+        Ok(processes.of(self.way.program(), &Processes::default())?.memory)
+    }
 }

@@ -14,6 +14,7 @@ use super::figures::median;
 use super::load::{self, Load, Outcome, Program};
 use super::markdown::{Table, figure};
 use super::usage::Processes;
+use super::way::Way;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,13 +36,6 @@ const PHASES: [Phase; 5] = [
     Phase("update", "update --clients 32 --operations 2000"),
     Phase("events to 1000 watches", "watch --watchers 1000 --operations 20"),
 ];
-
-/// A way to kube-apiserver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
-    Direct,
-    Front,
-}
 
 /// What a phase took on one way.
 #[derive(Debug, Clone, Copy)]
@@ -68,9 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 type Results = BTreeMap<(usize, Way), Vec<Measured>>;
 
 fn measure(node: &Node, rounds: u32) -> Result<Results> {
-    Way::Direct.client(node)?.run("create --clients 8 --operations 1000")?;
+    client(Way::Direct, node)?.run("create --clients 8 --operations 1000")?;
     // What was made, they find.
-    let mut clients = [(Way::Direct, Way::Direct.client(node)?), (Way::Front, Way::Front.client(node)?)];
+    let mut clients = [(Way::Direct, client(Way::Direct, node)?), (Way::Front, client(Way::Front, node)?)];
     let mut results = Results::new();
     for round in 1..=rounds {
         eprintln!("Round {round} of {rounds}:");
@@ -89,24 +83,12 @@ fn measure(node: &Node, rounds: u32) -> Result<Results> {
     Ok(results)
 }
 
-impl Way {
-    /// A client of the API, which has been answered.
-    fn client(self, node: &Node) -> Result<Load> {
-        let port = match self {
-            Self::Direct => 6444,
-            Self::Front => 6443,
-        };
-        let mut client = Load::of_api(Program::Api, &node.wire(), node, (Ipv4Addr::LOCALHOST, port), "admin", &[])?;
-        client.wait_until_answered()?;
-        Ok(client)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Front => "front",
-        }
-    }
+/// A client of the API, which has been answered.
+fn client(way: Way, node: &Node) -> Result<Load> {
+    let address = (Ipv4Addr::LOCALHOST, way.port());
+    let mut client = Load::of_api(Program::Api, &node.wire(), node, address, "admin", &[])?;
+    client.wait_until_answered()?;
+    Ok(client)
 }
 
 impl Measured {
