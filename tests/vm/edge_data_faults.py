@@ -6,18 +6,28 @@ from edge import FAILED, Edge
 nodes = {"kiosk": {"boot": "disk", "updates": ["2"],
                    "first_boot": {"keep-identity": True, "config": {"disable": ["coredns", "local-storage", "metrics-server", "traefik"]}}}}
 
-from boot import DiskBoot
+import subprocess
+
+from boot import ESP_OFFSET, DiskBoot
 
 # Copies of the superblock lie at the beginning of these groups of blocks, of 128 MiB each.
 GROUP = 128 << 20
 COPIES = [1, 3, 5, 7, 9, 25, 27]
 
+# Takes all room, also that which kubelet makes meanwhile by removing images that nobody uses.
+FILL = "while :; do dd if=/dev/zero of=/var/full2 bs=64K oflag=append conv=notrunc 2> /dev/null; sleep 0.2; done"
+
 edge = Edge(machine)
+
+
+def of_data(what):
+    """`start` or `size` of the data partition, in bytes."""
+    return 512 * int(machine.succeed(f"cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/data))/{what}"))
 
 
 def overwrite(offsets):
     """The disk loses what is at these places of the data partition, and the 4 KiB behind each."""
-    begin = 512 * int(machine.succeed("cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/data))/start"))
+    begin = of_data("start")
     machine.shutdown()
     with open(DiskBoot.disk(machine.qemu.dir), "r+b") as disk:
         for offset in offsets:
@@ -35,9 +45,11 @@ before = edge.identity(), edge.objects()
 with subtest("a full partition keeps the cluster's data, and what it does not take is said"):
     # Not all at once: what runs takes some meanwhile, and the file itself takes more than its bytes.
     machine.succeed("fallocate -l $(($(stat -f -c '%a*%S' /var) - (64 << 20))) /var/full; ! dd if=/dev/zero of=/var/full2 bs=64K 2> /dev/null")
+    machine.succeed(f"systemd-run --quiet --unit=fill bash -c '{FILL}'")
     said = edge.refused("k3s os update /dev/disk/by-id/virtio-k3s_2.update")[1]
-    t.assertIn("No space left on device", said)
     log(said)
+    t.assertIn("no snapshot could be taken, and nothing was updated", said)
+    t.assertRegex(said, "make room|has to be writable and have free space")
     t.assertEqual(edge.status()["next"], "1")
     edge.restarted()
     t.assertEqual(edge.version(), "1")
@@ -68,3 +80,19 @@ with subtest("one that cannot be mended is replaced after a restart, and the mac
     t.assertEqual(edge.objects(), {})
     retry(lambda _: "replaced by an empty one" in edge.events("DataPartitionDamaged"))
     t.assertEqual(machine.succeed(FAILED), "")
+
+with subtest("a power cut between the new file system and the identity in it changes nothing of that"):
+    machine.succeed("rm /efi/status.txt")
+    begin, size = of_data("start"), of_data("size")
+    machine.shutdown()
+    disk = DiskBoot.disk(machine.qemu.dir)
+    made = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", f"nodiscard,offset={begin}", disk, f"{size >> 10}k"]
+    subprocess.run(made, check=True)
+    subprocess.run(["mcopy", "-o", "-i", f"{disk}@@{ESP_OFFSET}", "-", "::data-fault"], input=b"replaced\n", check=True)
+    machine.start()
+    machine.wait_for_unit("k3s-os-configure.service")
+    said = machine.succeed("cat /efi/status.txt")
+    t.assertIn("The data partition could not be mended, and was replaced by an empty one", said)
+    t.assertIn("taken as the ESP has kept it: this machine is kiosk, role server", said)
+    t.assertEqual(machine.succeed("cat /etc/machine-id /etc/rancher/node/password").split(), [machine_id, password])
+    machine.fail("test -e /efi/data-fault")

@@ -4,7 +4,7 @@ check() { return 0; }
 depends() { echo systemd-initrd; }
 install() {
     inst_multiple bash basename blkid cat cut dd dirname e2fsck fsck.vfat grep ln mkdir mkfs.ext4 mke2fs mount mv readlink sleep sync systemctl \
-        systemd-id128 systemd-repart tr udevadm umount wc
+        systemd-id128 systemd-repart tr udevadm umount
     inst_simple /usr/lib/systemd/systemd-growfs
     inst_simple "$moddir/edge-data.sh" /usr/lib/edge-data.sh
     inst_simple "$moddir/edge-other-slot.sh" /usr/lib/edge-other-slot.sh

@@ -16,7 +16,8 @@ named() {
     done
 }
 
-mkdir -p /run/k3s-os
+efi=/run/k3s-os/efi
+mkdir -p "$efi"
 esp=$(named esp)
 ln -sfn "$esp" /run/k3s-os/esp
 # It holds nothing that a start needs from here on.
@@ -33,8 +34,6 @@ mount_data() { mount -t ext4 -o nosuid,nodev,noatime "$data" "$root/var"; }
 # The last resort is for what is damaged for good, not for a disk that does not answer now or a version that has no driver: it takes a version
 # that is not on trial, and a restart that has found the same.
 replace_data() {
-    efi=/run/k3s-os/efi
-    mkdir -p "$efi"
     mount -t vfat "$esp" "$efi"
     if [ -e /sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f ] || [ ! -e "$efi/data-fault" ]; then
         echo "edge: $data cannot be mended: if a restart changes nothing, it is replaced by an empty one"
@@ -44,12 +43,12 @@ replace_data() {
         exit 1
     fi
     echo "edge: $data cannot be mended: it is replaced by an empty one, and what this machine had stored is gone"
+    # A start that finds the new one without an identity has to tell the same, where a power cut has ended this one.
+    echo replaced > "$efi/data-fault"
+    sync "$efi/data-fault"
+    umount "$efi"
     mkfs.ext4 -q -F -m 0 "$data"
     mount_data
-    mkdir -p "$root/var/lib/k3s-os"
-    # Of machines whose first-boot file wants it.
-    if [ -e "$efi/identity/machine-id" ]; then cat "$efi/identity/machine-id" > "$root/var/lib/k3s-os/machine-id"; fi
-    umount "$efi"
 }
 
 # 1: mended; 2: mended, and a restart is asked for, which a file system that is not mounted does not need.
@@ -64,19 +63,27 @@ if ! mount_data; then
     # What is sound, and cannot be mounted, is no case for it.
     [ "$status" -ge 4 ]
     replace_data
-    fault=replaced
 fi
 /usr/lib/systemd/systemd-growfs "$root/var"
 
 own=$root/var/lib/k3s-os
 mkdir -p "$own/network" "$root/var/lib/rancher/etc"
+# Not what a power cut leaves of one: nothing, or NUL bytes.
+is_id() { grep -qsxE '[0-9a-f]{32}' "$1"; }
+# Of a new or replaced partition the identity comes last. Until then the ESP has what is to be told of it, and also who the machine is, if its
+# first-boot file wants that kept.
+if ! is_id "$own/machine-id"; then
+    mount -t vfat -o ro "$esp" "$efi"
+    if grep -qsx replaced "$efi/data-fault"; then fault=replaced; fi
+    if is_id "$efi/identity/machine-id"; then cat "$efi/identity/machine-id"; else systemd-id128 new; fi > "$own/machine-id.new"
+    umount "$efi"
+    sync "$own/machine-id.new"
+fi
 # Told by `k3s os configure`.
 if [ -n "$fault" ]; then echo "$fault" > "$own/data-fault"; sync "$own/data-fault"; fi
-# Whole or not there, also after a power cut.
-if [ "$(cat "$own/machine-id" 2> /dev/null | wc -c)" != 33 ]; then
-    systemd-id128 new > "$own/machine-id.new"
-    sync "$own/machine-id.new"
+if ! is_id "$own/machine-id"; then
     mv "$own/machine-id.new" "$own/machine-id"
+    sync "$own"
 fi
 if [ ! -s "$own/hostname" ]; then
     echo "k3s-$(cut -c1-8 "$own/machine-id")" > "$own/hostname.new"
