@@ -36,3 +36,7 @@ systemctl --root="$root" enable --quiet systemd-networkd.service systemd-network
 # Nobody logs in, and nothing waits for an answer on the console.
 systemctl --root="$root" mask --quiet systemd-firstboot.service getty.target serial-getty@.service getty@.service console-getty.service \
     systemd-machine-id-commit.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
+# What nobody reads or runs here; licences stay. udev's database is the compiled one.
+find "$root/usr/share/doc" -mindepth 2 ! -type d ! -name copyright -delete
+find "$root/usr/share/doc" -type d -empty -delete
+rm -rf "$root/usr/lib/udev/hwdb.d" "$root/usr/bin/sqv" "$root"/usr/lib/*/libapt-*.so.* "$root/usr/share/zsh" "$root/usr/share/lintian"
