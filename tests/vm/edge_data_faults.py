@@ -6,9 +6,7 @@ from edge import FAILED, Edge
 nodes = {"kiosk": {"boot": "disk", "updates": ["2"],
                    "first_boot": {"keep-identity": True, "config": {"disable": ["coredns", "local-storage", "metrics-server", "traefik"]}}}}
 
-import subprocess
-
-from boot import ESP_OFFSET, DiskBoot
+from boot import DiskBoot
 
 # Copies of the superblock lie at the beginning of these groups of blocks, of 128 MiB each.
 GROUP = 128 << 20
@@ -20,14 +18,9 @@ FILL = "while :; do dd if=/dev/zero of=/var/full2 bs=64K oflag=append conv=notru
 edge = Edge(machine)
 
 
-def of_data(what):
-    """`start` or `size` of the data partition, in bytes."""
-    return 512 * int(machine.succeed(f"cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/data))/{what}"))
-
-
 def overwrite(offsets):
     """The disk loses what is at these places of the data partition, and the 4 KiB behind each."""
-    begin = of_data("start")
+    begin = 512 * int(machine.succeed("cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/data))/start"))
     machine.shutdown()
     with open(DiskBoot.disk(machine.qemu.dir), "r+b") as disk:
         for offset in offsets:
@@ -80,19 +73,3 @@ with subtest("one that cannot be mended is replaced after a restart, and the mac
     t.assertEqual(edge.objects(), {})
     retry(lambda _: "replaced by an empty one" in edge.events("DataPartitionDamaged"))
     t.assertEqual(machine.succeed(FAILED), "")
-
-with subtest("a power cut between the new file system and the identity in it changes nothing of that"):
-    machine.succeed("rm /efi/status.txt")
-    begin, size = of_data("start"), of_data("size")
-    machine.shutdown()
-    disk = DiskBoot.disk(machine.qemu.dir)
-    made = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", f"nodiscard,offset={begin}", disk, f"{size >> 10}k"]
-    subprocess.run(made, check=True)
-    subprocess.run(["mcopy", "-o", "-i", f"{disk}@@{ESP_OFFSET}", "-", "::data-fault"], input=b"replaced\n", check=True)
-    machine.start()
-    machine.wait_for_unit("k3s-os-configure.service")
-    said = machine.succeed("cat /efi/status.txt")
-    t.assertIn("The data partition could not be mended, and was replaced by an empty one", said)
-    t.assertIn("taken as the ESP has kept it: this machine is kiosk, role server", said)
-    t.assertEqual(machine.succeed("cat /etc/machine-id /etc/rancher/node/password").split(), [machine_id, password])
-    machine.fail("test -e /efi/data-fault")

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import json
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -137,6 +138,8 @@ def main():
                                       [given.updates / f"k3s_{version}.update" for version in node.updates]),
     }
     driver = Driver(boots, given.state, nodes)
+    # Whoever ends the driver ends its machines.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         exec(compile(script, name, "exec"), driver.symbols())
     except (RequestedAssertionFailed, MachineEnded, TimeoutError) as failed:
