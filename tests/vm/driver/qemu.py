@@ -170,10 +170,13 @@ class Qemu:
                 return
             *lines, buffer = (buffer + got).split(b"\n")
             for line in lines:
-                parts = line.split(b" ")
-                if len(parts) != 4:
+                try:
+                    request, status, *texts = line.decode().split(" ")
+                    out, err = (base64.b64decode(text).decode(errors="replace") for text in texts)
+                    answer = int(status), out, err
+                except ValueError:
+                    # A restart has cut it.
                     continue
-                out, err = (base64.b64decode(part).decode(errors="replace") for part in parts[2:])
                 with self._answered:
-                    self._answers[parts[0].decode()] = (int(parts[1]), out, err)
+                    self._answers[request] = answer
                     self._answered.notify_all()
