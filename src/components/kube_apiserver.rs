@@ -138,7 +138,8 @@ pub fn kube_apiserver(config: ControlPlaneConfig<'_>, paths: &Paths, found: &Com
                 interval: Duration::from_secs(20),
                 timeout: Duration::from_secs(15),
                 failures: 6,
-                start: Some(START),
+                // A slow machine needs longer for its first start, and is not to begin it anew for a fault that only kine has.
+                start: matches!(config.datastore, Datastore::Sql(_) | Datastore::Etcd(_)).then_some(START),
             }),
             stop: Stop { timeout: Duration::from_secs(20), ..Stop::default() },
             cpu_weight: 200,
