@@ -4,18 +4,17 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use k3s_components::{Components, Launch, Paths, etcd, kine};
 use k3s_config::{
-    datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd, KINE},
+    datastore::{ClientCertificate, Datastore as DatastoreConfig, Etcd},
     embedded_etcd::{EmbeddedEtcd, JoinedServer},
     server::ServerConfig,
 };
 use k3s_datastore::{
     Access, BoundEndpoint, Client, ClientError, Datastore, Endpoint, Options, RemoteOptions, RemoteServer,
 };
-use k3s_supervise::{Backoff, Gate, Supervisor};
+use k3s_supervise::{Gate, Supervisor};
 use prometheus_client::registry::Registry;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::{
     Error,
@@ -24,11 +23,8 @@ use crate::{
     etcd::{Join, Membership, OtherMembers, Starting},
     host::Host,
     snapshots::SnapshotSource,
-    store_health::StoreProblem,
+    store_health::{RemoteStore, StoreProblem},
 };
-
-/// How long to wait before a store that does not answer is asked again: at first, and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
 
 /// What a store needs for an answer, also on a busy machine and a slow disk.
 const MOMENT: Duration = Duration::from_secs(2);
@@ -83,9 +79,10 @@ impl ClusterStore {
             }
             DatastoreConfig::OtherMembers(server) => return reach_others(server, &opening, shutdown).await,
         };
-        let client = Client::remote(&servers)?;
-        let answered = shutdown.run_until_cancelled(answers(&client, gate, || supervisor.last_error(KINE))).await;
-        Ok(answered.map(|()| Self::Asked(client)))
+        let store = Self::Asked(Client::remote(&servers)?);
+        let remote = store.remote(supervisor).expect("it is asked elsewhere");
+        let answered = shutdown.run_until_cancelled(remote.answers(PREFIX, gate)).await;
+        Ok(answered.map(|()| store))
     }
 
     /// For what k3s itself keeps in it.
@@ -125,7 +122,17 @@ impl ClusterStore {
         }
     }
 
-    /// A client of the store, where others run it.
+    /// A store that others run, to be waited for and watched. A child of `supervisor` may serve it.
+    pub(crate) fn remote(&self, supervisor: &Supervisor) -> Option<RemoteStore> {
+        let (client, members) = match self {
+            Self::Asked(client) => (client.clone(), None),
+            Self::OtherMembers(others) => (others.client(), Some(others.seen())),
+            Self::Embedded(_) | Self::Member(_) => return None,
+        };
+        Some(RemoteStore { client, supervisor: supervisor.clone(), members })
+    }
+
+    /// A client of the store, where servers that know nothing of each other share it.
     pub(crate) fn elsewhere(&self) -> Option<&Client> {
         match self {
             Self::Asked(client) => Some(client),
@@ -198,14 +205,16 @@ async fn reach_others(
     opening: &Opening<'_>,
     shutdown: &CancellationToken,
 ) -> Result<Option<ClusterStore>, Error> {
-    let Opening { config, paths, host, certificates, version, gate, .. } = *opening;
+    let Opening { config, paths, host, certificates, version, supervisor, gate, .. } = *opening;
     let reached = OtherMembers::reach(Join { server, config, paths, host, certificates, version, gate });
     let Some(others) = shutdown.run_until_cancelled(Box::pin(reached)).await.transpose()? else { return Ok(None) };
-    if shutdown.run_until_cancelled(answers(&others.client(), gate, || None)).await.is_none() {
-        others.close().await;
+    let store = ClusterStore::OtherMembers(others);
+    let remote = store.remote(supervisor).expect("others run it");
+    if shutdown.run_until_cancelled(remote.answers(PREFIX, gate)).await.is_none() {
+        store.close().await?;
         return Ok(None);
     }
-    Ok(Some(ClusterStore::OtherMembers(others)))
+    Ok(Some(store))
 }
 
 fn remote(etcd: &Etcd) -> RemoteOptions {
@@ -216,31 +225,5 @@ fn remote(etcd: &Etcd) -> RemoteOptions {
             .collect(),
         ca_file: etcd.ca_file.clone(),
         client: etcd.client.clone().map(|ClientCertificate { certificate, key }| (certificate, key)),
-    }
-}
-
-/// Waits for the first answer. A refusal that is about what was asked is for whoever asks in earnest. `last_error` is what the child that
-/// serves the store says is wrong.
-async fn answers(client: &Client, gate: &Gate, last_error: impl Fn() -> Option<String>) {
-    let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
-    let mut told = None;
-    loop {
-        let problem = match client.get(PREFIX).await {
-            Ok(_) => break,
-            Err(ClientError::Unreachable(why)) => StoreProblem::unanswered(&why, last_error()),
-            Err(error) => match StoreProblem::of(&error.to_string()) {
-                problem if problem.is_of_the_store() => problem,
-                _ => break,
-            },
-        };
-        gate.waiting(problem.to_string());
-        if !told.as_ref().is_some_and(|told| problem.is_like(told)) {
-            warn!(%problem, "The datastore does not answer yet; waiting for it.");
-            told = Some(problem);
-        }
-        backoff.wait().await;
-    }
-    if told.is_some() {
-        info!("The datastore answers.");
     }
 }

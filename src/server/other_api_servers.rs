@@ -72,12 +72,15 @@ impl OtherApiServers {
     /// Opens what waits for kube-apiserver once one of them answers the holder of a kubeconfig. `own` is where servers join this one.
     pub(crate) async fn open(&self, gate: &Gate, kubeconfig: PathBuf, own: (IpAddr, u16)) {
         let mut servers = self.servers();
-        let (ip, port) = own;
-        let host = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
-        gate.waiting(format!(
-            "no server with kube-apiserver has joined yet: start one with --server=https://{host}:{port}, and --disable-etcd if it is to \
-             run no etcd"
-        ));
+        // One that an earlier start has known is to answer.
+        if servers.borrow().is_empty() {
+            let (ip, port) = own;
+            let host = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
+            gate.waiting_for_others(format!(
+                "no server with kube-apiserver has joined yet: start one with --server=https://{host}:{port}, and --disable-etcd if it is to \
+                 run no etcd"
+            ));
+        }
         if servers.wait_for(|servers| !servers.is_empty()).await.is_ok() {
             k3s_agent::until_api_ready(&kubeconfig, gate).await;
             info!("Another server's kube-apiserver answers.");

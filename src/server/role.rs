@@ -15,7 +15,6 @@ use k3s_components::{
 use k3s_config::{
     ControlPlaneConfig, Role,
     addons::Addon,
-    datastore::KINE,
     resources::Profile,
     server::{EgressMode, ServerConfig},
 };
@@ -461,13 +460,9 @@ impl Server {
 
     /// Tells how a store elsewhere does.
     async fn watch_store(&self, view: &ClusterView, shutdown: &CancellationToken) {
-        let Some(client) = self.store.elsewhere() else { return };
+        let Some(store) = self.store.remote(&self.supervisor) else { return };
         let task = self.supervisor.task("datastore");
-        task.run(shutdown, |line| {
-            let (supervisor, kine) = (self.supervisor.clone(), self.supervisor.clone());
-            store_health::watch(client.clone(), supervisor, line, self.store_reach(view), move || kine.last_error(KINE))
-        })
-        .await;
+        task.run(shutdown, |line| store_health::watch(store.clone(), line, self.store_reach(view))).await;
     }
 
     /// Leads to other servers' kube-apiservers, where this one runs none; `gate` opens when one of them answers.

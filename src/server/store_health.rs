@@ -7,14 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k3s_config::datastore::KINE;
 use k3s_datastore::{Client, ClientError, Revision};
-use k3s_supervise::{StatusLine, Supervisor, TaskError};
+use k3s_supervise::{Backoff, Gate, StatusLine, Supervisor, TaskError};
 use serde::Deserialize;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
-use crate::store_reach::StoreReach;
+use crate::{etcd::MembersSeen, store_reach::StoreReach};
 
+/// How long to wait before a store that does not answer at the start is asked again: at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
 /// How often it is asked while all is well.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often while something is wrong.
@@ -136,6 +139,11 @@ impl StoreProblem {
             .unwrap_or(Self { kind: Kind::ReadOnly, words: String::new() })
     }
 
+    /// The store's own.
+    pub(crate) fn words(&self) -> &str {
+        &self.words
+    }
+
     /// Whether it is the same problem, in other words perhaps.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         discriminant(&self.kind) == discriminant(&other.kind)
@@ -198,35 +206,105 @@ fn message(text: &str) -> String {
     }
 }
 
-/// Looks after a store elsewhere for as long as this server runs. `last_error` is what the child that serves it says is wrong.
-pub(crate) async fn watch(
-    client: Client,
-    supervisor: Supervisor,
-    line: StatusLine,
-    mut reach: StoreReach,
-    last_error: impl Fn() -> Option<String>,
-) -> Result<(), TaskError> {
-    let mut check = Check { client, seen: None };
+/// A store that others run, and who else knows what is wrong with it.
+#[derive(Debug, Clone)]
+pub(crate) struct RemoteStore {
+    pub(crate) client: Client,
+    /// Knows the child that serves it, where it has one.
+    pub(crate) supervisor: Supervisor,
+    /// How other servers' members of etcd do, where they are the store.
+    pub(crate) members: Option<watch::Receiver<MembersSeen>>,
+}
+
+impl RemoteStore {
+    /// What the child that serves it says is wrong.
+    fn last_error(&self) -> Option<String> {
+        self.supervisor.last_error(KINE)
+    }
+
+    /// What is wrong where no answer came.
+    fn unanswered(&self, why: &str) -> StoreProblem {
+        StoreProblem::unanswered(why, self.last_error())
+    }
+
+    /// The problem with what to do, as the rest of a sentence.
+    fn sentence(&self, problem: &StoreProblem) -> String {
+        match &self.members {
+            Some(members) if problem.is_out_of_reach() || !problem.is_of_the_store() => {
+                members.borrow().problem().unwrap_or_else(|| {
+                    format!("the etcd of the cluster's other servers does not answer yet ({})", problem.words())
+                })
+            }
+            _ => problem.to_string(),
+        }
+    }
+
+    /// Waits until members have been asked how they do, where they are the store.
+    async fn until_seen(&self) {
+        if let Some(mut members) = self.members.clone() {
+            // Nobody asks any more when this process ends.
+            let _ = members.wait_for(|seen| *seen != MembersSeen::default()).await;
+        }
+    }
+
+    /// Waits for the first answer; `gate` says meanwhile what is missing. A refusal that is about what was asked is for whoever asks in
+    /// earnest.
+    pub(crate) async fn answers(&self, key: &str, gate: &Gate) {
+        let mut backoff = Backoff::between(PAUSES.0, PAUSES.1);
+        let mut told = None;
+        loop {
+            let problem = match self.client.get(key).await {
+                Ok(_) => break,
+                Err(ClientError::Unreachable(why)) => self.unanswered(&why),
+                Err(error) => match StoreProblem::of(&error.to_string()) {
+                    problem if problem.is_of_the_store() => problem,
+                    _ => break,
+                },
+            };
+            self.until_seen().await;
+            let sentence = self.sentence(&problem);
+            gate.waiting(sentence.clone());
+            if !told.as_ref().is_some_and(|told| problem.is_like(told)) {
+                warn!(problem = sentence, "The datastore does not answer yet; waiting for it.");
+                told = Some(problem);
+            }
+            backoff.wait().await;
+        }
+        if told.is_some() {
+            info!("The datastore answers.");
+        }
+    }
+}
+
+/// Looks after a store elsewhere for as long as this server runs.
+pub(crate) async fn watch(store: RemoteStore, line: StatusLine, mut reach: StoreReach) -> Result<(), TaskError> {
+    let supervisor = store.supervisor.clone();
+    let mut check = Check { client: store.client.clone(), seen: None };
     let mut known: Option<StoreProblem> = None;
     loop {
         let began = Instant::now();
-        let problem = match check.ask().await {
+        let answer = check.ask().await;
+        let is_unreached = matches!(answer, Err(CheckError::Store(ClientError::Unreachable(_))));
+        let problem = match answer {
             Ok(Answer { revision, took }) => {
-                line.set(format!("revision {revision}, answers within {} ms", took.as_millis().max(1)));
+                let who = store.members.as_ref().map(|members| format!("{}; ", members.borrow().in_use()));
+                let (who, took_ms) = (who.unwrap_or_default(), took.as_millis().max(1));
+                line.set(format!("{who}revision {revision}, answers within {took_ms} ms"));
                 (took > SLOW).then(|| StoreProblem { kind: Kind::Slow(took), words: String::new() })
             }
-            Err(CheckError::Unwritten) => Some(StoreProblem::unwritten(last_error())),
-            Err(CheckError::Store(ClientError::Unreachable(why))) => Some(StoreProblem::unanswered(&why, last_error())),
+            Err(CheckError::Unwritten) => Some(StoreProblem::unwritten(store.last_error())),
+            Err(CheckError::Store(ClientError::Unreachable(why))) => Some(store.unanswered(&why)),
             Err(CheckError::Store(error)) => Some(StoreProblem::of(&error.to_string())),
         };
-        reach.saw(!problem.as_ref().is_some_and(StoreProblem::is_out_of_reach), began);
+        reach.saw(!is_unreached && !problem.as_ref().is_some_and(StoreProblem::is_out_of_reach), began);
         match &problem {
             Some(problem) => {
+                let sentence = store.sentence(problem);
                 if !known.as_ref().is_some_and(|known| problem.is_like(known)) {
-                    warn!(%problem, "The datastore is not as it should be.");
+                    warn!(problem = sentence, "The datastore is not as it should be.");
                 }
-                line.set(problem.to_string());
-                supervisor.warn(WARNING, format!("The datastore is not as it should be: {problem}."));
+                line.set(sentence.clone());
+                supervisor.warn(WARNING, format!("The datastore is not as it should be: {sentence}."));
             }
             None if known.is_some() => {
                 info!("The datastore is as it should be again.");

@@ -32,6 +32,11 @@ impl Gate {
         self.store.set_gate(&self.name, GateState::Closed { waiting_for: Some(what.into()) });
     }
 
+    /// Says what another machine has to bring before it opens. An open gate stays open.
+    pub fn waiting_for_others(&self, what: impl Into<String>) {
+        self.store.set_gate(&self.name, GateState::Elsewhere { waiting_for: what.into() });
+    }
+
     /// Says that it cannot be opened, and why. Another attempt may still call [`Gate::waiting`] and [`Gate::open`].
     pub fn fail(&self, why: impl Into<String>) {
         self.store.set_gate(&self.name, GateState::Failed { why: why.into() });

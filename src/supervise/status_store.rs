@@ -55,9 +55,17 @@ pub(crate) struct ProgramFacts {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GateState {
-    Closed { waiting_for: Option<String> },
+    Closed {
+        waiting_for: Option<String>,
+    },
+    /// Closed until another machine brings what is waited for.
+    Elsewhere {
+        waiting_for: String,
+    },
     Open,
-    Failed { why: String },
+    Failed {
+        why: String,
+    },
 }
 
 impl StatusStore {
@@ -116,7 +124,7 @@ impl StatusStore {
 
     pub(crate) fn set_begun(&self, name: &str) {
         self.change(|all| {
-            let is_closed = matches!(all.gates.get(name), Some(GateState::Closed { .. }));
+            let is_closed = matches!(all.gates.get(name), Some(GateState::Closed { .. } | GateState::Elsewhere { .. }));
             if is_closed {
                 all.mark(name, State::Starting.as_str());
             }
@@ -131,7 +139,7 @@ impl StatusStore {
                 return false;
             }
             let what = match state {
-                GateState::Closed { .. } => None,
+                GateState::Closed { .. } | GateState::Elsewhere { .. } => None,
                 GateState::Open => Some(OPEN),
                 GateState::Failed { .. } => Some("failed"),
             };
@@ -317,8 +325,10 @@ impl Facts {
             waiting_for: match gate {
                 GateState::Open => None,
                 GateState::Closed { waiting_for } => waiting_for.clone(),
+                GateState::Elsewhere { waiting_for } => Some(waiting_for.clone()),
                 GateState::Failed { why } => Some(why.clone()),
             },
+            elsewhere: matches!(gate, GateState::Elsewhere { .. }),
         });
         Status {
             health: self.health(),
@@ -389,7 +399,9 @@ impl Facts {
         let gates = self.gates.iter().filter_map(|(name, gate)| match gate {
             GateState::Open => None,
             GateState::Closed { waiting_for } => Some(detailed(name, waiting_for.as_deref())),
-            GateState::Failed { why } => Some(detailed(name, Some(why))),
+            GateState::Elsewhere { waiting_for: what } | GateState::Failed { why: what } => {
+                Some(detailed(name, Some(what)))
+            }
         });
         let programs = self
             .programs
@@ -482,6 +494,27 @@ mod tests {
         store.set_gate("datastore", GateState::Open);
         store.set_gate("datastore", closed("nothing"));
         assert!(store.watch().borrow().was_ready("datastore"));
+    }
+
+    #[test]
+    fn what_another_machine_has_to_bring_is_told_from_what_is_missing_here() {
+        let store = StatusStore::new();
+        let waits_for_others = || store.watch().borrow().status("").waits_for_others();
+        store.add_gate("kube-apiserver");
+        store.add_program(&Program::example("etcd", "true"));
+        store.add_program(&Program { after: vec!["kube-apiserver".into()], ..Program::example("kubelet", "true") });
+        store.set_state("etcd", State::Ready);
+        assert!(!waits_for_others());
+        let text = "no server with kube-apiserver has joined yet";
+        store.set_gate("kube-apiserver", GateState::Elsewhere { waiting_for: text.to_owned() });
+        assert!(waits_for_others());
+        assert_eq!(headline(&store), format!("Starting: waiting for kube-apiserver ({text})."));
+
+        store.set_state("etcd", State::Backoff);
+        assert!(!waits_for_others(), "etcd is this machine's own");
+        store.set_state("etcd", State::Ready);
+        store.set_gate("kube-apiserver", closed("it does not answer"));
+        assert!(!waits_for_others(), "there is one");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use k3s_config::Location;
 use k3s_identity::CaHash;
 use kube::{
     Client,
@@ -17,6 +18,7 @@ use super::{
     failure::{CONFIGURATION, UNAVAILABLE},
     globals::Globals,
     location::NodeFlags,
+    missing_api,
 };
 
 /// Whose credentials a verb works with.
@@ -33,11 +35,14 @@ impl Administrator {
     /// The credentials in the kubeconfig that is named, or else in this server's own.
     pub(super) fn credentials(self, globals: Globals) -> Result<Credentials, Failure> {
         // A variable that is empty names none, as for kubectl.
-        let kubeconfig = match self.kubeconfig.filter(|file| !file.as_os_str().is_empty()) {
-            Some(file) => file,
-            None => self.node.locate(globals)?.kubeconfig,
+        let (kubeconfig, own_server) = match self.kubeconfig.filter(|file| !file.as_os_str().is_empty()) {
+            Some(file) => (file, None),
+            None => {
+                let Location { kubeconfig, data_dir, .. } = self.node.locate(globals)?;
+                (kubeconfig, Some(data_dir))
+            }
         };
-        Ok(Credentials { kubeconfig })
+        Ok(Credentials { kubeconfig, own_server })
     }
 }
 
@@ -45,6 +50,8 @@ impl Administrator {
 #[derive(Debug)]
 pub(super) struct Credentials {
     kubeconfig: PathBuf,
+    /// The directory of the server that has written it, where it is this machine's.
+    own_server: Option<PathBuf>,
 }
 
 impl Credentials {
@@ -52,6 +59,11 @@ impl Credentials {
     pub(super) async fn client(&self) -> Result<Client, Failure> {
         if let Err(error) = fs::File::open(&self.kubeconfig) {
             return Err(unreadable(&self.kubeconfig, &error));
+        }
+        if let Some(data_dir) = &self.own_server
+            && let Some(why) = missing_api::reason(data_dir).await
+        {
+            return Err(Failure::new(UNAVAILABLE, format!("the cluster has no API yet: {why}")));
         }
         k3s_agent::client(&self.kubeconfig).await.map_err(|error| Failure::from_error(CONFIGURATION, &error))
     }

@@ -8,13 +8,15 @@ use super::{
     Failure,
     environment::environment,
     globals::Globals,
+    missing_api,
     output::tell,
+    runtime,
     upstream::{become_program, find, is_set},
 };
 
 pub(super) fn run(args: Vec<OsString>, globals: Globals) -> Result<ExitCode, Failure> {
     let chosen = is_set("KUBECONFIG") || names_kubeconfig(&args);
-    let own = if chosen { None } else { readable(own_kubeconfig(globals)?) };
+    let own = if chosen { None } else { own_kubeconfig(globals)? };
     let defaults: Vec<_> = own.iter().map(|file| ("KUBECONFIG", file.as_os_str())).collect();
     become_program(find("kubectl")?, "kubectl", args, &defaults)
 }
@@ -25,10 +27,19 @@ fn names_kubeconfig(args: &[OsString]) -> bool {
     own.into_iter().any(|arg| arg == "--kubeconfig" || arg.starts_with("--kubeconfig="))
 }
 
-/// The one that this server writes. A user who may not read the server's configuration is looked for at the usual place.
-fn own_kubeconfig(globals: Globals) -> Result<PathBuf, Failure> {
-    let located = locate(globals.before(Vec::new()), &environment()?);
-    Ok(located.map_or_else(|_| Location::KUBECONFIG.into(), |location| location.kubeconfig))
+/// The one that this server writes, if it can be used. A user who may not read the server's configuration is looked for at the usual place.
+fn own_kubeconfig(globals: Globals) -> Result<Option<PathBuf>, Failure> {
+    let Ok(Location { kubeconfig, data_dir, .. }) = locate(globals.before(Vec::new()), &environment()?) else {
+        return Ok(readable(Location::KUBECONFIG.into()));
+    };
+    let own = readable(kubeconfig);
+    if own.is_some()
+        && let Some(why) = runtime::run(async { Ok(missing_api::reason(&data_dir).await) })?
+    {
+        // Much of kubectl needs no API: it decides itself.
+        tell(format_args!("k3s: the cluster has no API yet that kubectl could ask: {why}"));
+    }
+    Ok(own)
 }
 
 /// `file` if it can be used. Without it kubectl goes by `~/.kube/config`, or by nothing: much of it needs no cluster.

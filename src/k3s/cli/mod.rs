@@ -17,6 +17,7 @@ mod globals;
 mod journal;
 mod kubectl;
 mod location;
+mod missing_api;
 mod node;
 mod os;
 mod output;

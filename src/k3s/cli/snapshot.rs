@@ -207,7 +207,8 @@ fn reset_etcd(config: &ServerConfig, etcd: &EmbeddedEtcd, snapshot: Option<&Path
     line("Start k3s server again, without --cluster-reset.")?;
     let dir = etcd.dir.display();
     line(format_args!(
-        "On each other server: stop it, move {dir} away, and start it with --server=https://THIS-SERVER:6443."
+        "On each other server with etcd: stop it, move {dir} away, and start it with --server=https://THIS-SERVER:6443. Servers with \
+         --disable-etcd go on by themselves."
     ))?;
     Ok(ExitCode::SUCCESS)
 }

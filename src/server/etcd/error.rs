@@ -46,7 +46,8 @@ pub enum EtcdError {
     },
     /// Its cluster has another store.
     #[error(
-        "the server {server} has no etcd that could be joined ({why}): start it with --cluster-init, or this one with the cluster's --datastore-endpoint"
+        "the server {server} has no etcd that could be joined ({why}): name one that has it with --server, start it with --cluster-init, or this one with the \
+         cluster's --datastore-endpoint"
     )]
     NoEtcd {
         /// Who was asked.

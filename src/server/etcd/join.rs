@@ -12,7 +12,7 @@ use std::{sync::Once, time::Duration, time::SystemTime};
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
-use k3s_agent::{Trust, establish_trust};
+use k3s_agent::{JoinError, Trust, establish_trust};
 use k3s_components::Paths;
 use k3s_config::{agent::ServerUrl, embedded_etcd::JoinedServer, secret::Secret, server::ServerConfig};
 use k3s_datastore::Member;
@@ -81,16 +81,28 @@ impl Join<'_> {
         loop {
             match attempt().await {
                 Err(Error::Etcd(error)) if error.is_passing() => {
-                    let why = error.to_string();
+                    let why = self.not_yet(&error);
                     self.gate.waiting(format!("joining the cluster's etcd: {why}"));
                     if told.as_ref() != Some(&why) {
-                        warn!(server = %self.server.url, why, "This server cannot join the cluster's etcd yet; trying again.");
+                        warn!(why, "This server cannot join the cluster's etcd yet; trying again.");
                         told = Some(why);
                     }
                     backoff.wait().await;
                 }
                 done => return done,
             }
+        }
+    }
+
+    /// Why it has to be waited, and for whom.
+    fn not_yet(&self, error: &EtcdError) -> String {
+        let url = &self.server.url;
+        match error {
+            EtcdError::Join(JoinError::Request(RequestError::Connect(_) | RequestError::Timeout(_))) => {
+                format!("{url} does not answer ({error}): start that server, or correct --server")
+            }
+            EtcdError::Join(_) => format!("{url}: {error}"),
+            error => error.to_string(),
         }
     }
 

@@ -336,6 +336,11 @@ pub(super) fn cluster_at<'a>(paths: &Paths, urls: impl IntoIterator<Item = &'a S
     if servers.is_empty() {
         return None;
     }
+    cluster_of(paths, servers)
+}
+
+/// etcd at these servers; `None` while this one has nothing to show them.
+pub(super) fn cluster_of(paths: &Paths, servers: Vec<RemoteServer>) -> Option<EtcdCluster> {
     EtcdCluster::new(&options(paths, servers)).ok()
 }
 

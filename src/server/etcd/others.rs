@@ -4,7 +4,8 @@
 //! the first start: authorities and members, from --server ─┐
 //! later ones: the members of the last life ────────────────┴─► 127.0.0.1:2379 ─► one of the members, which tells who they are
 //! ```
-//! kube-apiserver and this process ask the same port as beside a member, so that nobody else has to know.
+//! kube-apiserver and this process ask the same port as beside a member, so that nobody else has to know. Each member is also asked by itself
+//! how it does: one that is cut off from the others accepts connections still, and is left for one that is not.
 
 use std::{
     collections::BTreeSet,
@@ -15,28 +16,31 @@ use std::{
 use k3s_balancer::{Address, Balancer, Options};
 use k3s_components::{CLIENT_PORT, Paths};
 use k3s_config::embedded_etcd::JoinedServer;
-use k3s_datastore::{Client, EtcdCluster, Knowledge, Member, RemoteServer};
+use k3s_datastore::{Client, Knowledge, Member, RemoteServer};
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    error::EtcdError,
     join::Join,
+    members_seen::{Asked, MembersSeen},
     membership::{on_loopback, server},
 };
 use crate::Error;
 
 /// The balancer's name in metrics and its state file's, as k3s has it.
 const BALANCER: &str = "k3s-etcd-server-load-balancer";
-/// How often it is asked who the members are.
-const ASKED_EACH: Duration = Duration::from_secs(15);
+/// How often they are asked how they do, and one of them who they are.
+const ASKED_EACH: Duration = Duration::from_secs(5);
+/// How often while none of them has a leader.
+const TROUBLED: Duration = Duration::from_secs(1);
 
 /// The way to them.
 #[derive(Debug)]
 pub(crate) struct OtherMembers {
     balancer: Balancer,
     client: Client,
+    seen: watch::Receiver<MembersSeen>,
     /// Ends the two tasks that forward and follow.
     end: CancellationToken,
     tasks: TaskTracker,
@@ -62,15 +66,20 @@ impl OtherMembers {
         }
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, CLIENT_PORT));
         let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-        let options = on_loopback(paths);
-        let cluster = EtcdCluster::new(&options).map_err(EtcdError::from)?;
-        let client = Client::remote(&options)?;
+        let client = Client::remote(&on_loopback(paths))?;
         let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (serving, following) = (balancer.clone(), balancer.clone());
         let (served, followed) = (end.clone(), end.clone());
+        let (tell, seen) = watch::channel(MembersSeen::default());
+        let asked = Asked::new(paths.clone());
         tasks.spawn(async move { serving.serve(listener, served).await });
-        tasks.spawn(async move { followed.run_until_cancelled(follow(&cluster, &following)).await });
-        Ok(Self { balancer, client, end, tasks })
+        tasks.spawn(async move { followed.run_until_cancelled(follow(asked, &following, &tell)).await });
+        Ok(Self { balancer, client, seen, end, tasks })
+    }
+
+    /// How they do, as it changes.
+    pub(crate) fn seen(&self) -> watch::Receiver<MembersSeen> {
+        self.seen.clone()
     }
 
     /// For what k3s itself keeps in etcd.
@@ -96,13 +105,23 @@ fn has_joined(paths: &Paths, balancer: &Balancer) -> bool {
     !balancer.listed().is_empty() && paths.tls("etcd/client.crt").exists()
 }
 
-/// Keeps the list of members as they say it is.
-async fn follow(cluster: &EtcdCluster, balancer: &Balancer) {
+/// Keeps the list of members as they say it is, and leads to those that have a leader.
+async fn follow(mut asked: Asked, balancer: &Balancer, tell: &watch::Sender<MembersSeen>) {
     loop {
-        sleep(ASKED_EACH).await;
-        if let Ok(members) = cluster.members(Knowledge::Own).await {
+        // Where none is listed, the server that this one has joined by.
+        let servers = balancer.servers().borrow().clone();
+        let seen = asked.look(servers).await;
+        for (address, health) in seen.health() {
+            balancer.set_health(address, health);
+        }
+        if let Some(member) = asked.led(&seen)
+            && let Ok(members) = member.members(Knowledge::Own).await
+        {
             balancer.set_servers(addresses(&members));
         }
+        let pause = if seen.is_led() { ASKED_EACH } else { TROUBLED };
+        tell.send_if_modified(|told| std::mem::replace(told, seen) != *told);
+        sleep(pause).await;
     }
 }
 

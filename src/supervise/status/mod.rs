@@ -43,6 +43,16 @@ pub struct Status {
     pub cgroups: String,
 }
 
+impl Status {
+    /// Whether all is well here, and what is not ready waits for what another machine has never brought yet.
+    pub fn waits_for_others(&self) -> bool {
+        let runs_or_waits = |component: &Component| component.state.is_ready() || component.state == State::Waiting;
+        self.health == Health::Starting
+            && self.gates.iter().any(|gate| gate.elsewhere)
+            && self.components.iter().all(runs_or_waits)
+    }
+}
+
 /// How a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -120,6 +130,9 @@ pub struct GateStatus {
     pub open: bool,
     /// What keeps it closed.
     pub waiting_for: Option<String>,
+    /// Whether another machine has to bring that, and has never done so yet.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 /// A setting that depends on the machine.
@@ -248,8 +261,13 @@ impl Status {
                 },
             ],
             gates: vec![
-                GateStatus { name: "datastore".into(), open: true, waiting_for: None },
-                GateStatus { name: "images".into(), open: false, waiting_for: Some("importing coredns.tar".into()) },
+                GateStatus { name: "datastore".into(), open: true, waiting_for: None, elsewhere: false },
+                GateStatus {
+                    name: "images".into(),
+                    open: false,
+                    waiting_for: Some("importing coredns.tar".into()),
+                    elsewhere: false,
+                },
             ],
             decisions: vec![Decision {
                 name: "resource-profile".into(),

@@ -48,19 +48,19 @@ pub(super) fn run(options: Options, globals: Globals) -> Result<ExitCode, Failur
     let version = machine.version().map_err(|error| failure(&error))?;
     let assessment = machine.assessment().map_err(|error| failure(&error))?;
     let node = WatchedNode { paths: Paths::new(options.node.locate(globals)?.data_dir, Paths::RUN), machine };
-    let judge = |trial| runtime::run(async { Ok(node.judge(trial).await) });
+    let judge = |trial, wanted| runtime::run(async { Ok(node.judge(trial, wanted).await) });
     let judged = match assessment {
         Assessment::Good => {
             if node.is_awaited().map_err(|error| failure(&error))? {
                 // Nothing depends on it.
-                let _ = judge(Trial::new(Duration::ZERO, Duration::MAX))?;
+                let _ = judge(Trial::new(Duration::ZERO, Duration::MAX), Wanted::Node)?;
             }
             line(format_args!("{version} is good: its starts are not counted."))?;
             return Ok(ExitCode::SUCCESS);
         }
-        Assessment::OnTrial { .. } => judge(Trial::new(options.hold, options.within))?,
+        Assessment::OnTrial { .. } => judge(Trial::new(options.hold, options.within), Wanted::Version)?,
         // There is nothing else to start.
-        Assessment::Bad { .. } => judge(Trial::new(options.hold, Duration::MAX))?,
+        Assessment::Bad { .. } => judge(Trial::new(options.hold, Duration::MAX), Wanted::Version)?,
     };
     if let Err(reason) = judged {
         node.machine.give_up(&reason).map_err(|error| failure(&error))?;
@@ -72,6 +72,16 @@ pub(super) fn run(options: Options, globals: Globals) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is to be well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// All that this machine can bring by itself: the first server of a cluster, with etcd alone, has no node before another server joins,
+    /// which may be in a week.
+    Version,
+    /// The node too, for which something is left to do.
+    Node,
+}
+
 /// The node whose being well decides.
 struct WatchedNode {
     paths: Paths,
@@ -80,10 +90,10 @@ struct WatchedNode {
 
 impl WatchedNode {
     /// Looks until it is decided; what did not hold is the error.
-    async fn judge(&self, mut trial: Trial) -> Result<(), String> {
+    async fn judge(&self, mut trial: Trial, wanted: Wanted) -> Result<(), String> {
         let (began, mut said) = (Instant::now(), String::new());
         loop {
-            let observed = self.look().await;
+            let observed = self.look(wanted).await;
             let news = observed
                 .as_ref()
                 .err()
@@ -100,8 +110,11 @@ impl WatchedNode {
         }
     }
 
-    async fn look(&self) -> Result<(), String> {
+    async fn look(&self, wanted: Wanted) -> Result<(), String> {
         let status = fetch(&self.paths.status_socket()).await.map_err(|error| format!("k3s does not run ({error})"))?;
+        if wanted == Wanted::Version && status.waits_for_others() {
+            return users_check(Path::new(CHECK)).await;
+        }
         if status.health != Health::Ready {
             return Err(format!("k3s is not ready ({})", status.headline.trim_end_matches('.')));
         }
