@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     fn seen(members: &[(&str, Answer)]) -> MembersSeen {
-        MembersSeen(members.iter().map(|(host, answer)| (Address::new(host, 2379), answer.clone())).collect())
+        MembersSeen(members.iter().map(|(host, answer)| (Address::new(*host, 2379), answer.clone())).collect())
     }
 
     fn silent(why: &str) -> Answer {
