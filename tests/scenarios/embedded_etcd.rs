@@ -48,7 +48,7 @@ fn members(server: &Node) -> BTreeMap<String, String> {
 }
 
 /// Waits until a server knows these members and no others, all with a vote.
-fn wait_for_voters(server: &Node, nodes: &[&Node]) {
+pub(crate) fn wait_for_voters(server: &Node, nodes: &[&Node]) {
     server.wait_for_status(&format!("of {} members with a vote and 0 that learn", nodes.len()));
     let expected: Vec<_> = nodes.iter().map(|node| node.name()).collect();
     let known = members(server);
@@ -325,6 +325,27 @@ fn servers_of_etcd_alone_and_a_server_of_the_control_plane_alone() {
         assert_eq!(etcd.succeed("curl -sk https://127.0.0.1:6443/ping"), "pong");
         let saved = etcd.succeed("k3s etcd-snapshot save");
         assert!(saved.contains("server/db/snapshots/on-demand-etcd-"), "{saved}");
+    });
+    step("each verb works there, or says why not", || {
+        let listed = etcd.succeed("k3s etcd-snapshot ls");
+        let name = listed.lines().nth(1).and_then(|row| row.split_whitespace().next()).expect("it lists the snapshot");
+        etcd.succeed(&format!("k3s etcd-snapshot prune --snapshot-retention=1 && k3s etcd-snapshot delete {name}"));
+        assert!(etcd.succeed("k3s certificate check").contains("is ok, expires at"));
+        assert!(etcd.succeed("k3s secrets-encrypt status").contains("Encryption Status: Disabled"));
+        let no_api =
+            "the cluster has no API yet: no server with kube-apiserver has joined yet: start one with --server=";
+        for verb in ["token list", "token create", "node forget plane"] {
+            let refused = etcd.execute(&format!("k3s {verb}"));
+            assert!(refused.code == 69 && refused.stderr.contains(no_api), "{verb}: {refused}");
+        }
+        let refused = etcd.execute("k3s secrets-encrypt rotate-keys");
+        assert!(refused.code == 65 && refused.stderr.contains("this server runs no kube-apiserver"), "{refused}");
+        let refused = etcd.fail("k3s kubectl get nodes");
+        assert!(
+            refused.contains("k3s: the cluster has no API yet that kubectl could ask: no server with"),
+            "{refused}"
+        );
+        assert!(etcd.execute("k3s kubectl config view").code == 0);
     });
     step("a server without etcd joins, and both nodes get Ready", || {
         plane.start_k3s(&format!("--token=s3cret --disable-etcd {join}"));

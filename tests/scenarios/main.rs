@@ -38,6 +38,7 @@ mod slow_readers;
 mod small_machine;
 mod snapshot;
 mod snapshots_in_s3;
+mod split_roles;
 mod stop;
 mod supervisor_api;
 mod timeline;

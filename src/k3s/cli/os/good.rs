@@ -160,3 +160,37 @@ async fn users_check(check: &Path) -> Result<(), String> {
         Err(_) => Err(format!("{} did not end within {} s", check.display(), PATIENCE.as_secs())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k3s_supervise::{Options, Supervisor, status};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_first_server_of_etcd_alone_is_good_before_another_server_joins() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = WatchedNode { paths: Paths::new(dir.path(), dir.path()), machine: Machine::at(dir.path()) };
+        assert!(node.look(Wanted::Version).await.unwrap_err().starts_with("k3s does not run ("));
+        let supervisor = Supervisor::new(Options::default()).unwrap();
+        let gate = supervisor.gate("kube-apiserver").unwrap();
+        let socket = Arc::new(status::bind(&node.paths.status_socket()).unwrap());
+        let end = CancellationToken::new();
+        let served = tokio::spawn(status::serve(socket, supervisor, end.clone()));
+
+        gate.waiting_for_others("no server with kube-apiserver has joined yet");
+        assert_eq!(node.look(Wanted::Version).await, Ok(()));
+        assert!(
+            node.look(Wanted::Node).await.unwrap_err().contains("has joined yet"),
+            "it has no node to tell things of"
+        );
+        gate.waiting("the API server does not answer");
+        let missing = "k3s is not ready (Starting: waiting for kube-apiserver (the API server does not answer))";
+        assert_eq!(node.look(Wanted::Version).await, Err(missing.to_owned()));
+        end.cancel();
+        served.await.unwrap();
+    }
+}
