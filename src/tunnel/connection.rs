@@ -13,9 +13,6 @@ use crate::{message::Ending, unread::Unread};
 pub(crate) const PAUSE_ABOVE: usize = 2 << 20;
 /// Below this many it is asked to resume.
 pub(crate) const RESUME_BELOW: usize = PAUSE_ABOVE / 8;
-/// Unread bytes at which the connection is given up. A peer that heeds Pause stays far below: what it had sent by then is no more
-/// than the buffers of one TCP connection hold.
-pub(crate) const GIVE_UP_ABOVE: usize = 16 << 20;
 /// What writers may have waiting to be sent, bytes.
 pub(crate) const WRITE_AHEAD: usize = 64 << 10;
 
@@ -92,9 +89,9 @@ impl Connection {
         self.outgoing.get_or_insert(Ending::Eof);
     }
 
-    /// Takes data of the peer's.
-    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Received {
-        if self.unread.len() + bytes.len() > GIVE_UP_ABOVE {
+    /// Takes data of the peer's, where no more than `room` bytes are unread with it.
+    pub(crate) fn receive(&mut self, bytes: &[u8], room: usize) -> Received {
+        if self.unread.len() + bytes.len() > room {
             return Received::Excess;
         }
         self.unread.extend(bytes);
@@ -146,15 +143,16 @@ mod tests {
     use super::*;
 
     static CHUNK: [u8; 32 << 10] = [7; 32 << 10];
+    const ROOM: usize = 16 << 20;
 
     #[test]
     fn the_peer_pauses_above_2_mib_and_resumes_below_256_kib() {
         let mut connection = Connection::default();
         for _ in 0..64 {
-            assert_eq!(connection.receive(&CHUNK), Received::Kept);
+            assert_eq!(connection.receive(&CHUNK, ROOM), Received::Kept);
         }
-        assert_eq!(connection.receive(b"!"), Received::Pause);
-        assert_eq!(connection.receive(&CHUNK), Received::Kept, "it was told once");
+        assert_eq!(connection.receive(b"!", ROOM), Received::Pause);
+        assert_eq!(connection.receive(&CHUNK, ROOM), Received::Kept, "it was told once");
 
         let mut left = (2 << 20) + CHUNK.len() + 1;
         while left >= 256 << 10 {
@@ -168,7 +166,7 @@ mod tests {
     #[test]
     fn a_peer_that_does_not_heed_a_pause_is_given_up() {
         let mut connection = Connection::default();
-        let taken = (0..).take_while(|_| connection.receive(&CHUNK) != Received::Excess).count();
-        assert_eq!(taken * CHUNK.len(), 16 << 20);
+        let taken = (0..).take_while(|_| connection.receive(&CHUNK, ROOM) != Received::Excess).count();
+        assert_eq!(taken * CHUNK.len(), ROOM);
     }
 }

@@ -6,12 +6,14 @@
 use bytes::{Buf as _, Bytes};
 
 use crate::{
-    connection::{GIVE_UP_ABOVE, WRITE_AHEAD},
+    connection::WRITE_AHEAD,
     dialect::Dialect,
     message::{ConnectionId, Ending, Message, Target},
     session::{Event, Role, Session, Unread, Written},
 };
 
+/// What a connection may keep unread, bytes.
+const ROOM: usize = 16 << 20;
 /// What is read at most of a connection in a step.
 const READ: usize = 64 << 10;
 
@@ -21,7 +23,7 @@ pub fn session(data: &[u8]) {
     let Ok(first) = bytes.try_get_u8() else { return };
     let role = if first & 1 == 0 { Role::Server } else { Role::Client };
     let dialect = if first & 2 == 0 { Dialect::Remotedialer } else { Dialect::HalfClose };
-    let mut session = Session::new(role, dialect, "fuzz/1".to_owned());
+    let mut session = Session::new(role, dialect, "fuzz/1".to_owned(), ROOM);
     let mut connections = vec![ConnectionId(2)];
     while let (Ok(step), Ok(argument)) = (bytes.try_get_u8(), bytes.try_get_u8()) {
         let connection = connections[usize::from(argument) % connections.len()];
@@ -50,7 +52,7 @@ pub fn session(data: &[u8]) {
             }
             4 => {
                 if let Unread::Bytes(unread) = session.unread(connection) {
-                    assert!(!unread.is_empty() && unread.len() <= GIVE_UP_ABOVE);
+                    assert!(!unread.is_empty() && unread.len() <= ROOM);
                     let count = unread.len().min(READ);
                     session.consume(connection, count);
                 }

@@ -26,6 +26,7 @@ pub mod fuzz;
 mod heartbeat;
 mod link;
 mod message;
+mod room;
 mod rules;
 mod server;
 mod session;

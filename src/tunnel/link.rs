@@ -13,6 +13,7 @@ use tokio::io::ReadBuf;
 use crate::{
     dialect::Dialect,
     message::{ConnectionId, Ending, Target},
+    room,
     session::{Event, Role, Session, Unread, Violation, Written},
     stream::TunnelStream,
 };
@@ -51,7 +52,7 @@ pub(crate) struct Asked {
 impl Link {
     pub(crate) fn new(role: Role, dialect: Dialect, name: String) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Inner {
-            session: Session::new(role, dialect, name),
+            session: Session::new(role, dialect, name, room::of_a_connection()),
             ended: false,
             driver: None,
             waiting: HashMap::new(),

@@ -37,6 +37,8 @@ pub(crate) struct Session {
     dialect: Dialect,
     /// `<client key>/<session key>`: for texts.
     name: String,
+    /// Bytes that a connection may keep unread.
+    room: usize,
     connections: BTreeMap<ConnectionId, Connection>,
     urgent: VecDeque<Bytes>,
     queue: VecDeque<Queued>,
@@ -114,12 +116,13 @@ pub enum Violation {
 }
 
 impl Session {
-    /// A session without connections. `name` is how the other side finds it in our texts.
-    pub(crate) fn new(role: Role, dialect: Dialect, name: String) -> Self {
+    /// A session without connections, each of which may keep `room` bytes unread. `name` is how the other side finds it in our texts.
+    pub(crate) fn new(role: Role, dialect: Dialect, name: String, room: usize) -> Self {
         Self {
             role,
             dialect,
             name,
+            room,
             connections: BTreeMap::new(),
             urgent: VecDeque::new(),
             queue: VecDeque::new(),
@@ -270,9 +273,10 @@ impl Session {
     }
 
     fn receive_data(&mut self, connection: ConnectionId, bytes: &[u8]) -> Result<Option<Event>, Violation> {
+        let room = self.room;
         let known = self.open(connection).filter(|known| known.incoming_ending().is_none());
         let Some(known) = known else { return self.answer_stray(connection).map(|()| None) };
-        match known.receive(bytes) {
+        match known.receive(bytes, room) {
             Received::Kept => {}
             Received::Pause => self.urge(Message::Pause { connection }),
             Received::Excess => {
@@ -389,13 +393,14 @@ mod tests {
     use super::*;
 
     const SECOND: ConnectionId = ConnectionId(2);
+    const ROOM: usize = 16 << 20;
 
     fn server() -> Session {
-        Session::new(Role::Server, Dialect::HalfClose, "worker/1".to_owned())
+        Session::new(Role::Server, Dialect::HalfClose, "worker/1".to_owned(), ROOM)
     }
 
     fn client() -> Session {
-        Session::new(Role::Client, Dialect::HalfClose, "client/0".to_owned())
+        Session::new(Role::Client, Dialect::HalfClose, "client/0".to_owned(), ROOM)
     }
 
     fn receive(session: &mut Session, message: &Message) -> Result<Option<Event>, Violation> {
@@ -425,7 +430,7 @@ mod tests {
     }
 
     fn connected_by(dialect: Dialect) -> Session {
-        let mut server = Session::new(Role::Server, dialect, "worker/1".to_owned());
+        let mut server = Session::new(Role::Server, dialect, "worker/1".to_owned(), ROOM);
         server.connect(Target::tcp("127.0.0.1:10250"));
         sent(&mut server);
         server
@@ -775,7 +780,7 @@ mod tests {
         fn nothing_is_lost_or_reordered(steps in prop::collection::vec(step(), 0..200), halves: bool) {
             let dialect = if halves { Dialect::HalfClose } else { Dialect::Remotedialer };
             let mut sides = [(Role::Server, "worker/1"), (Role::Client, "client/0")].map(|(role, name)| {
-                Side { session: Session::new(role, dialect, name.to_owned()), wrote: 0, read: 0 }
+                Side { session: Session::new(role, dialect, name.to_owned(), ROOM), wrote: 0, read: 0 }
             });
             let mut closed = Vec::new();
             sides[0].session.connect(Target::tcp("127.0.0.1:10250"));
