@@ -148,6 +148,14 @@ impl Node {
         self.wait_until_succeeds(&format!("grep -qF '{text}' {LOG}"), PATIENCE);
     }
 
+    /// Writes a ConfigMap of that name as soon as that is possible. A try whose answer did not come may have made it.
+    #[track_caller]
+    pub fn wait_until_written(&self, name: &str) {
+        let [create, get] =
+            ["create", "get"].map(|verb| format!("k3s kubectl --request-timeout=5s {verb} configmap {name}"));
+        self.wait_until_succeeds(&format!("{create} || {get}"), PATIENCE);
+    }
+
     /// Waits until `k3s status` holds `text`, and returns it.
     #[track_caller]
     pub fn wait_for_status(&self, text: &str) -> String {

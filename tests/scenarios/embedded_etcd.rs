@@ -175,7 +175,7 @@ fn three_servers_outlive_one_of_them() {
     });
     step("the first server dies, and writes go on", || {
         one.crash();
-        two.wait_until_succeeds("k3s kubectl --request-timeout=5s create configmap without-one", PATIENCE);
+        two.wait_until_written("without-one");
         three.kubectl("get configmap without-one");
         agent.wait_until_succeeds(
             "k3s kubectl --kubeconfig=/var/lib/rancher/k3s/agent/kubelet.kubeconfig --request-timeout=2s get node agent",
@@ -187,7 +187,7 @@ fn three_servers_outlive_one_of_them() {
         two.wait_for_status("1 of 3 members answer and 2 are needed: start the servers that are away");
         three.start();
         three.start_k3s("--token=s3cret");
-        two.wait_until_succeeds("k3s kubectl --request-timeout=5s create configmap quorum-again", PATIENCE);
+        two.wait_until_written("quorum-again");
     });
     step("the first server comes back", || {
         one.start();
@@ -386,7 +386,7 @@ fn servers_of_etcd_alone_and_a_server_of_the_control_plane_alone() {
     step("the server of etcd is restarted, and the control plane works on", || {
         etcd.stop_k3s();
         etcd.start_k3s(&format!("{etcd_alone} {taint}"));
-        plane.wait_until_succeeds("k3s kubectl --request-timeout=5s create configmap after", PATIENCE);
+        plane.wait_until_written("after");
         etcd.wait_until_succeeds("k3s kubectl --request-timeout=5s get configmap after", PATIENCE);
         plane.wait_until_node_ready("etcd");
         exec();

@@ -38,16 +38,13 @@ fn a_control_plane_alone_waits_for_etcd() {
         "etcd has no leader, as 0 of 1 members answer and 1 are needed: start the servers that are away, {}:2379 (",
         etcd.address()
     );
-    let stored = |name: &str| {
-        plane.wait_until_succeeds(&format!("k3s kubectl --request-timeout=5s create configmap {name}"), PATIENCE);
-    };
 
     step("before etcd has ever answered it says whom it waits for, and joins as soon as it does", || {
         plane.start_k3s(flags);
         plane.wait_for_status(&format!("etcd: https://{}:6443 does not answer (", etcd.address()));
         assert_eq!(plane.succeed("grep -c 'cannot join the cluster' /var/log/k3s.log").trim(), "1");
         etcd.start_k3s(flags);
-        stored("first");
+        plane.wait_until_written("first");
         wait_for_voters(&etcd, &[&etcd]);
         plane.wait_for_status(&format!("etcd of other servers: {}:2379; revision", etcd.address()));
     });
@@ -57,7 +54,7 @@ fn a_control_plane_alone_waits_for_etcd() {
         plane.wait_for_status(&format!("The datastore is not as it should be: {away}"));
         etcd.start();
         etcd.start_k3s(flags);
-        stored("second");
+        plane.wait_until_written("second");
         plane.wait_until_succeeds("! k3s status | grep -F 'not as it should be'", PATIENCE);
         let after = plane.components();
         assert!(others_live(&before, &after), "{before:?} became {after:?}");
@@ -68,7 +65,7 @@ fn a_control_plane_alone_waits_for_etcd() {
         plane.start_k3s(flags);
         plane.wait_for_status(&format!("waiting for datastore ({away}"));
         etcd.start_k3s(flags);
-        stored("third");
+        plane.wait_until_written("third");
     });
     step("it stops in time while etcd is away", || {
         etcd.crash();
@@ -77,7 +74,7 @@ fn a_control_plane_alone_waits_for_etcd() {
         etcd.start();
         etcd.start_k3s(flags);
         plane.start_k3s(flags);
-        stored("fourth");
+        plane.wait_until_written("fourth");
     });
     step("a name that is no server of etcd is told", || {
         let other = Node::boot(&network, "other");
@@ -101,9 +98,6 @@ fn members_of_etcd_that_hang_or_are_lost_are_left() {
         set_up(server, &format!("{ETCD_ALONE}{}", join(&one)));
     }
     set_up(&plane, &format!("token: s3cret\ndisable-etcd: true\n{}", join(&one)));
-    let written = |name: &str| {
-        plane.wait_until_succeeds(&format!("k3s kubectl --request-timeout=5s create configmap {name}"), PATIENCE);
-    };
 
     step("three servers of etcd alone, and one of the control plane", || {
         for server in [&one, &two, &three] {
@@ -113,13 +107,13 @@ fn members_of_etcd_that_hang_or_are_lost_are_left() {
             wait_for_voters(server, &[&one, &two, &three]);
         }
         plane.start_k3s(flags);
-        written("first");
+        plane.wait_until_written("first");
     });
     step("whichever of them hangs, writes go on", || {
         for server in [&one, &two, &three] {
             server.succeed("pkill -STOP -x etcd");
             let name = format!("without-{}", server.name());
-            written(&name);
+            plane.wait_until_written(&name);
             server.succeed("pkill -CONT -x etcd");
             plane.wait_for_status(&format!("{}:2379", server.address()));
             wait_for_voters(server, &[&one, &two, &three]);
@@ -141,7 +135,7 @@ fn members_of_etcd_that_hang_or_are_lost_are_left() {
         assert!(again.stderr.contains("start the server without --cluster-reset"), "{again}");
         three.start_k3s(flags);
         wait_for_voters(&three, &[&three]);
-        written("after-reset");
+        plane.wait_until_written("after-reset");
         plane.kubectl("get configmap first without-one without-three");
     });
     step("another one joins anew, by what the reset has said", || {
@@ -151,6 +145,6 @@ fn members_of_etcd_that_hang_or_are_lost_are_left() {
         two.start_k3s(flags);
         wait_for_voters(&three, &[&three, &two]);
         plane.wait_for_status(&format!("{}:2379", two.address()));
-        written("last");
+        plane.wait_until_written("last");
     });
 }
