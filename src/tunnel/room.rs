@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::connection::PAUSE_ABOVE;
 
-/// At least, bytes. TCP's buffers hold 10 MiB of a connection by default before Linux 6.16, and more than three times as much since.
-const LEAST: usize = 16 << 20;
+/// At least, bytes. TCP's buffers long held 10 MiB of a connection by default; some machines allow more than three times as much.
+pub(crate) const LEAST: usize = 16 << 20;
 /// At most, whatever buffers this machine allows: a peer that does not heed Pause is given up some day.
 const MOST: usize = 64 << 20;
 /// What lies elsewhere than in TCP's buffers: with TLS, the websocket and the peer's writers.

@@ -88,11 +88,10 @@ fn a_connection_that_the_node_cannot_make_ends() {
     });
 }
 
-/// Through each end: the length, what a reader takes at once, and what an end of ours may hold at most beside what it is. That is what lies in
-/// TCP's buffers when it goes on after a moment without a processor: mostly 12 MiB, and 36 at most where a receiver's hold 32.
+/// Through each end: the length, what a reader takes at once, and what an end of ours may hold at most beside what it is.
 const GIBIBYTE: u64 = 1 << 30;
 const BURST: u64 = 64 << 20;
-const BOUND: u64 = 48 << 20;
+const BOUND: u64 = 24 << 20;
 
 #[test]
 fn a_gibibyte_passes_a_reader_that_keeps_stopping_in_bounded_memory() {
