@@ -49,6 +49,6 @@ pub use pod_shutdown::{ask_to_end_pods, end_pods_with_host};
 pub use reach::{KUBELET_PORT, Reachable};
 pub use registries::check_registries;
 pub use resolv_conf::{NO_RESOLV_CONF, resolv_conf_for_pods};
-pub use role::run;
+pub use role::{BALANCER, run};
 pub use trust::{Trust, establish as establish_trust};
 pub use tunnels::run_tunnels;

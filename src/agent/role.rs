@@ -42,8 +42,8 @@ use crate::{
     tunnels::{self, Tunnels},
 };
 
-/// The balancer's name in metrics and its state file's, as k3s has it.
-const BALANCER: &str = "k3s-agent-load-balancer";
+/// The name of the balancer in front of servers, in metrics and its state file's, as k3s has it.
+pub const BALANCER: &str = "k3s-agent-load-balancer";
 
 /// Runs an agent until `shutdown`, or until something in this process cannot go on. A child's failure never ends it.
 ///

@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
+use k3s_agent::BALANCER;
 use k3s_balancer::{Address, Balancer, Options};
 use k3s_components::Paths;
 use k3s_config::server::ServerConfig;
@@ -19,8 +20,6 @@ use tracing::{debug, info};
 
 use crate::{Error, api_addresses};
 
-/// The balancer's name in metrics and its state file's, as k3s has it.
-const BALANCER: &str = "k3s-agent-load-balancer";
 /// How often etcd is asked who they are, as in k3s.
 const ASKED_EACH: Duration = Duration::from_secs(5);
 

@@ -115,11 +115,8 @@ impl StoreProblem {
     pub(crate) fn of(words: &str) -> Self {
         let words = message(words);
         let sign = SIGNS.into_iter().find(|(sign, _)| words.contains(sign));
-        let mut end = words.len().min(QUOTED);
-        while !words.is_char_boundary(end) {
-            end -= 1;
-        }
-        Self { kind: sign.map_or(Kind::Other, |(_, kind)| kind), words: words[..end].trim().to_owned() }
+        let quoted = words[..words.floor_char_boundary(QUOTED)].trim().to_owned();
+        Self { kind: sign.map_or(Kind::Other, |(_, kind)| kind), words: quoted }
     }
 
     /// What is wrong where no answer came. A child of ours that serves the store and is not there yet has said why: `last_error`.

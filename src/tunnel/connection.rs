@@ -141,9 +141,9 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::room::LEAST as ROOM;
 
     static CHUNK: [u8; 32 << 10] = [7; 32 << 10];
-    const ROOM: usize = 16 << 20;
 
     #[test]
     fn the_peer_pauses_above_2_mib_and_resumes_below_256_kib() {

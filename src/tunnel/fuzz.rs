@@ -9,11 +9,10 @@ use crate::{
     connection::WRITE_AHEAD,
     dialect::Dialect,
     message::{ConnectionId, Ending, Message, Target},
+    room::LEAST as ROOM,
     session::{Event, Role, Session, Unread, Written},
 };
 
-/// What a connection may keep unread, bytes.
-const ROOM: usize = 16 << 20;
 /// What is read at most of a connection in a step.
 const READ: usize = 64 << 10;
 

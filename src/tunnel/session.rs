@@ -391,9 +391,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::room::LEAST as ROOM;
 
     const SECOND: ConnectionId = ConnectionId(2);
-    const ROOM: usize = 16 << 20;
 
     fn server() -> Session {
         Session::new(Role::Server, Dialect::HalfClose, "worker/1".to_owned(), ROOM)

@@ -115,21 +115,13 @@ impl MembersSeen {
             "etcd has no leader, as {answering} of {count} members answer and {} are needed: start the servers that are away, {} ({})",
             count / 2 + 1,
             joined(away),
-            quoted(why)
+            &why[..why.floor_char_boundary(QUOTED)]
         ))
     }
 }
 
 fn joined<'a>(addresses: impl IntoIterator<Item = &'a Address>) -> String {
     addresses.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn quoted(words: &str) -> &str {
-    let mut end = words.len().min(QUOTED);
-    while !words.is_char_boundary(end) {
-        end -= 1;
-    }
-    &words[..end]
 }
 
 #[cfg(test)]

@@ -123,23 +123,22 @@ fn measure(scene: &Scene<'_>, chosen: &[String]) -> Result<Table> {
 
 impl Attack {
     fn measure(&self, scene: &Scene<'_>, administrator: &mut Load) -> Result<Measured> {
-        let memory = || scene.memory();
-        let (at_rest, before) = (memory()?, administrator.run(PROBE)?);
+        let (at_rest, before) = (scene.memory()?, administrator.run(PROBE)?);
         let more = ["--kind", self.kind, "--count", &self.count.to_string()];
         let mut attacker = scene.client(Program::Attack, scene.stranger, "controller", &more)?;
         attacker.wait_until_answered()?;
         let mut most = at_rest;
         for _ in 0..BEGUN.as_secs() {
             pass(Duration::from_secs(1));
-            most = most.max(memory()?);
+            most = most.max(scene.memory()?);
         }
         let during = administrator.run(PROBE)?;
         let mut watcher = scene.client(Program::Api, scene.server, "admin", &[])?;
         let watched = watcher.wait_until_answered().and_then(|()| watcher.run(WATCHES));
-        most = most.max(memory()?);
+        most = most.max(scene.memory()?);
         let met = attacker.end()?;
         pass(RECOVERED);
-        let memory = [at_rest, most, memory()?];
+        let memory = [at_rest, most, scene.memory()?];
         eprintln!(
             "{}: p99 {} ms before, {} during; {} MiB; the attacker met {met}",
             self.title,
